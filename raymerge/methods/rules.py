@@ -1,0 +1,119 @@
+"""What a delta method returns: a `DeltaRule`, plain figures that the fused delta pass follows.
+
+For every entry of a tensor, with task vectors d_i (source minus base, float32):
+
+    keep     which entries of d_i stay                      KeepAll | KeepLargest | KeepDrawn
+    share    D_i = d_i * c_i, c_i = weight_i * rescaling
+    elect    S = sign(sum D_i), a zero sum counts as +; shares of the other sign are left out
+    fuse     mix = sum D_i over those left; under `normalize` divided by the sum of their weights
+    add      base + mix * scale
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from itertools import combinations
+
+SMALLEST_DIVISOR = 1e-6
+"""A sum of weights below this fraction of their magnitudes is cancellation, not a divisor."""
+MAX_MIXED_SIGN_SOURCES = 20
+"""Above this, the subsets of weights of both signs are too many (2**20) to be checked."""
+
+
+class Scope(StrEnum):
+    """What a density is a fraction of."""
+
+    TENSOR = "tensor"
+    MODEL = "model"
+
+
+class Rescale(StrEnum):
+    """How what is kept makes up for what is dropped."""
+
+    NONE = "none"
+    DENSITY = "density"
+    """Divide by the density: unbiased for random drops."""
+    L1 = "l1"
+    """Scale so that the tensor's L1 norm is what it was."""
+
+
+@dataclass(frozen=True, slots=True)
+class KeepAll:
+    """Every entry stays."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeepLargest:
+    """The `max(1, int(density * n))` largest of n entries by magnitude stay; none at density 0."""
+
+    density: tuple[float, ...]
+    """One per source, 0 to 1."""
+    scope: Scope
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeepDrawn:
+    """Each entry stays with probability `density`, drawn from the keyed generator."""
+
+    density: tuple[float, ...]
+    """One per source, 0 to 1."""
+
+
+Keep = KeepAll | KeepLargest | KeepDrawn
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeltaRule:
+    """How task vectors become one delta.
+
+    Raises:
+        ValueError: Under `normalize`, some set of weights cancels: its sum is no divisor.
+    """
+
+    keep: Keep
+    weight: tuple[float, ...]
+    """Share of each source in the vote and in the mix."""
+    rescale: Rescale
+    elect: bool
+    normalize: bool
+    scale: float
+    """`lambda`: factor of the merged delta."""
+
+    def __post_init__(self) -> None:
+        if self.normalize:
+            check_divisors(self.weight, every_subset=self.elect)
+
+
+def check_divisors(weight: tuple[float, ...], *, every_subset: bool) -> None:
+    """Raise unless the weights can be divided by their sum.
+
+    After an election any set of sources may be what is left, so every subset has to have a usable
+    sum; without one only the whole has. Sources of weight 0 take no part.
+    """
+    used = [(index, value) for index, value in enumerate(weight, start=1) if value != 0]
+    if not used or all(value > 0 for _, value in used) or all(value < 0 for _, value in used):
+        return
+    if every_subset and len(used) > MAX_MIXED_SIGN_SOURCES:
+        raise ValueError(
+            f"{len(used)} weights of both signs under `normalize: true` have too many subsets to "
+            f"check for cancellation (at most {MAX_MIXED_SIGN_SOURCES}); write `normalize: false`"
+        )
+    sizes = range(2, len(used) + 1) if every_subset else (len(used),)
+    for size in sizes:
+        for subset in combinations(used, size):
+            total = sum(value for _, value in subset)
+            if abs(total) < SMALLEST_DIVISOR * sum(abs(value) for _, value in subset):
+                listed = ", ".join(f"{value:g} (source {index})" for index, value in subset)
+                raise ValueError(
+                    f"the weights {listed} sum to {total:g}, and `normalize: true` divides by such "
+                    "a sum wherever only these sources are left; write `normalize: false` or "
+                    "change a weight"
+                )
+
+
+def drawn_rescale(rescale: bool | str) -> Rescale:
+    """What DARE's `rescale` knob means: true is the paper's 1/density, `l1` is mergekit's."""
+    if rescale == "l1":
+        return Rescale.L1
+    return Rescale.DENSITY if rescale else Rescale.NONE
