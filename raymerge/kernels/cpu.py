@@ -1,0 +1,71 @@
+"""The numba kernels behind the interface of `tile.Kernels`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from raymerge.checkpoint.dtypes import DType
+from raymerge.kernels import delta, reduce, select, span
+from raymerge.kernels.floats import CODES
+from raymerge.kernels.tile import Bytes, Counts, DeltaPass, Selectors, Sums, Tile
+
+Int64s = npt.NDArray[np.int64]
+
+
+class CpuKernels:
+    """One fused loop per pass, on the calling thread, with the GIL released."""
+
+    def gram(self, tile: Tile, *, relative: bool, sums: Sums) -> int:
+        """See `Kernels.gram`."""
+        return int(reduce.gram_tile(*_inputs(tile), relative, tile.first, tile.count, sums))
+
+    def count_high(self, tile: Tile, counts: Counts) -> int:
+        """See `Kernels.count_high`."""
+        return int(select.count_high(*_inputs(tile), tile.count, counts))
+
+    def count_low(self, tile: Tile, bins: Sequence[int], counts: Counts) -> None:
+        """See `Kernels.count_low`."""
+        select.count_low(*_inputs(tile), tile.count, np.array(bins, np.int64), counts)
+
+    def norms(self, tile: Tile, selectors: Selectors, sums: Sums) -> None:
+        """See `Kernels.norms`."""
+        delta.norm_tile(*_inputs(tile), tile.first, tile.count, selectors, sums)
+
+    def span(
+        self,
+        tile: Tile,
+        coefficients: npt.NDArray[np.float32],
+        *,
+        relative: bool,
+        out: Bytes,
+        dtype: DType,
+    ) -> int:
+        """See `Kernels.span`."""
+        target = out.ctypes.data, CODES[dtype]
+        return int(span.span_tile(*_inputs(tile), tile.count, coefficients, relative, *target))
+
+    def delta(self, tile: Tile, figures: DeltaPass, *, out: Bytes, dtype: DType) -> int:
+        """See `Kernels.delta`."""
+        return int(
+            delta.delta_tile(
+                *_inputs(tile),
+                tile.first,
+                tile.count,
+                figures.selectors,
+                figures.shares,
+                figures.weights,
+                figures.elect,
+                figures.normalize,
+                figures.scale,
+                out.ctypes.data,
+                CODES[dtype],
+            )
+        )
+
+
+def _inputs(tile: Tile) -> tuple[Int64s, Int64s]:
+    addresses = np.array([buffer.ctypes.data for buffer in tile.buffers], np.int64)
+    return addresses, np.array([CODES[dtype] for dtype in tile.dtypes], np.int64)

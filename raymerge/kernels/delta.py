@@ -1,0 +1,192 @@
+"""The fused delta pass: delta, mask, weight, elect, mean, scale, add and cast in one loop.
+
+Works on blocks that fit the cache, so that a tile is read once and written once whatever the
+number of sources. See `methods/rules.py` for the formula and `torch_kernels.py` for the same pass
+as ten lines of torch.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from raymerge.kernels.floats import BLOCK, narrow, widen
+from raymerge.kernels.jit import kernel
+from raymerge.kernels.philox import philox_words
+from raymerge.kernels.reduce import REDUCTION_BLOCK, add_products, close_block
+
+KEEP_ALL, KEEP_LARGEST, KEEP_DRAWN = 0, 1, 2
+
+# One row per source, as the kernels take it: how entries are kept. `selectors` columns:
+MODE, BITS, KEPT, TIED, SEEN, KEY, LIMIT = range(7)
+"""`SEEN` is carried from tile to tile: `j * kept mod tied` after j tied entries."""
+SELECTOR_COLUMNS = 7
+
+
+@kernel("void(float32[::1], int64, uint64[::1], uint32[::1])")
+def drop_tied(delta: Any, count: int, selector: Any, magnitudes: Any) -> None:
+    """Keep `kept` of every `tied` entries at the threshold, evenly spread in index order."""
+    lowest = np.uint32(selector[BITS])
+    kept, tied, seen = selector[KEPT], selector[TIED], selector[SEEN]
+    where = np.empty(BLOCK, np.uint16)
+    found = 0
+    for k in range(count):
+        where[found] = k
+        found += magnitudes[k] == lowest
+    for index in where[:found]:
+        # Bresenham's form of (j + 1) * kept // tied > j * kept // tied: no division.
+        seen += kept
+        if seen >= tied:
+            seen -= tied
+        else:
+            delta[index] = np.float32(0.0)
+    selector[SEEN] = seen
+
+
+@kernel("void(float32[::1], int64, uint64, uint64[::1], uint32[::1])")
+def keep_entries(delta: Any, count: int, first: int, selector: Any, words: Any) -> None:
+    """Zero the entries of `delta` that its selector drops; `first` is the flat index of entry 0."""
+    if selector[MODE] == KEEP_DRAWN:
+        if selector[LIMIT] > np.uint64(0xFFFFFFFF):
+            return
+        philox_words(selector[KEY], first, (count + 3) // 4 * 4, words)
+        limit = np.uint32(selector[LIMIT])
+        for k in range(count):
+            delta[k] = delta[k] if words[k] < limit else np.float32(0.0)
+    elif selector[MODE] == KEEP_LARGEST:
+        bits = delta.view(np.uint32)
+        lowest = np.uint32(selector[BITS])
+        # All tied entries stay in this sweep; those to drop are dropped in the next.
+        for k in range(count):
+            magnitude = bits[k] & np.uint32(0x7FFFFFFF)
+            words[k] = magnitude
+            delta[k] = delta[k] if magnitude >= lowest else np.float32(0.0)
+        if selector[KEPT] < selector[TIED]:
+            drop_tied(delta, count, selector, words)
+
+
+@kernel(
+    "int64(int64[::1], int64[::1], int64, int64, uint64[:, ::1], float32[::1], float32[::1],"
+    " boolean, boolean, float32, int64, int64)"
+)
+def delta_tile(
+    addresses: Any,
+    codes: Any,
+    first: int,
+    count: int,
+    selectors: Any,
+    shares: Any,
+    weights: Any,
+    elect: bool,
+    normalize: bool,
+    scale: float,
+    out_address: int,
+    out_code: int,
+) -> int:
+    """Merge a tile of task vectors and add them to the base.
+
+    Args:
+        addresses: Address of each input's tile; input 0 is the base.
+        codes: Element type of each input.
+        first: Flat index of the tile's first element, a multiple of 4.
+        count: Elements of the tile.
+        selectors: How each source's entries are kept; `SEEN` is updated.
+        shares: float32 `weight * rescaling` per source, what an entry is multiplied by.
+        weights: float32 weight per source, what `normalize` divides by.
+        elect: Whether entries of the minority sign are left out.
+        normalize: Whether the mix is divided by the weights of the sources in it.
+        scale: float32 factor of the merged delta.
+        out_address: Where the tile of the output goes.
+        out_code: Element type of the output.
+
+    Returns:
+        -1; or the first input that holds a NaN or an Inf; or the number of inputs, where all are
+        finite and an output is not.
+    """
+    sources = shares.shape[0]
+    base = np.empty(BLOCK, np.float32)
+    deltas = np.empty((sources, BLOCK), np.float32)
+    votes = np.empty(BLOCK, np.float32)
+    mix = np.empty(BLOCK, np.float32)
+    divisor = np.empty(BLOCK, np.float32)
+    words = np.empty(BLOCK, np.uint32)
+    total = np.float32(0.0)
+    for i in range(sources):
+        total += weights[i]
+    bad = -1
+    for start in range(0, count, BLOCK):
+        width = min(BLOCK, count - start)
+        if widen(addresses[0], codes[0], start, width, base) and bad < 0:
+            bad = 0
+        votes[:width] = 0.0
+        for i in range(sources):
+            delta = deltas[i]
+            if widen(addresses[i + 1], codes[i + 1], start, width, delta) and bad < 0:
+                bad = i + 1
+            for k in range(width):
+                delta[k] -= base[k]
+            keep_entries(delta, width, first + start, selectors[i], words)
+            share = shares[i]
+            for k in range(width):
+                delta[k] *= share
+                votes[k] += delta[k]
+        if elect:
+            for k in range(width):
+                votes[k] = np.float32(1.0) if votes[k] >= 0 else np.float32(-1.0)
+            mix[:width] = 0.0
+            divisor[:width] = 0.0
+            for i in range(sources):
+                delta = deltas[i]
+                weight = weights[i]
+                for k in range(width):
+                    agrees = delta[k] * votes[k] > 0
+                    mix[k] += delta[k] if agrees else np.float32(0.0)
+                if normalize:
+                    for k in range(width):
+                        agrees = delta[k] * votes[k] > 0
+                        divisor[k] += weight if agrees else np.float32(0.0)
+            if normalize:
+                for k in range(width):
+                    mix[k] /= divisor[k] if divisor[k] != 0 else np.float32(1.0)
+        else:
+            for k in range(width):
+                mix[k] = votes[k]
+            if normalize and total != 0:
+                for k in range(width):
+                    mix[k] /= total
+        for k in range(width):
+            mix[k] = base[k] + mix[k] * scale
+        if narrow(mix, width, out_address, out_code, start) and bad < 0:
+            bad = sources + 1
+    return bad
+
+
+@kernel("void(int64[::1], int64[::1], int64, int64, uint64[:, ::1], float64[:, ::1])")
+def norm_tile(
+    addresses: Any, codes: Any, first: int, count: int, selectors: Any, sums: Any
+) -> None:
+    """Add a tile to the L1 norms of each delta: whole in row `2 i`, kept in row `2 i + 1`."""
+    base = np.empty(BLOCK, np.float32)
+    delta = np.empty(BLOCK, np.float32)
+    ones = np.ones(BLOCK, np.float32)
+    words = np.empty(BLOCK, np.uint32)
+    start = 0
+    while start < count:
+        # A tile may straddle the edge of a reduction block; a block of scratch never does.
+        room = REDUCTION_BLOCK - (first + start) % REDUCTION_BLOCK
+        width = min(BLOCK, count - start, room)
+        widen(addresses[0], codes[0], start, width, base)
+        for i in range(selectors.shape[0]):
+            widen(addresses[i + 1], codes[i + 1], start, width, delta)
+            for k in range(width):
+                delta[k] -= base[k]
+            for row in range(2):
+                if row == 1:
+                    keep_entries(delta, width, first + start, selectors[i], words)
+                for k in range(width):
+                    delta[k] = abs(delta[k])
+                add_products(sums, 2 * i + row, delta, ones, width)
+        if width == room:
+            close_block(sums)
+        start += width

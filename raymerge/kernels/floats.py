@@ -1,0 +1,141 @@
+"""Element types on the CPU: raw bytes at an address <-> float32 in a block of scratch memory.
+
+A kernel is handed addresses and type codes instead of typed arrays, so that one compiled function
+serves any number of sources of any mixture of types.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba import carray, types
+from numba.extending import intrinsic
+
+from raymerge.checkpoint.dtypes import DType
+from raymerge.kernels.jit import kernel
+
+BF16, F16, F32, F64 = 0, 1, 2, 3
+CODES = {DType.BF16: BF16, DType.F16: F16, DType.F32: F32, DType.F64: F64}
+
+BLOCK = 4096
+"""Elements a fused kernel works on at a time: its float32 scratch stays in the L2 cache."""
+
+
+@intrinsic
+def pointer(_typing: Any, address: Any) -> Any:  # type: ignore[no-untyped-def]
+    """An address, as `numba.carray` wants it."""
+
+    def generate(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        return builder.inttoptr(args[0], ir.IntType(8).as_pointer())
+
+    return types.voidptr(types.int64), generate
+
+
+@kernel("boolean(int64, int64, int64, int64, float32[::1])")
+def widen(address: int, code: int, start: int, count: int, out: Any) -> bool:
+    """Write elements `[start, start + count)` as float32; True if one of them is NaN or Inf."""
+    worst = np.uint32(0)
+    bits = out.view(np.uint32)
+    if code == BF16:
+        halves = carray(pointer(address + 2 * start), (count,), np.uint16)
+        for i in range(count):
+            bits[i] = np.uint32(halves[i]) << np.uint32(16)
+            worst = max(worst, np.uint32(halves[i]) & np.uint32(0x7FFF))
+        return worst >= np.uint32(0x7F80)
+    if code == F16:
+        halves = carray(pointer(address + 2 * start), (count,), np.uint16)
+        for i in range(count):
+            magnitude = np.uint32(halves[i]) & np.uint32(0x7FFF)
+            # Shifted into float32's fields the exponent is short by 127 - 15: scale by 2**112,
+            # which is exact and normalises half's subnormals too.
+            bits[i] = magnitude << np.uint32(13)
+            out[i] *= np.float32(2.0**112)
+            if magnitude >= np.uint32(0x7C00):
+                bits[i] = np.uint32(0x7F800000) | (magnitude << np.uint32(13))
+            bits[i] |= (np.uint32(halves[i]) & np.uint32(0x8000)) << np.uint32(16)
+            worst = max(worst, magnitude)
+        return worst >= np.uint32(0x7C00)
+    if code == F64:
+        doubles = carray(pointer(address + 8 * start), (count,), np.float64)
+        for i in range(count):
+            out[i] = np.float32(doubles[i])
+            worst = max(worst, bits[i] & np.uint32(0x7FFFFFFF))
+        return worst >= np.uint32(0x7F800000)
+    floats = carray(pointer(address + 4 * start), (count,), np.float32)
+    for i in range(count):
+        out[i] = floats[i]
+        worst = max(worst, bits[i] & np.uint32(0x7FFFFFFF))
+    return worst >= np.uint32(0x7F800000)
+
+
+@intrinsic
+def _float(_typing: Any, word: Any) -> Any:  # type: ignore[no-untyped-def]
+    def generate(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        return builder.bitcast(args[0], ir.FloatType())
+
+    return types.float32(types.uint32), generate
+
+
+@intrinsic
+def _bits(_typing: Any, value: Any) -> Any:  # type: ignore[no-untyped-def]
+    def generate(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        return builder.bitcast(args[0], ir.IntType(32))
+
+    return types.uint32(types.float32), generate
+
+
+@kernel("uint32(uint32)")
+def _half(word: int) -> int:
+    """float32 bits -> float16 bits, to nearest even."""
+    sign = (word >> np.uint32(16)) & np.uint32(0x8000)
+    magnitude = word & np.uint32(0x7FFFFFFF)
+    if magnitude > np.uint32(0x7F800000):
+        return sign | np.uint32(0x7E00)
+    if magnitude >= np.uint32(0x477FF000):  # 65520 and above round to Inf
+        return sign | np.uint32(0x7C00)
+    if magnitude >= np.uint32(0x38800000):  # normal halves: rebias the exponent, round 13 bits off
+        magnitude -= np.uint32(0x38000000)
+        return sign | (
+            (magnitude + np.uint32(0x0FFF) + ((magnitude >> np.uint32(13)) & np.uint32(1)))
+            >> np.uint32(13)
+        )
+    # Subnormal halves: adding 0.5 leaves the rounded multiple of 2**-24 in the last bits.
+    shifted = _float(magnitude) + np.float32(0.5)
+    return sign | (_bits(shifted) - np.uint32(0x3F000000))
+
+
+@kernel("boolean(float32[::1], int64, int64, int64, int64)")
+def narrow(values: Any, count: int, address: int, code: int, start: int) -> bool:
+    """Write float32 `values` at elements `[start, start + count)`; True if one became NaN or Inf.
+
+    Rounds to nearest, ties to even.
+    """
+    worst = np.uint32(0)
+    bits = values.view(np.uint32)
+    if code == BF16:
+        halves = carray(pointer(address + 2 * start), (count,), np.uint16)
+        for i in range(count):
+            word = bits[i]
+            rounded = (
+                word + np.uint32(0x7FFF) + ((word >> np.uint32(16)) & np.uint32(1))
+            ) >> np.uint32(16)
+            # Rounding would carry a NaN's mantissa over into the sign.
+            if (word & np.uint32(0x7FFFFFFF)) > np.uint32(0x7F800000):
+                rounded = (word >> np.uint32(16)) | np.uint32(0x40)
+            halves[i] = np.uint16(rounded)
+            worst = max(worst, rounded & np.uint32(0x7FFF))
+        return worst >= np.uint32(0x7F80)
+    if code == F16:
+        halves = carray(pointer(address + 2 * start), (count,), np.uint16)
+        for i in range(count):
+            rounded = _half(bits[i])
+            halves[i] = np.uint16(rounded)
+            worst = max(worst, rounded & np.uint32(0x7FFF))
+        return worst >= np.uint32(0x7C00)
+    floats = carray(pointer(address + 4 * start), (count,), np.float32)
+    for i in range(count):
+        floats[i] = values[i]
+        worst = max(worst, bits[i] & np.uint32(0x7FFFFFFF))
+    return worst >= np.uint32(0x7F800000)

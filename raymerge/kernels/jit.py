@@ -1,0 +1,65 @@
+"""The numba decorator all CPU kernels share, and where their machine code is kept.
+
+numba keys its cache by the file of the outer function only, so a change in a function it inlines
+from another file would go unseen. The cache folder is therefore named by a hash of all kernel
+sources. It lies in NUMBA_CACHE_DIR, else in the user's cache, else in the temporary folder; where
+none can be written, kernels are compiled by each process, with one warning.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+import warnings
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numba
+
+
+@cache
+def kernel_hash() -> str:
+    """Hash of the kernel sources and of numba's version, 16 hex digits."""
+    digest = hashlib.sha256(numba.__version__.encode())
+    for file in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(file.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+@cache
+def _keeps_cache() -> bool:
+    """Point numba at a writable cache folder; False if there is none."""
+    candidates = [Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "raymerge"]
+    candidates.append(Path(tempfile.gettempdir()) / f"raymerge-{os.getuid()}")
+    if given := os.environ.get("NUMBA_CACHE_DIR"):
+        candidates.insert(0, Path(given))
+    for folder in candidates:
+        kernels = folder / f"kernels-{kernel_hash()}"
+        try:
+            kernels.mkdir(mode=0o700, parents=True, exist_ok=True)
+            # Another user's folder of that name in /tmp would hold code that we then run.
+            if kernels.stat().st_uid == os.getuid() and os.access(kernels, os.W_OK):
+                numba.config.CACHE_DIR = str(kernels)
+                return True
+        except OSError:
+            continue
+    warnings.warn(
+        f"no folder for compiled kernels is writable ({', '.join(map(str, candidates))}); every "
+        "process compiles them anew. Set NUMBA_CACHE_DIR to a writable folder.",
+        stacklevel=2,
+    )
+    return False
+
+
+def kernel(*signature: str) -> Callable[[Callable[..., Any]], Any]:
+    """Compile a function to machine code that releases the GIL.
+
+    No fastmath and no fused multiply-add: the bytes are a contract. No threads of numba's own:
+    threads belong to the runtime.
+    """
+    options = {"nogil": True, "cache": _keeps_cache(), "error_model": "numpy", "boundscheck": False}
+    compile_function: Callable[[Callable[..., Any]], Any] = numba.njit(*signature, **options)
+    return compile_function

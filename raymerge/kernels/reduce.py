@@ -1,0 +1,110 @@
+"""Sums whose bytes do not depend on tiles, workers or devices.
+
+A reduction runs over blocks of 2**20 elements anchored at the tensor's start. Inside a block,
+element i goes to lane i mod 256, in rising order; the lanes are folded in halves; blocks are added
+in order. Products of two float32 are exact in the float64 they are summed in. The state is carried
+from tile to tile, so a tile may end anywhere on a multiple of 256.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from raymerge.kernels.floats import BLOCK, widen
+from raymerge.kernels.jit import kernel
+
+LANES = 256
+REDUCTION_BLOCK = 2**20
+
+
+def num_pairs(vectors: int) -> int:
+    """Entries of the upper triangle of a Gram matrix."""
+    return vectors * (vectors + 1) // 2
+
+
+def new_sums(count: int) -> npt.NDArray[np.float64]:
+    """State of `count` sums: `LANES` lanes of the open block, then the total of the closed ones."""
+    return np.zeros((count, LANES + 1))
+
+
+@kernel("void(float64[:, ::1])")
+def close_block(sums: Any) -> None:
+    """Fold the lanes of the open block in halves and add them to the totals."""
+    for row in range(sums.shape[0]):
+        width = LANES
+        while width > 1:
+            width //= 2
+            for lane in range(width):
+                sums[row, lane] += sums[row, lane + width]
+        sums[row, LANES] += sums[row, 0]
+        sums[row, :LANES] = 0.0
+
+
+@kernel("void(float64[:, ::1], int64, float32[::1], float32[::1], int64)")
+def add_products(sums: Any, row: int, left: Any, right: Any, count: int) -> None:
+    """Add `left * right` over `count` elements, the first of which belongs to lane 0."""
+    lanes = sums[row]
+    for start in range(0, count, LANES):
+        a, b = left[start : start + LANES], right[start : start + LANES]
+        for lane in range(min(LANES, count - start)):
+            lanes[lane] += np.float64(a[lane]) * np.float64(b[lane])
+
+
+@kernel("int64(int64[::1], int64[::1], boolean, int64, int64, float64[:, ::1])")
+def gram_tile(
+    addresses: Any, codes: Any, relative: bool, first: int, count: int, sums: Any
+) -> int:
+    """Add a tile of `count` elements, the first at flat index `first`, to a Gram matrix.
+
+    Args:
+        addresses: Address of each input's tile.
+        codes: Element type of each input.
+        relative: The first input is the base, and the vectors are the others minus it.
+        first: A multiple of `LANES`.
+        count: Elements of the tile.
+        sums: State of `num_pairs(vectors)` sums, row by row of the upper triangle.
+
+    Returns:
+        The first input that holds a NaN or an Inf, or -1.
+    """
+    inputs = addresses.shape[0]
+    skip = 1 if relative else 0
+    vectors = inputs - skip
+    values = np.empty((inputs, BLOCK), np.float32)
+    bad = -1
+    start = 0
+    while start < count:
+        # A tile may straddle the edge of a reduction block; a block of scratch never does.
+        room = REDUCTION_BLOCK - (first + start) % REDUCTION_BLOCK
+        width = min(BLOCK, count - start, room)
+        for i in range(inputs):
+            if widen(addresses[i], codes[i], start, width, values[i]) and bad < 0:
+                bad = i
+            if relative and i > 0:
+                for k in range(width):
+                    values[i, k] -= values[0, k]
+        row = 0
+        for i in range(vectors):
+            for j in range(i, vectors):
+                add_products(sums, row, values[i + skip], values[j + skip], width)
+                row += 1
+        if width == room:
+            close_block(sums)
+        start += width
+    return bad
+
+
+def gram_matrix(sums: npt.NDArray[np.float64], vectors: int) -> npt.NDArray[np.float64]:
+    """The symmetric float64 matrix of inner products once every tile is in; closes `sums`.
+
+    Squared lengths are clamped at 0.
+    """
+    close_block(sums)
+    matrix = np.zeros((vectors, vectors))
+    matrix[np.triu_indices(vectors)] = sums[:, LANES]
+    matrix = matrix + np.triu(matrix, 1).T
+    np.fill_diagonal(matrix, np.maximum(np.diagonal(matrix), 0.0))
+    return matrix

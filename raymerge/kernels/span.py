@@ -1,0 +1,64 @@
+"""The fused span pass: a sum of inputs with one float32 coefficient each, cast once."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from raymerge.kernels.floats import BLOCK, narrow, widen
+from raymerge.kernels.jit import kernel
+
+
+@kernel("int64(int64[::1], int64[::1], int64, float32[::1], boolean, int64, int64)")
+def span_tile(
+    addresses: Any,
+    codes: Any,
+    count: int,
+    coefficients: Any,
+    relative: bool,
+    out_address: int,
+    out_code: int,
+) -> int:
+    """Write `sum c_i x_i` over a tile or, relative, `x_0 + sum c_i (x_i - x_0)`.
+
+    Args:
+        addresses: Address of each input's tile.
+        codes: Element type of each input.
+        count: Elements of the tile.
+        coefficients: float32, one per vector: the inputs, or all but the base when relative.
+        relative: The first input is the base, and the vectors are the others minus it.
+        out_address: Where the tile of the output goes.
+        out_code: Element type of the output.
+
+    Returns:
+        -1; or the first input that holds a NaN or an Inf; or the number of inputs, where all are
+        finite and an output is not.
+    """
+    inputs = addresses.shape[0]
+    skip = 1 if relative else 0
+    base = np.zeros(BLOCK, np.float32)
+    values = np.empty(BLOCK, np.float32)
+    mix = np.empty(BLOCK, np.float32)
+    bad = -1
+    for start in range(0, count, BLOCK):
+        width = min(BLOCK, count - start)
+        if relative and widen(addresses[0], codes[0], start, width, base) and bad < 0:
+            bad = 0
+        mix[:width] = 0.0
+        for i in range(skip, inputs):
+            if widen(addresses[i], codes[i], start, width, values) and bad < 0:
+                bad = i
+            coefficient = coefficients[i - skip]
+            if relative:
+                for k in range(width):
+                    mix[k] += (values[k] - base[k]) * coefficient
+            else:
+                for k in range(width):
+                    mix[k] += values[k] * coefficient
+        if relative:
+            for k in range(width):
+                mix[k] += base[k]
+        if narrow(mix, width, out_address, out_code, start) and bad < 0:
+            bad = inputs
+    return bad

@@ -1,0 +1,80 @@
+"""What a kernel is given, and the interface that the CPU's and torch's kernels share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from raymerge.checkpoint.dtypes import DType
+
+Bytes = npt.NDArray[np.uint8]
+Sums = npt.NDArray[np.float64]
+Counts = npt.NDArray[np.int64]
+Selectors = npt.NDArray[np.uint64]
+
+ALL_FINITE = -1
+"""What a kernel returns unless it met a NaN or an Inf."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tile:
+    """The same run of elements of every input of one tensor, as raw bytes."""
+
+    buffers: Sequence[Bytes]
+    """One per input; base-relative kernels take the base first."""
+    dtypes: Sequence[DType]
+    first: int
+    """Flat index of the first element in the tensor, a multiple of 256."""
+    count: int
+    """Elements."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeltaPass:
+    """The resolved figures of a delta pass over one tensor."""
+
+    selectors: Selectors
+    """How each source's entries are kept, see `delta.py`; `SEEN` is carried from tile to tile."""
+    shares: npt.NDArray[np.float32]
+    """`weight * rescaling` per source: what an entry is multiplied by."""
+    weights: npt.NDArray[np.float32]
+    """Weight per source: what `normalize` divides by."""
+    elect: bool
+    normalize: bool
+    scale: np.float32
+
+
+class Kernels(Protocol):
+    """One device's kernels. Methods that return an int return the first input that holds a NaN or
+    an Inf, the number of inputs where only an output is not finite, or `ALL_FINITE`.
+    """
+
+    def gram(self, tile: Tile, *, relative: bool, sums: Sums) -> int:
+        """Add a tile to a Gram matrix (`reduce.new_sums`); relative: of inputs 1.. minus input 0."""
+
+    def count_high(self, tile: Tile, counts: Counts) -> int:
+        """Add the upper 15 magnitude bits of each delta to `counts`, `(sources, HIGH_BINS)`."""
+
+    def count_low(self, tile: Tile, bins: Sequence[int], counts: Counts) -> None:
+        """Add the lower 16 bits inside each source's high bin (-1: none) to `counts`."""
+
+    def norms(self, tile: Tile, selectors: Selectors, sums: Sums) -> None:
+        """Add a tile to the L1 norms of each delta: whole in row `2 i`, kept in row `2 i + 1`."""
+
+    def span(
+        self,
+        tile: Tile,
+        coefficients: npt.NDArray[np.float32],
+        *,
+        relative: bool,
+        out: Bytes,
+        dtype: DType,
+    ) -> int:
+        """Write `sum c_i x_i` or, relative, `x_0 + sum c_i (x_i - x_0)`, as `dtype`."""
+
+    def delta(self, tile: Tile, figures: DeltaPass, *, out: Bytes, dtype: DType) -> int:
+        """Write the base plus the merged task vectors, as `dtype`."""

@@ -1,0 +1,194 @@
+"""Every kernel as a few lines of torch: its definition, and what a CUDA device runs.
+
+Same bytes as the numba loops, from operations that IEEE 754 defines alone: no `addcmul`, no
+`add(alpha=)`, no `lerp`, no matrix product, no reduction whose order torch chooses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from raymerge.checkpoint.dtypes import DType
+from raymerge.kernels.delta import BITS, KEEP_DRAWN, KEEP_LARGEST, KEPT, KEY, LIMIT, MODE, SEEN, TIED
+from raymerge.kernels.philox import MULTIPLIERS, ROUNDS, WEYL
+from raymerge.kernels.reduce import LANES, REDUCTION_BLOCK, close_block
+from raymerge.kernels.select import HIGH_BINS, LOW_BINS
+from raymerge.kernels.tile import ALL_FINITE, Bytes, Counts, DeltaPass, Selectors, Sums, Tile
+
+MAGNITUDE = 0x7FFFFFFF
+LOW_WORD = 0xFFFFFFFF
+DTYPES = {
+    DType.F16: torch.float16,
+    DType.BF16: torch.bfloat16,
+    DType.F32: torch.float32,
+    DType.F64: torch.float64,
+}
+
+
+class TorchKernels:
+    """torch's kernels on one device."""
+
+    def __init__(self, device: str) -> None:
+        self.device = torch.device(device)
+
+    def gram(self, tile: Tile, *, relative: bool, sums: Sums) -> int:
+        """See `Kernels.gram`."""
+        inputs = self._widen(tile)
+        vectors = [x - inputs[0] for x in inputs[1:]] if relative else inputs
+        pairs = [
+            left.double() * right.double()
+            for i, left in enumerate(vectors)
+            for right in vectors[i:]
+        ]
+        add_in_order(sums, torch.stack(pairs), first=tile.first)
+        return first_non_finite(inputs)
+
+    def count_high(self, tile: Tile, counts: Counts) -> int:
+        """See `Kernels.count_high`."""
+        inputs = self._widen(tile)
+        for i, values in enumerate(inputs[1:]):
+            bins = magnitude_bits(values - inputs[0]) >> 16
+            counts[i] += torch.bincount(bins, minlength=HIGH_BINS).cpu().numpy()
+        return first_non_finite(inputs)
+
+    def count_low(self, tile: Tile, bins: Sequence[int], counts: Counts) -> None:
+        """See `Kernels.count_low`."""
+        inputs = self._widen(tile)
+        for i, (values, wanted) in enumerate(zip(inputs[1:], bins, strict=True)):
+            bits = magnitude_bits(values - inputs[0])
+            inside = bits[bits >> 16 == wanted] & (LOW_BINS - 1)
+            counts[i] += torch.bincount(inside, minlength=LOW_BINS).cpu().numpy()
+
+    def norms(self, tile: Tile, selectors: Selectors, sums: Sums) -> None:
+        """See `Kernels.norms`."""
+        inputs = self._widen(tile)
+        rows = []
+        for values, selector in zip(inputs[1:], selectors, strict=True):
+            whole = values - inputs[0]
+            rows += [whole, keep_entries(whole, selector, first=tile.first)]
+        add_in_order(sums, torch.stack(rows).abs().double(), first=tile.first)
+
+    def span(
+        self,
+        tile: Tile,
+        coefficients: npt.NDArray[np.float32],
+        *,
+        relative: bool,
+        out: Bytes,
+        dtype: DType,
+    ) -> int:
+        """See `Kernels.span`."""
+        inputs = self._widen(tile)
+        vectors = [x - inputs[0] for x in inputs[1:]] if relative else inputs
+        mix = torch.zeros_like(inputs[0])
+        for vector, coefficient in zip(vectors, coefficients.tolist(), strict=True):
+            mix = mix + vector * coefficient
+        return self._narrow(inputs, inputs[0] + mix if relative else mix, out, dtype)
+
+    def delta(self, tile: Tile, figures: DeltaPass, *, out: Bytes, dtype: DType) -> int:
+        """See `Kernels.delta`."""
+        base, *sources = inputs = self._widen(tile)
+        deltas = [
+            keep_entries(values - base, selector, first=tile.first) * share
+            for values, selector, share in zip(
+                sources, figures.selectors, figures.shares.tolist(), strict=True
+            )
+        ]
+        votes = sum(deltas, torch.zeros_like(base))
+        weights = figures.weights.tolist()
+        if figures.elect:
+            sign = torch.where(votes >= 0, 1.0, -1.0)
+            agrees = [delta * sign > 0 for delta in deltas]
+            mix, divisor = torch.zeros_like(base), torch.zeros_like(base)
+            for delta, agree, weight in zip(deltas, agrees, weights, strict=True):
+                mix = mix + torch.where(agree, delta, 0.0)
+                divisor = divisor + torch.where(agree, weight, 0.0)
+        else:
+            mix = votes
+            divisor = sum(weights, torch.zeros_like(base))
+        if figures.normalize:
+            mix = mix / torch.where(divisor != 0, divisor, 1.0)
+        return self._narrow(inputs, base + mix * float(figures.scale), out, dtype)
+
+    def _widen(self, tile: Tile) -> list[Tensor]:
+        return [
+            torch.from_numpy(buffer).view(DTYPES[dtype])[: tile.count].to(self.device).float()
+            for buffer, dtype in zip(tile.buffers, tile.dtypes, strict=True)
+        ]
+
+    def _narrow(self, inputs: list[Tensor], values: Tensor, out: Bytes, dtype: DType) -> int:
+        result = values.to(DTYPES[dtype])
+        target = torch.from_numpy(out).view(DTYPES[dtype])[: values.numel()]
+        target.copy_(result)
+        return first_non_finite([*inputs, result])
+
+
+def first_non_finite(tensors: Sequence[Tensor]) -> int:
+    """Index of the first tensor with a NaN or an Inf, or `ALL_FINITE`."""
+    finite = torch.stack([tensor.isfinite().all() for tensor in tensors]).tolist()
+    return ALL_FINITE if all(finite) else finite.index(False)
+
+
+def magnitude_bits(values: Tensor) -> Tensor:
+    """The bits of `|values|`, int64: they order as the magnitudes do."""
+    return values.view(torch.int32).long() & MAGNITUDE
+
+
+def keep_entries(delta: Tensor, selector: npt.NDArray[np.uint64], *, first: int) -> Tensor:
+    """The entries of `delta` that stay, 0 elsewhere; updates the selector's `SEEN`."""
+    if selector[MODE] == KEEP_DRAWN:
+        words = philox_words(int(selector[KEY]), first, delta.numel(), delta.device)
+        return torch.where(words < int(selector[LIMIT]), delta, 0.0)
+    if selector[MODE] == KEEP_LARGEST:
+        bits = magnitude_bits(delta)
+        kept, tied, seen = (int(selector[column]) for column in (KEPT, TIED, SEEN))
+        at_threshold = bits == int(selector[BITS])
+        stays = bits > int(selector[BITS])
+        if tied:
+            # (j + 1) * kept // tied > j * kept // tied, with j * kept taken modulo tied.
+            j = at_threshold.long().cumsum(0) - 1
+            remainder = (seen + j * kept) % tied
+            stays |= at_threshold & (remainder + kept >= tied)
+            selector[SEEN] = (seen + int(at_threshold.sum()) * kept) % tied
+        return torch.where(stays, delta, 0.0)
+    return delta
+
+
+def philox_words(key: int, first: int, count: int, device: torch.device) -> Tensor:
+    """Philox4x32-10 words of entries `[first, first + count)`, int64; `first` a multiple of 4."""
+    counter = torch.arange(first // 4, (first + count + 3) // 4, device=device)
+    a, b = counter & LOW_WORD, counter >> 32
+    c, d = torch.zeros_like(a), torch.zeros_like(a)
+    k, m = key & LOW_WORD, key >> 32
+    for _ in range(ROUNDS):
+        # 32 x 32 bits overflow int64's sign; the shifted word is masked back.
+        p, q = a * MULTIPLIERS[0], c * MULTIPLIERS[1]
+        a, b, c, d = (
+            (q >> 32 & LOW_WORD) ^ b ^ k,
+            q & LOW_WORD,
+            (p >> 32 & LOW_WORD) ^ d ^ m,
+            p & LOW_WORD,
+        )
+        k, m = (k + WEYL[0]) & LOW_WORD, (m + WEYL[1]) & LOW_WORD
+    return torch.stack([a, b, c, d], dim=1).flatten()[:count]
+
+
+def add_in_order(sums: Sums, terms: Tensor, *, first: int) -> None:
+    """Add float64 `terms`, `(sums, count)`, to the state of `reduce.new_sums` in contract order."""
+    begin, count = 0, terms.shape[1]
+    while begin < count:
+        room = REDUCTION_BLOCK - (first + begin) % REDUCTION_BLOCK
+        end = min(count, begin + room)
+        lanes = torch.from_numpy(sums[:, :LANES]).to(terms.device)
+        for start in range(begin, end, LANES):
+            width = min(LANES, end - start)
+            lanes[:, :width] += terms[:, start : start + width]
+        sums[:, :LANES] = lanes.cpu().numpy()
+        if (first + end) % REDUCTION_BLOCK == 0:
+            close_block(sums)
+        begin = end
