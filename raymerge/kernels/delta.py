@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from raymerge.kernels.floats import BLOCK, narrow, widen
+from raymerge.kernels.constants import BLOCK
+from raymerge.kernels.floats import narrow, widen
 from raymerge.kernels.jit import kernel
 from raymerge.kernels.philox import philox_words
 from raymerge.kernels.reduce import REDUCTION_BLOCK, add_products, close_block
@@ -114,16 +115,16 @@ def delta_tile(
     total = np.float32(0.0)
     for i in range(sources):
         total += weights[i]
-    bad = -1
+    bad = sources + 2
     for start in range(0, count, BLOCK):
         width = min(BLOCK, count - start)
-        if widen(addresses[0], codes[0], start, width, base) and bad < 0:
+        if widen(addresses[0], codes[0], start, width, base):
             bad = 0
         votes[:width] = 0.0
         for i in range(sources):
             delta = deltas[i]
-            if widen(addresses[i + 1], codes[i + 1], start, width, delta) and bad < 0:
-                bad = i + 1
+            if widen(addresses[i + 1], codes[i + 1], start, width, delta):
+                bad = min(bad, i + 1)
             for k in range(width):
                 delta[k] -= base[k]
             keep_entries(delta, width, first + start, selectors[i], words)
@@ -157,9 +158,9 @@ def delta_tile(
                     mix[k] /= total
         for k in range(width):
             mix[k] = base[k] + mix[k] * scale
-        if narrow(mix, width, out_address, out_code, start) and bad < 0:
-            bad = sources + 1
-    return bad
+        if narrow(mix, width, out_address, out_code, start):
+            bad = min(bad, sources + 1)
+    return bad if bad <= sources + 1 else -1
 
 
 @kernel("void(int64[::1], int64[::1], int64, int64, uint64[:, ::1], float64[:, ::1])")

@@ -19,9 +19,6 @@ from raymerge.kernels.jit import kernel
 BF16, F16, F32, F64 = 0, 1, 2, 3
 CODES = {DType.BF16: BF16, DType.F16: F16, DType.F32: F32, DType.F64: F64}
 
-BLOCK = 4096
-"""Elements a fused kernel works on at a time: its float32 scratch stays in the L2 cache."""
-
 
 @intrinsic
 def pointer(_typing: Any, address: Any) -> Any:  # type: ignore[no-untyped-def]

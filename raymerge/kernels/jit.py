@@ -13,6 +13,7 @@ import os
 import tempfile
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -29,13 +30,22 @@ def kernel_hash() -> str:
     return digest.hexdigest()[:16]
 
 
+def _cache_folders() -> list[Path]:
+    """Where compiled kernels may be kept, the best first."""
+    given = os.environ.get("NUMBA_CACHE_DIR")
+    folders = [Path(given)] if given else []
+    with suppress(RuntimeError):  # no HOME and no such user, as in a container run under a number
+        cached = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        folders.append(Path(cached) / "raymerge")
+    with suppress(OSError):  # no temporary folder is writable
+        folders.append(Path(tempfile.gettempdir()) / f"raymerge-{os.getuid()}")
+    return folders
+
+
 @cache
 def _keeps_cache() -> bool:
     """Point numba at a writable cache folder; False if there is none."""
-    candidates = [Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "raymerge"]
-    candidates.append(Path(tempfile.gettempdir()) / f"raymerge-{os.getuid()}")
-    if given := os.environ.get("NUMBA_CACHE_DIR"):
-        candidates.insert(0, Path(given))
+    candidates = _cache_folders()
     for folder in candidates:
         kernels = folder / f"kernels-{kernel_hash()}"
         try:

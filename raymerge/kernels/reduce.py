@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from raymerge.kernels.floats import BLOCK, widen
+from raymerge.kernels.constants import BLOCK
+from raymerge.kernels.floats import widen
 from raymerge.kernels.jit import kernel
 
 LANES = 256
@@ -74,15 +75,15 @@ def gram_tile(
     skip = 1 if relative else 0
     vectors = inputs - skip
     values = np.empty((inputs, BLOCK), np.float32)
-    bad = -1
+    bad = inputs
     start = 0
     while start < count:
         # A tile may straddle the edge of a reduction block; a block of scratch never does.
         room = REDUCTION_BLOCK - (first + start) % REDUCTION_BLOCK
         width = min(BLOCK, count - start, room)
         for i in range(inputs):
-            if widen(addresses[i], codes[i], start, width, values[i]) and bad < 0:
-                bad = i
+            if widen(addresses[i], codes[i], start, width, values[i]):
+                bad = min(bad, i)
             if relative and i > 0:
                 for k in range(width):
                     values[i, k] -= values[0, k]
@@ -94,7 +95,7 @@ def gram_tile(
         if width == room:
             close_block(sums)
         start += width
-    return bad
+    return bad if bad < inputs else -1
 
 
 def gram_matrix(sums: npt.NDArray[np.float64], vectors: int) -> npt.NDArray[np.float64]:

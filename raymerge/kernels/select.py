@@ -4,68 +4,21 @@ The bits of a non-negative float32 order as the number does. One pass counts the
 which names the bin that holds the k-th largest; a second pass counts the lower 16 bits inside that
 bin. Counts add up over tiles, tensors and workers, so a whole model is selected from as exactly as
 one tensor.
-
-Of m entries tied at the threshold q are kept, evenly spread: the j-th in index order iff
-`(j + 1) * q // m > j * q // m`. Keeping the lowest indices would starve the end of every tensor.
+`threshold.py` reads the counts.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from raymerge.kernels.floats import BLOCK, widen
+from raymerge.kernels.constants import BLOCK, HIGH_BINS, LOW_BINS, STRIPES
+from raymerge.kernels.floats import widen
 from raymerge.kernels.jit import kernel
 
-HIGH_BINS = 2**15
-LOW_BINS = 2**16
-STRIPES = 4
-"""Neighbours count into different stripes: equal neighbours would wait for each other's store."""
 STRIP = 128
 """Entries that are scanned together for lower bits other than 0."""
-Counts = npt.NDArray[np.int64]
-
-
-@dataclass(frozen=True, slots=True)
-class Threshold:
-    """Which entries stay: those whose magnitude bits exceed `bits`, and `kept` of `tied` equal ones."""
-
-    bits: int
-    kept: int
-    tied: int
-
-
-NOTHING = Threshold(bits=0xFFFFFFFF, kept=0, tied=0)
-"""No magnitude exceeds this: density 0."""
-
-
-def kept_count(density: float, size: int) -> int:
-    """mergekit's count: `max(1, int(density * size))`, and 0 at density 0 or for nothing."""
-    if density <= 0 or size == 0:
-        return 0
-    return min(size, max(1, int(density * size)))
-
-
-def high_bin(high: Counts, keep: int) -> int:
-    """The upper 15 bits of the `keep`-th largest magnitude; `keep` is at least 1."""
-    from_top = np.cumsum(high[::-1])
-    return HIGH_BINS - 1 - int(np.searchsorted(from_top, keep))
-
-
-def threshold(high: Counts, low: Counts, keep: int) -> Threshold:
-    """The exact threshold, from the counts of upper bits and of lower bits inside `high_bin`."""
-    top = high_bin(high, keep)
-    above = int(high[top + 1 :].sum())
-    from_top = np.cumsum(low[::-1])
-    step = int(np.searchsorted(from_top, keep - above))
-    bottom = LOW_BINS - 1 - step
-    tied = int(low[bottom])
-    return Threshold(
-        bits=top << 16 | bottom, kept=keep - above - (int(from_top[step]) - tied), tied=tied
-    )
 
 
 @kernel("int64(int64[::1], int64[::1], int64, int64[:, ::1])")
@@ -78,14 +31,14 @@ def count_high(addresses: Any, codes: Any, count: int, counts: Any) -> int:
     values = np.empty(BLOCK, np.float32)
     stripes = np.zeros((addresses.shape[0] - 1, HIGH_BINS, STRIPES), np.uint32)
     bins = np.empty(BLOCK, np.uint16)
-    bad = -1
+    bad = addresses.shape[0]
     for start in range(0, count, BLOCK):
         width = min(BLOCK, count - start)
-        if widen(addresses[0], codes[0], start, width, base) and bad < 0:
+        if widen(addresses[0], codes[0], start, width, base):
             bad = 0
         for i in range(1, addresses.shape[0]):
-            if widen(addresses[i], codes[i], start, width, values) and bad < 0:
-                bad = i
+            if widen(addresses[i], codes[i], start, width, values):
+                bad = min(bad, i)
             for k in range(width):
                 values[k] -= base[k]
             bits = values.view(np.uint32)
@@ -97,7 +50,7 @@ def count_high(addresses: Any, codes: Any, count: int, counts: Any) -> int:
         for b in range(HIGH_BINS):
             for s in range(STRIPES):
                 counts[i, b] += stripes[i, b, s]
-    return bad
+    return bad if bad < addresses.shape[0] else -1
 
 
 @kernel("void(int64[::1], int64[::1], int64, int64[::1], int64[:, ::1])")

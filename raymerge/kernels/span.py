@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from raymerge.kernels.floats import BLOCK, narrow, widen
+from raymerge.kernels.constants import BLOCK
+from raymerge.kernels.floats import narrow, widen
 from raymerge.kernels.jit import kernel
 
 
@@ -40,15 +41,15 @@ def span_tile(
     base = np.zeros(BLOCK, np.float32)
     values = np.empty(BLOCK, np.float32)
     mix = np.empty(BLOCK, np.float32)
-    bad = -1
+    bad = inputs + 1
     for start in range(0, count, BLOCK):
         width = min(BLOCK, count - start)
-        if relative and widen(addresses[0], codes[0], start, width, base) and bad < 0:
+        if relative and widen(addresses[0], codes[0], start, width, base):
             bad = 0
         mix[:width] = 0.0
         for i in range(skip, inputs):
-            if widen(addresses[i], codes[i], start, width, values) and bad < 0:
-                bad = i
+            if widen(addresses[i], codes[i], start, width, values):
+                bad = min(bad, i)
             coefficient = coefficients[i - skip]
             if relative:
                 for k in range(width):
@@ -59,6 +60,6 @@ def span_tile(
         if relative:
             for k in range(width):
                 mix[k] += base[k]
-        if narrow(mix, width, out_address, out_code, start) and bad < 0:
-            bad = inputs
-    return bad
+        if narrow(mix, width, out_address, out_code, start):
+            bad = min(bad, inputs)
+    return bad if bad <= inputs else -1

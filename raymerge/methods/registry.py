@@ -184,8 +184,13 @@ def _read_knobs(function: Callable[..., Any]) -> Mapping[str, Knob]:
     hints = get_type_hints(function, include_extras=True)
     knobs = {}
     for parameter in inspect.signature(function).parameters.values():
-        if parameter.kind is not parameter.KEYWORD_ONLY:
+        if parameter.name == "gram":
             continue
+        if parameter.kind is not parameter.KEYWORD_ONLY:
+            raise TypeError(
+                f"{function.__qualname__}: {parameter.name!r} is not keyword-only, so no recipe "
+                "can give it; put it after a `*`"
+            )
         knob = _read_knob(function, parameter, hints.get(parameter.name))
         knobs[knob.name] = knob
     return MappingProxyType(knobs)
@@ -208,7 +213,14 @@ def _read_knob(function: Callable[..., Any], parameter: inspect.Parameter, hint:
             "bool, an int or a float, or one of the words of a Literal"
         )
     required = parameter.default is parameter.empty
-    default = parameter.default[0] if per_source and not required else parameter.default
+    default = parameter.default
+    if per_source and not required:
+        if not isinstance(default, tuple) or len(default) != 1:
+            raise TypeError(
+                f"{function.__qualname__}: the default of knob {parameter.name!r} is {default!r}; "
+                "one value per source takes a tuple of the one that every source gets"
+            )
+        default = default[0]
     return Knob(
         name=parameter.name.rstrip("_"),
         kind=kinds[0] if kinds else None,

@@ -1,0 +1,190 @@
+"""Tied heads: a model whose output head is its input embedding, stored once.
+
+Whether two sources agree on this is not visible in their tensors alone. Files hold the head or not,
+a config says tied, untied or nothing, and each pairing means something else:
+
+    config says   head in the files      head absent
+    tied          a copy of the          tied
+                  embedding, if honest
+    untied        untied                 broken: loaders fill it with noise
+    nothing       untied                 tied
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from raymerge.checkpoint.catalog import Catalog
+from raymerge.errors import PlanError
+
+# Last components, as the model families name them.
+_HEADS = ("lm_head.weight", "embed_out.weight", "output.weight", "output_layer.weight")
+_EMBEDDINGS = (
+    "embed_tokens.weight",
+    "wte.weight",
+    "word_embeddings.weight",
+    "tok_embeddings.weight",
+    "embed_in.weight",
+    "shared.weight",
+)
+# Where a config of several parts keeps its language model.
+_SECTIONS = ("text_config", "llm_config", "language_config", "thinker_config")
+# Classes that compute logits; a bare model, such as an embedding model, has no head to miss.
+_WITH_HEAD = ("ForCausalLM", "ForConditionalGeneration", "LMHeadModel")
+_MATRIX = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Tie:
+    """Names of an output head and of the input embedding it may be tied to."""
+
+    head: str
+    embedding: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TiePolicy:
+    """How a merge treats the head of sources that do not agree on whether it is tied."""
+
+    head: str
+    embedding: str
+    tied: bool
+    """The output has no head tensor and its config says tied; otherwise it has one of its own."""
+    stand_ins: tuple[str, ...]
+    """Labels of sources whose embedding is read where their head is asked for."""
+    must_equal: tuple[str, ...]
+    """Labels of sources that hold a head though their config says tied: its bytes must be the
+    embedding's, or loaders disagree about which counts."""
+
+
+def find_tie(catalog: Catalog) -> Tie | None:
+    """The head and the embedding of a source that holds both, in one two-dimensional shape.
+
+    Of several candidates the least nested head counts, and the embedding that shares most of its
+    path.
+    """
+    heads = sorted(_matrices(catalog, _HEADS), key=_depth)
+    embeddings = _matrices(catalog, _EMBEDDINGS)
+    for head in heads:
+        shape = catalog.tensors[head].shape
+        alike = [name for name in embeddings if catalog.tensors[name].shape == shape]
+        if alike:
+            return Tie(head, min(alike, key=lambda name: (-_shared_path(head, name), _depth(name))))
+    return None
+
+
+def find_embedding(catalog: Catalog) -> str | None:
+    """The input embedding: of a tie, else the least nested candidate."""
+    if tie := find_tie(catalog):
+        return tie.embedding
+    return min(_matrices(catalog, _EMBEDDINGS), key=_depth, default=None)
+
+
+def tied_by_config(config: Mapping[str, Any]) -> bool | None:
+    """What `tie_word_embeddings` says, at the top or in the language model's part, if it does."""
+    for section in config_sections(config):
+        said = section.get("tie_word_embeddings")
+        if isinstance(said, bool):
+            return said
+    return None
+
+
+def config_sections(config: Mapping[str, Any]) -> tuple[Mapping[str, Any], ...]:
+    """The config and the parts of it that describe a language model, outermost first."""
+    nested = [config[name] for name in _SECTIONS if isinstance(config.get(name), dict)]
+    return (config, *(part for section in nested for part in config_sections(section)))
+
+
+def needs_head(config: Mapping[str, Any]) -> bool:
+    """Whether the config names a class that computes logits."""
+    classes = config.get("architectures") or ()
+    return any(isinstance(name, str) and name.endswith(_WITH_HEAD) for name in classes)
+
+
+def decide_tie(catalogs: Sequence[Catalog]) -> TiePolicy | None:
+    """Settle the head over all sources, or None where no source has one.
+
+    The output's head is its own as soon as one source's is; sources that tie then supply their
+    embedding in its place. A source that holds neither tensor under these names has no part in it.
+
+    Raises:
+        PlanError: A source's config says untied and the head is not in its files.
+    """
+    tie = next(filter(None, map(find_tie, catalogs)), None)
+    concerned = [c for c in catalogs if tie is None or _holds_either(c, tie)]
+    for catalog in concerned:
+        _refuse_lost_head(catalog, tie)
+    if tie is None:
+        return None
+    holding = [catalog for catalog in concerned if tie.head in catalog.tensors]
+    claiming = [catalog for catalog in holding if tied_by_config(catalog.config)]
+    tied = len(claiming) == len(holding)
+    lacking = [catalog for catalog in concerned if tie.head not in catalog.tensors]
+    return TiePolicy(
+        head=tie.head,
+        embedding=tie.embedding,
+        tied=tied,
+        stand_ins=() if tied else _labels(lacking),
+        must_equal=_labels(claiming),
+    )
+
+
+def _refuse_lost_head(catalog: Catalog, tie: Tie | None) -> None:
+    """Raise for a source that claims a head of its own and does not have one."""
+    if tied_by_config(catalog.config) is not False:
+        return
+    lost = tie.head not in catalog.tensors if tie else _lacks_any_head(catalog)
+    if lost:
+        head = tie.head if tie else _HEADS[0]
+        raise PlanError(
+            f"{catalog.label}: config.json says tie_word_embeddings is false, but {head} is not in "
+            "its files; loaders would fill it with noise. If the head is tied, set "
+            "tie_word_embeddings to true there, else fetch the missing tensor.",
+            source=catalog.label,
+            tensor=head,
+        )
+
+
+def _lacks_any_head(catalog: Catalog) -> bool:
+    return (
+        needs_head(catalog.config)
+        and find_embedding(catalog) is not None
+        and not any(_ends_with(name, _HEADS) for name in catalog.tensors)
+    )
+
+
+def _holds_either(catalog: Catalog, tie: Tie) -> bool:
+    return tie.head in catalog.tensors or tie.embedding in catalog.tensors
+
+
+def _matrices(catalog: Catalog, endings: tuple[str, ...]) -> list[str]:
+    return [
+        name
+        for name, entry in catalog.tensors.items()
+        if len(entry.shape) == _MATRIX and _ends_with(name, endings)
+    ]
+
+
+def _ends_with(name: str, endings: tuple[str, ...]) -> bool:
+    """Whether whole components of the name end it: `x.output.weight`, not `x.my_output.weight`."""
+    return name.endswith(endings) and ("." + name).endswith(tuple("." + end for end in endings))
+
+
+def _depth(name: str) -> tuple[int, str]:
+    return name.count("."), name
+
+
+def _shared_path(one: str, other: str) -> int:
+    """Leading components two names have in common."""
+    shared = 0
+    for a, b in zip(one.split("."), other.split("."), strict=False):
+        if a != b:
+            break
+        shared += 1
+    return shared
+
+
+def _labels(catalogs: Iterable[Catalog]) -> tuple[str, ...]:
+    return tuple(catalog.label for catalog in catalogs)

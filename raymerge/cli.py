@@ -1,0 +1,265 @@
+"""The command line. A command parses, calls one function of the API and prints what came back.
+
+Data goes to stdout, everything else to stderr. Exit codes: 0 done; 1 the run failed; 2 usage,
+recipe, plan or claim is wrong and nothing was written; 3 a source or destination could not be
+reached or read; 5 `verify` found a mismatch; 130 interrupted and 143 terminated, both resumable.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any, NoReturn
+
+import click
+
+from raymerge.errors import PlanError, RaymergeError, StorageError
+from raymerge.units import parse_bytes
+
+INTERRUPTED = 130
+TERMINATED = 143
+MISMATCH = 5
+
+
+class TerminatedError(BaseException):
+    """SIGTERM: like KeyboardInterrupt, not an error anyone should catch on the way."""
+
+
+class Bytes(click.ParamType):
+    """A size such as 8GiB."""
+
+    name = "size"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> int | None:
+        """Read the size; `auto` stands for None."""
+        if isinstance(value, int):
+            return value
+        if value == "auto":
+            return None
+        try:
+            size = parse_bytes(value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+        if size <= 0:
+            self.fail(f"{value!r} is no size; give more than 0 bytes", param, ctx)
+        return size
+
+
+BYTES = Bytes()
+RECIPE = click.argument("recipe", type=click.Path(path_type=Path))
+JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout.")
+
+
+def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The flags that say what a merge may use."""
+    options = [
+        click.option(
+            "--engine",
+            type=click.Choice(["auto", "local", "ray"]),
+            default="auto",
+            show_default=True,
+            help="Ray where there is an address or more than one GPU, else threads here.",
+        ),
+        click.option("--address", help="Ray cluster to run on; else RAY_ADDRESS, else a local one."),
+        click.option(
+            "--workers",
+            type=click.IntRange(min=1),
+            help="Threads of the local engine, worker processes of Ray.  [default: all CPUs]",
+        ),
+        click.option(
+            "--device",
+            type=click.Choice(["auto", "cpu", "cuda"]),
+            default="auto",
+            show_default=True,
+            help="What merges.",
+        ),
+        click.option(
+            "--shard-size",
+            "shard_bytes",
+            type=BYTES,
+            default="auto",
+            show_default=True,
+            help="Limit of an output shard, such as 5GB.",
+        ),
+        click.option(
+            "--memory",
+            "memory_bytes",
+            type=BYTES,
+            help="Budget of one worker process.  [default: 60% of what there is]",
+        ),
+        click.option(
+            "--device-memory", "device_memory_bytes", type=BYTES, help="Budget of one CUDA device."
+        ),
+        click.option(
+            "--seed", type=click.IntRange(0, 2**64 - 1), help="In place of the recipe's."
+        ),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="raymerge")
+def main() -> None:
+    """Merge model checkpoints in weight space: planned first, whole or absent."""
+
+
+@main.command()
+@RECIPE
+@JSON
+@click.option("--graph", "tensor", metavar="TENSOR", help="Print the graph of one tensor.")
+@run_options
+def plan(recipe: Path, *, as_json: bool, tensor: str | None, **options: Any) -> None:
+    """Show what a merge would read, hold and write. Starts nothing."""
+    with reported(as_json=as_json):
+        import raymerge
+        from raymerge.plan.document import as_json as document
+        from raymerge.plan.explain import explain, explain_tensor
+
+        planned = raymerge.plan(recipe, **options)
+        if as_json:
+            click.echo(json.dumps(document(planned)))
+        else:
+            click.echo(explain_tensor(planned, tensor) if tensor else explain(planned))
+
+
+@main.command()
+@RECIPE
+@click.argument("out", type=click.Path(path_type=Path))
+@JSON
+@click.option("--overwrite", is_flag=True, help="Replace whatever OUT holds.")
+@click.option("--quiet", is_flag=True, help="Show no progress.")
+@run_options
+def merge(recipe: Path, out: Path, *, as_json: bool, quiet: bool, **options: Any) -> None:
+    """Run a merge into OUT. Run it again to finish one that was killed."""
+    with reported(as_json=as_json, resume=f"run the same command again to finish {out}"):
+        import raymerge
+        from raymerge.progress import Display
+        from raymerge.units import format_bytes
+
+        display = Display()
+
+        def on_plan(planned: Any, machine: Any) -> None:
+            display.begin(planned)
+            if not quiet:
+                click.echo(
+                    f"engine {machine.engine} ({machine.why}), device {machine.device}, plan "
+                    f"{planned.digest}, at most {format_bytes(planned.memory.projected_host_bytes)}"
+                    " a worker",
+                    err=True,
+                )
+                for note in planned.notes:
+                    click.echo(f"note: {note}", err=True)
+
+        call = {"on_plan": on_plan, "on_progress": display.add, **options}
+        if quiet:
+            result = raymerge.merge(recipe, out, **call)
+        else:
+            with display.shown():
+                result = raymerge.merge(recipe, out, **call)
+        if as_json:
+            click.echo(json.dumps(result.as_json()))
+        else:
+            click.echo(
+                f"{result.output}: {result.tensors} tensors, {len(result.shards)} shards, read "
+                f"{format_bytes(result.bytes_read)}, wrote {format_bytes(result.bytes_written)} in "
+                f"{result.seconds:.1f} s, {result.resumed_units} units resumed, plan "
+                f"{result.digest}"
+            )
+
+
+@main.command()
+@click.argument("checkpoint", type=click.Path(path_type=Path))
+@JSON
+def verify(checkpoint: Path, *, as_json: bool) -> None:
+    """Check a checkpoint against itself. Works on anyone's."""
+    with reported(as_json=as_json):
+        from dataclasses import asdict
+
+        import raymerge
+        from raymerge.units import format_bytes
+
+        found = raymerge.verify(checkpoint)
+        if as_json:
+            click.echo(json.dumps({**asdict(found), "ok": found.ok}))
+        else:
+            for problem in found.problems:
+                click.echo(f"problem: {problem}")
+            hashed = "sha256 checked" if found.checked_sha256 else "no sha256 to check"
+            click.echo(
+                f"{checkpoint}: {'ok' if found.ok else f'{len(found.problems)} problems'}, "
+                f"{found.tensors} tensors, {found.parameters} parameters, "
+                f"{format_bytes(found.bytes)}, {hashed}"
+            )
+        if not found.ok:
+            sys.exit(MISMATCH)
+
+
+@main.command()
+@click.argument("name", required=False)
+@click.option("--schema", is_flag=True, help="Print the JSON Schema of recipes, for editors.")
+@JSON
+def methods(name: str | None, *, schema: bool, as_json: bool) -> None:
+    """List every method with its knobs, or describe one."""
+    with reported(as_json=as_json):
+        from raymerge.listing import describe, listing, listing_json
+
+        if schema:
+            from raymerge.recipe.schema import json_schema
+
+            click.echo(json.dumps(json_schema(), indent=2))
+        elif as_json:
+            click.echo(json.dumps(listing_json(name), indent=2))
+        else:
+            click.echo(describe(name) if name else listing())
+
+
+@contextmanager
+def reported(*, as_json: bool, resume: str | None = None) -> Iterator[None]:
+    """Turn what ends a command into a message and an exit code."""
+    previous = signal.signal(signal.SIGTERM, _terminate)
+    try:
+        yield
+    except RaymergeError as error:
+        _fail(error, as_json=as_json)
+    except OSError as error:
+        # The storage room names what it knows; this is a file nobody thought of.
+        _fail(StorageError(f"{error.filename or 'a file'}: {error.strerror}"), as_json=as_json)
+    except MemoryError:
+        _fail(PlanError("out of memory; lower --memory or --workers"), as_json=as_json)
+    except KeyboardInterrupt:
+        _stopped("interrupted", resume, INTERRUPTED)
+    except TerminatedError:
+        _stopped("terminated", resume, TERMINATED)
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+def _terminate(_signal: int, _frame: FrameType | None) -> NoReturn:
+    raise TerminatedError
+
+
+def _fail(error: RaymergeError, *, as_json: bool) -> NoReturn:
+    if as_json:
+        click.echo(json.dumps({"error": error.as_json()}))
+    click.echo(f"error: {error}", err=True)
+    for note in getattr(error, "__notes__", ()):
+        click.echo(note, err=True)
+    sys.exit(error.exit_code)
+
+
+def _stopped(what: str, resume: str | None, code: int) -> NoReturn:
+    click.echo(f"{what}; {resume}" if resume else what, err=True)
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,10 @@
+"""Sizes that planning shares with the kernels, without loading numba."""
+
+from __future__ import annotations
+
+BLOCK = 4096
+"""Elements a fused kernel works on at a time: its float32 scratch stays in the L2 cache."""
+HIGH_BINS = 2**15
+LOW_BINS = 2**16
+STRIPES = 4
+"""Neighbours count into different stripes: equal neighbours would wait for each other's store."""

@@ -1,0 +1,53 @@
+"""What a selection decides, and how it is read off the counts of `select.py`. No compiled code.
+
+Of m entries tied at the threshold q are kept, evenly spread: the j-th in index order iff
+`(j + 1) * q // m > j * q // m`. Keeping the lowest indices would starve the end of every tensor.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from raymerge.kernels.constants import HIGH_BINS, LOW_BINS
+from raymerge.kernels.tile import Counts
+
+
+@dataclass(frozen=True, slots=True)
+class Threshold:
+    """Which entries stay: those whose magnitude bits exceed `bits`, and `kept` of `tied` equal ones."""
+
+    bits: int
+    kept: int
+    tied: int
+
+
+NOTHING = Threshold(bits=0xFFFFFFFF, kept=0, tied=0)
+"""No magnitude exceeds this: density 0."""
+
+
+def kept_count(density: float, size: int) -> int:
+    """mergekit's count: `max(1, int(density * size))`, and 0 at density 0 or for nothing."""
+    if density <= 0 or size == 0:
+        return 0
+    return min(size, max(1, int(density * size)))
+
+
+def high_bin(high: Counts, keep: int) -> int:
+    """The upper 15 bits of the `keep`-th largest magnitude; `keep` is at least 1."""
+    from_top = np.cumsum(high[::-1])
+    return HIGH_BINS - 1 - int(np.searchsorted(from_top, keep))
+
+
+def threshold(high: Counts, low: Counts, keep: int) -> Threshold:
+    """The exact threshold, from the counts of upper bits and of lower bits inside `high_bin`."""
+    top = high_bin(high, keep)
+    above = int(high[top + 1 :].sum())
+    from_top = np.cumsum(low[::-1])
+    step = int(np.searchsorted(from_top, keep - above))
+    bottom = LOW_BINS - 1 - step
+    tied = int(low[bottom])
+    return Threshold(
+        bits=top << 16 | bottom, kept=keep - above - (int(from_top[step]) - tied), tied=tied
+    )

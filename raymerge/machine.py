@@ -1,0 +1,93 @@
+"""What this machine offers, and what a run takes of it when not told."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+MEMORY_SHARE = 0.6
+"""Of the memory there is, by default. The rest is page cache and whoever else is at home."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Machine:
+    """What a run is going to use."""
+
+    engine: Literal["local", "ray"]
+    why: str
+    """Why this engine, for the user."""
+    address: str | None
+    device: Literal["cpu", "cuda"]
+    processes: int | None
+    """Worker processes; None leaves them to the Ray engine."""
+    threads: int
+    """Units in progress at once in a worker process."""
+    memory_bytes: int
+    """Budget of one worker process."""
+
+
+def inspect_machine(
+    *,
+    engine: Literal["auto", "local", "ray"],
+    address: str | None,
+    device: Literal["auto", "cpu", "cuda"],
+    workers: int | None,
+    memory_bytes: int | None,
+) -> Machine:
+    """Choose what was left to choose: engine, device, workers, budget."""
+    address = address or os.environ.get("RAY_ADDRESS")
+    gpus = num_gpus()
+    if engine == "auto":
+        if address:
+            chosen, why = "ray", f"there is a cluster at {address}"
+        elif gpus > 1 and device != "cpu":
+            chosen, why = "ray", f"there are {gpus} GPUs"
+        else:
+            chosen, why = "local", "no cluster address, and at most one GPU"
+    else:
+        chosen, why = engine, "as asked"
+    on_gpu = device == "cuda" or (device == "auto" and gpus > 0)
+    cpus = num_cpus()
+    processes = workers if chosen == "ray" else 1
+    threads = max(1, cpus // (workers or 1)) if chosen == "ray" else workers or cpus
+    share = int(memory_limit_bytes() * MEMORY_SHARE) // (processes or 1)
+    return Machine(
+        engine="ray" if chosen == "ray" else "local",
+        why=why,
+        address=address if chosen == "ray" else None,
+        device="cuda" if on_gpu else "cpu",
+        processes=processes,
+        threads=threads,
+        memory_bytes=memory_bytes or share,
+    )
+
+
+def num_cpus() -> int:
+    """CPUs this process may run on."""
+    return len(os.sched_getaffinity(0))
+
+
+def num_gpus() -> int:
+    """NVIDIA devices visible to this process, without loading torch or CUDA."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    present = len(list(Path("/proc/driver/nvidia/gpus").glob("*")))
+    if visible is None or not present:
+        return present
+    return len([name for name in visible.split(",") if name not in {"", "-1"}])
+
+
+def memory_limit_bytes() -> int:
+    """The smaller of physical memory and this process's cgroup limits."""
+    limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    for path in (
+        Path("/sys/fs/cgroup/memory.max"),
+        Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
+    ):
+        try:
+            limits.append(int(path.read_text()))
+        except (OSError, ValueError):
+            # Another cgroup version, or `max`: no limit.
+            continue
+    return min(limits)

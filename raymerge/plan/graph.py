@@ -1,0 +1,152 @@
+"""The nouns of a plan: what is read, what is done to it, where it goes. All frozen, all picklable.
+
+    Read ----.
+    Read -----> Step -> Slot          one TensorNode per output tensor
+    Read ----'
+
+Steps are shared: tensors with the same method and the same resolved knobs hold the same object.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from raymerge.checkpoint.dtypes import DType
+from raymerge.checkpoint.folder import Pin
+from raymerge.checkpoint.header import TensorEntry
+from raymerge.checkpoint.layout import Slot
+from raymerge.kernels.threshold import Threshold
+from raymerge.methods.rules import DeltaRule, KeepAll, KeepLargest, Rescale, Scope
+from raymerge.recipe import Knobs
+
+
+@dataclass(frozen=True, slots=True)
+class Read:
+    """A tensor of a source."""
+
+    source: int
+    """Position in `Plan.sources`."""
+    entry: TensorEntry
+
+
+@dataclass(frozen=True, slots=True)
+class CopyStep:
+    """The first input's bytes as they are; any further input has to hold the same bytes."""
+
+    reason: str
+    """Why nothing is computed: `keep`, `passthrough`, or the dtype."""
+
+    @property
+    def passes(self) -> tuple[str, ...]:
+        """What is done, one sweep over the tensor's bytes each."""
+        return ("copy",)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SpanStep:
+    """A sum of the inputs with scalar coefficients."""
+
+    method: str
+    knobs: Knobs
+    relative: bool
+    """Input 0 is the base, and the vectors are the others minus it."""
+    coefficients: tuple[float, ...] | None
+    """None where the Gram matrix decides them in the run."""
+
+    @property
+    def passes(self) -> tuple[str, ...]:
+        """What is done, one sweep over the tensor's bytes each."""
+        return ("span",) if self.coefficients is not None else ("gram", "span")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeltaStep:
+    """Task vectors of inputs 1.. over input 0, sparsified, fused and added to it."""
+
+    method: str
+    knobs: Knobs
+    rule: DeltaRule
+
+    @property
+    def selects(self) -> bool:
+        """Whether magnitudes have to be counted before anything can be kept."""
+        keep = self.rule.keep
+        return isinstance(keep, KeepLargest) and any(density < 1 for density in keep.density)
+
+    @property
+    def surveyed(self) -> bool:
+        """Whether the thresholds are the model's, fixed by a survey before the merge."""
+        keep = self.rule.keep
+        return self.selects and isinstance(keep, KeepLargest) and keep.scope is Scope.MODEL
+
+    @property
+    def normed(self) -> bool:
+        """Whether L1 norms have to be summed before the rescaling is known."""
+        return self.rule.rescale is Rescale.L1 and not isinstance(self.rule.keep, KeepAll)
+
+    @property
+    def passes(self) -> tuple[str, ...]:
+        """What is done, one sweep over the tensor's bytes each."""
+        counted = ("histogram", "histogram") if self.selects and not self.surveyed else ()
+        return (*counted, *(("norms",) if self.normed else ()), "delta")
+
+
+Step = CopyStep | SpanStep | DeltaStep
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TensorNode:
+    """One output tensor: what is read, how it is merged, where it goes."""
+
+    slot: Slot
+    step: Step
+    inputs: tuple[Read, ...]
+    """In recipe order. The base comes first for base-relative steps."""
+    twins: tuple[tuple[Read, Read], ...] = ()
+    """Pairs of tensors of one source whose bytes must agree: a tied head and its embedding."""
+
+    @property
+    def input_bytes(self) -> int:
+        """Bytes of all inputs."""
+        return sum(read.entry.nbytes for read in self.inputs)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unit:
+    """What a worker is handed: a run of whole output tensors within a shard."""
+
+    number: int
+    shard: str
+    shard_bytes: int
+    """Length of the shard's file."""
+    start: int
+    stop: int
+    """Half-open byte range of the shard that this unit writes."""
+    nodes: tuple[TensorNode, ...]
+    thresholds: tuple[Threshold, ...] = ()
+    """The model's, one per source, once a survey has fixed them."""
+    ties_before: tuple[int, ...] = ()
+    """Entries tied at those thresholds in the units before this one, one per source."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes this unit writes."""
+        return self.stop - self.start
+
+    @property
+    def read_bytes(self) -> int:
+        """Bytes of its inputs, each counted once."""
+        return sum(node.input_bytes for node in self.nodes)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlannedSource:
+    """A source as the plan pinned it."""
+
+    label: str
+    location: str
+    revision: str | None
+    pins: Mapping[str, Pin]
+    side_files: tuple[str, ...]
+    tensor_bytes: int

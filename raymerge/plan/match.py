@@ -1,0 +1,138 @@
+"""Which tensor of which source goes into which output tensor: by name and shape, nothing else.
+
+No table of architectures. Sources of one skeleton have the same names; whatever one has and another
+lacks is an error until the recipe says what is to become of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from raymerge.checkpoint.catalog import Catalog
+from raymerge.checkpoint.header import TensorEntry
+from raymerge.checkpoint.ties import TiePolicy, decide_tie
+from raymerge.errors import PlanError
+from raymerge.plan.graph import Read
+from raymerge.recipe import Recipe
+from raymerge.recipe.patterns import matches
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Match:
+    """The skeleton of the output."""
+
+    names: tuple[str, ...]
+    """Tensors to write, in the donor's order."""
+    kept: frozenset[str]
+    """Those copied from the donor."""
+    dropped: tuple[str, ...]
+    """Tensors of any source that the recipe leaves out."""
+    tie: TiePolicy | None
+
+
+def match(recipe: Recipe, catalogs: Sequence[Catalog]) -> Match:
+    """Decide the names of the output.
+
+    Args:
+        recipe: The recipe.
+        catalogs: One per `recipe.all_sources`, in that order.
+
+    Raises:
+        PlanError: A source lacks a tensor or has one more, or a pattern covers nothing.
+    """
+    donor = next(c for c in catalogs if c.label == recipe.donor.label)
+    every = dict.fromkeys(name for catalog in (donor, *catalogs) for name in catalog.tensors)
+    _check_patterns(recipe, every)
+    dropped = frozenset(name for name in every if matches(recipe.drop, name))
+    kept = frozenset(
+        name for name in donor.tensors if name not in dropped and matches(recipe.keep, name)
+    )
+    tie = decide_tie(catalogs)
+    tied_heads = {tie.head} if tie and tie.tied else set()
+    names = tuple(name for name in every if name not in dropped and name not in tied_heads)
+    for catalog in catalogs:
+        _check_complete(catalog, donor, names, kept, tie)
+    return Match(names=names, kept=kept, dropped=tuple(n for n in every if n in dropped), tie=tie)
+
+
+def inputs_of(
+    name: str, catalogs: Sequence[Catalog], order: Iterable[int], tie: TiePolicy | None
+) -> tuple[Read, ...]:
+    """The tensors that go into the output tensor `name`, from the sources at `order`."""
+    reads = []
+    for position in order:
+        catalog = catalogs[position]
+        stands_in = tie and name == tie.head and catalog.label in tie.stand_ins
+        entry = catalog.tensors[tie.embedding if tie and stands_in else name]
+        reads.append(Read(position, entry))
+    return tuple(reads)
+
+
+def check_shapes(name: str, reads: Sequence[Read], catalogs: Sequence[Catalog]) -> None:
+    """Raise unless all inputs have one shape."""
+    first = reads[0]
+    for read in reads[1:]:
+        if read.entry.shape != first.entry.shape:
+            one, other = catalogs[first.source].label, catalogs[read.source].label
+            raise PlanError(
+                f"{name} has shape {_shape(first.entry)} in {one} and {_shape(read.entry)} in "
+                f"{other}; sources must be of one architecture. To leave it out write "
+                f"`drop: [{name}]`, to copy the donor's write `keep: [{name}]`.",
+                source=other,
+                tensor=name,
+            )
+
+
+def twins(tie: TiePolicy | None, catalogs: Sequence[Catalog]) -> tuple[tuple[Read, Read], ...]:
+    """Heads that are tied by their config and stored all the same: the run compares their bytes."""
+    if tie is None:
+        return ()
+    return tuple(
+        (Read(i, catalog.tensors[tie.head]), Read(i, catalog.tensors[tie.embedding]))
+        for i, catalog in enumerate(catalogs)
+        if catalog.label in tie.must_equal
+    )
+
+
+def _check_patterns(recipe: Recipe, names: Mapping[str, None]) -> None:
+    for key, patterns in (("drop", recipe.drop), ("keep", recipe.keep)):
+        for pattern in patterns:
+            if not any(matches((pattern,), name) for name in names):
+                raise PlanError(
+                    f"{recipe.path}: {key}: no tensor of any source matches {pattern!r}; tensors "
+                    f"are named like {next(iter(names))!r}, and `*` stands for any characters"
+                )
+
+
+def _check_complete(
+    catalog: Catalog,
+    donor: Catalog,
+    names: Sequence[str],
+    kept: frozenset[str],
+    tie: TiePolicy | None,
+) -> None:
+    absent = [name for name in names if name not in catalog.tensors and name not in kept]
+    if tie and catalog.label in tie.stand_ins:
+        absent = [name for name in absent if name != tie.head]
+    if not absent:
+        return
+    listed = ", ".join(absent[:3]) + (f" and {len(absent) - 3} more" if absent[3:] else "")
+    extra = [name for name in absent if name not in donor.tensors]
+    if catalog is donor or len(extra) == len(absent):
+        accept = "To leave them out write `drop:` with their names or a pattern"
+    else:
+        accept = (
+            f"To copy them from {donor.label} write `keep:` with their names or a pattern, to leave "
+            "them out `drop:`"
+        )
+    raise PlanError(
+        f"{catalog.label} lacks {len(absent)} tensors that other sources have: {listed}. {accept}; "
+        f"for the first: `[{absent[0]}]`.",
+        source=catalog.label,
+        tensor=absent[0],
+    )
+
+
+def _shape(entry: TensorEntry) -> str:
+    return str(list(entry.shape))

@@ -1,0 +1,96 @@
+"""From a method and a tensor's resolved knobs to the step that is done to it.
+
+Methods are pure, so their figures are worked out here, once for all tensors with the same knobs;
+what a method refuses becomes a PlanError before anything runs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from raymerge.checkpoint.dtypes import DType, promote
+from raymerge.errors import PlanError
+from raymerge.methods.registry import Family, Over
+from raymerge.plan.graph import CopyStep, DeltaStep, Read, SpanStep, Step
+from raymerge.recipe import Knobs, Recipe
+
+KEEP = CopyStep("keep")
+COPY = CopyStep("passthrough")
+NOT_FLOATING = CopyStep("not a floating-point tensor")
+
+
+def arguments(knobs: Knobs) -> dict[str, object]:
+    """Knobs as keyword arguments of a method's function: `lambda` is `lambda_` in Python."""
+    return {"lambda_" if name == "lambda" else name: value for name, value in knobs.items()}
+
+
+@dataclass(slots=True)
+class StepMaker:
+    """Makes the steps of one recipe; equal ones are one object."""
+
+    recipe: Recipe
+    _made: dict[int, Step] = field(default_factory=dict)
+
+    def make(self, name: str, knobs: Knobs) -> Step:
+        """The step for the knobs of tensor `name`, dtypes aside."""
+        # The resolver hands out equal knobs as one object, which it keeps alive.
+        step = self._made.get(id(knobs))
+        if step is None:
+            step = self._made[id(knobs)] = self._new(name, knobs)
+        return step
+
+    def _new(self, name: str, knobs: Knobs) -> Step:
+        method = self.recipe.method
+        try:
+            if method.family is Family.DELTA:
+                rule = method.function(**arguments(knobs))
+                return DeltaStep(method=method.name, knobs=knobs, rule=rule)
+            coefficients = None
+            if not method.needs_gram:
+                coefficients = tuple(method.function(**arguments(knobs)))
+        except ValueError as error:
+            raise PlanError(
+                f"{self.recipe.path}: {method.name} on {name}: {error}", tensor=name
+            ) from error
+        relative = method.over is Over.DELTAS
+        return SpanStep(
+            method=method.name, knobs=knobs, relative=relative, coefficients=coefficients
+        )
+
+
+def output_dtype(name: str, reads: tuple[Read, ...], recipe: Recipe) -> DType:
+    """The dtype of an output tensor: the recipe's, else torch's promotion over its inputs.
+
+    Raises:
+        PlanError: A float64 input and no dtype to narrow it to, or floating-point inputs among
+            others.
+    """
+    kinds = {read.entry.dtype for read in reads}
+    if not all(kind.mergeable for kind in kinds):
+        if len(kinds) > 1:
+            listed = ", ".join(sorted(kinds))
+            raise PlanError(
+                f"{name} is of dtypes {listed} in different sources, which cannot be merged. To "
+                f"copy the donor's write `keep: [{name}]`, to leave it out `drop: [{name}]`.",
+                tensor=name,
+            )
+        return kinds.pop()
+    if recipe.dtype is not None:
+        return recipe.dtype
+    if DType.F64 in kinds:
+        raise PlanError(
+            f"{name} is float64 in a source, and arithmetic is float32: name the narrower type to "
+            "write, such as `dtype: float32`",
+            tensor=name,
+        )
+    return promote(kinds)
+
+
+def settle(step: Step, reads: tuple[Read, ...], dtype: DType) -> Step:
+    """The step once dtypes are known: nothing is computed where bytes can be copied."""
+    if not dtype.mergeable:
+        return NOT_FLOATING
+    unscaled = isinstance(step, SpanStep) and not step.relative and step.coefficients == (1.0,)
+    if unscaled and reads[0].entry.dtype is dtype:
+        return COPY
+    return step

@@ -1,0 +1,62 @@
+"""Cut shards into units: runs of whole output tensors, balanced by bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+from raymerge.checkpoint.layout import Shard
+from raymerge.plan.graph import TensorNode, Unit
+
+UNIT_BYTES = 64 * 2**20
+"""Output of a unit, where several share a shard. Small enough that the last ones end together,
+large enough that a receipt and its fsync cost nothing beside it."""
+MAX_UNIT_TENSORS = 128
+"""Keeps a unit's description under 100 KB, however small its tensors are."""
+
+
+def cut(
+    shards: Sequence[Shard], nodes: Mapping[str, TensorNode], *, whole_shards: bool
+) -> tuple[Unit, ...]:
+    """Cut every shard, largest work first in the order given.
+
+    Args:
+        shards: The layout.
+        nodes: The node of each output tensor.
+        whole_shards: A unit is a shard, for destinations where a file has one writer.
+    """
+    units: list[Unit] = []
+    for shard in shards:
+        members = [nodes[slot.name] for slot in shard.slots]
+        for group in [members] if whole_shards else _groups(members):
+            units.append(
+                Unit(
+                    number=len(units),
+                    shard=shard.name,
+                    shard_bytes=shard.nbytes,
+                    start=group[0].slot.start,
+                    stop=group[-1].slot.stop,
+                    nodes=tuple(group),
+                )
+            )
+    return tuple(units)
+
+
+def dispatch_order(units: Sequence[Unit]) -> tuple[Unit, ...]:
+    """The order to hand units out: much larger ones first, the others as their bytes lie.
+
+    Nobody should wait at the end for a worker that began the largest tensor last; beyond that,
+    reading sources in order is worth more than an exact sort.
+    """
+    return tuple(sorted(units, key=lambda unit: (-(unit.nbytes // (2 * UNIT_BYTES)), unit.number)))
+
+
+def _groups(members: Sequence[TensorNode]) -> Iterator[list[TensorNode]]:
+    group: list[TensorNode] = []
+    for node in members:
+        group_bytes = node.slot.stop - group[0].slot.start if group else 0
+        if group and (group_bytes > UNIT_BYTES or len(group) == MAX_UNIT_TENSORS):
+            yield group
+            group = []
+        group.append(node)
+    if group:
+        yield group

@@ -1,0 +1,65 @@
+"""What each source is called.
+
+Random draws are keyed by a source's label, so that moving a model to a bucket drops the same
+entries. A label is therefore the last component of the location and nothing of where that lies;
+only where two sources would share one does the parent folder's name come in front, and failing that
+the position behind.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from raymerge.recipe.document import Place
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Named:
+    """A source that needs a label."""
+
+    location: str
+    label: str | None
+    """As given in the recipe."""
+    place: Place
+
+
+def assign_labels(sources: Sequence[Named]) -> tuple[str, ...]:
+    """One label per source, no two equal.
+
+    Raises:
+        RecipeError: Two labels given in the recipe are equal, or one is what another source gets.
+    """
+    choices = [_choices(source, position) for position, source in enumerate(sources, start=1)]
+    labels = [candidates[0] for candidates in choices]
+    for step in (1, 2):
+        taken = Counter(labels)
+        for index, candidates in enumerate(choices):
+            if taken[labels[index]] > 1 and sources[index].label is None:
+                labels[index] = candidates[step]
+    _check_distinct(sources, labels)
+    return tuple(labels)
+
+
+def _choices(source: Named, position: int) -> tuple[str, ...]:
+    if source.label is not None:
+        return (source.label,)
+    parts = [part for part in os.path.normpath(source.location).split("/") if part]
+    last = parts[-1] if parts else source.location
+    nested = "/".join(parts[-2:]) or last
+    return last, nested, f"{nested}#{position}"
+
+
+def _check_distinct(sources: Sequence[Named], labels: Sequence[str]) -> None:
+    lines: dict[str, int] = {}
+    for source, label in zip(sources, labels, strict=True):
+        line = lines.setdefault(label, source.place.line)
+        if line != source.place.line:
+            raise source.place.error(
+                f"label: {label!r} is also the label of the model on line {line}; choose another"
+            )

@@ -1,0 +1,183 @@
+"""From a recipe's text to a `Recipe`: the top-level keys, and the order of the checks."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from raymerge.checkpoint.dtypes import OUTPUT_DTYPES, DType
+from raymerge.errors import RecipeError
+from raymerge.methods import Method, methods
+from raymerge.recipe.dialect import MERGEKIT_KEYS, MERGEKIT_KNOBS, MERGEKIT_METHODS
+from raymerge.recipe.document import Fields, Items, Scalar, read_document
+from raymerge.recipe.model import NanPolicy, Recipe
+from raymerge.recipe.parameters import SHORTHANDS, read_parameters
+from raymerge.recipe.sources import read_cast
+from raymerge.recipe.wording import did_you_mean, listed
+
+TOP_KEYS = (
+    "merge_method",
+    "models",
+    "base_model",
+    "parameters",
+    "dtype",
+    "out_dtype",
+    "seed",
+    "drop",
+    "keep",
+    "nan",
+    "name",
+    *SHORTHANDS,
+)
+"""Every key a recipe may have."""
+DTYPES = {name: dtype for name, dtype in OUTPUT_DTYPES.items() if dtype is not DType.F64}
+"""What `dtype` may name; arithmetic is float32, so float64 would be precision that is not there."""
+NUM_SEEDS = 2**64
+"""Seeds are 64-bit: half of a Philox key."""
+_DTYPE_NICKNAMES = {
+    "bf16": "bfloat16",
+    "fp16": "float16",
+    "half": "float16",
+    "fp32": "float32",
+    "float": "float32",
+}
+
+
+def load(path: str | os.PathLike[str]) -> Recipe:
+    """Read a recipe file.
+
+    Raises:
+        RecipeError: The file cannot be read, or what is in it is wrong.
+    """
+    shown = os.fspath(path)
+    try:
+        text = Path(path).read_text(encoding="utf-8-sig")
+    except FileNotFoundError as error:
+        raise RecipeError(f"{shown}: no such recipe file", file=shown) from error
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise RecipeError(f"{shown}: cannot be read: {reason}", file=shown) from error
+    except UnicodeDecodeError as error:
+        raise RecipeError(
+            f"{shown}: is not UTF-8 text (byte {error.start}); a recipe is a YAML file", file=shown
+        ) from error
+    return loads(text, path=shown)
+
+
+def loads(text: str, *, path: str = "<recipe>") -> Recipe:
+    """Read a recipe from a string.
+
+    Args:
+        text: The YAML.
+        path: What messages call it.
+
+    Raises:
+        RecipeError: File, line, key, what is wrong and what is allowed.
+    """
+    top = read_document(text, path)
+    _refuse_stray_knobs(top)
+    top.check_keys("a recipe", TOP_KEYS, MERGEKIT_KEYS)
+    method = _read_method(top)
+    dtype = _read_dtype(top, "dtype")
+    out_dtype = _read_dtype(top, "out_dtype")
+    cast = read_cast(top, method)
+    settings, no_effect = read_parameters(top, method, cast)
+    return Recipe(
+        path=path,
+        text=text,
+        method=method,
+        sources=tuple(entry.ref for entry in cast.participants),
+        base=cast.base,
+        dtype=out_dtype or dtype,
+        seed=_read_seed(top),
+        drop=_read_patterns(top, "drop"),
+        keep=_read_patterns(top, "keep"),
+        nan=_read_nan(top),
+        no_effect=(*_idle_keys(top), *no_effect),
+        settings=settings,
+    )
+
+
+def _refuse_stray_knobs(top: Fields) -> None:
+    knobs = MERGEKIT_KNOBS.union(*(method.knobs for method in methods().values()))
+    for key, field in top.fields.items():
+        if key in knobs and key not in TOP_KEYS:
+            raise field.place.error(
+                f"{key}: a knob, and knobs stand under parameters; write parameters: {{{key}: ...}}"
+            )
+
+
+def _read_method(top: Fields) -> Method:
+    node = top.get("merge_method")
+    known = methods()
+    if node is None:
+        place = top.place_of("merge_method")
+        raise place.error(f"merge_method: missing; allowed: {listed(known)}")
+    name = node.as_text("merge_method")
+    if name in known:
+        return known[name]
+    if name in MERGEKIT_METHODS:
+        raise node.place.error(
+            f"merge_method: {name!r} is a method of mergekit's that raymerge does not have yet; "
+            f"allowed: {listed(known)}"
+        )
+    hint = did_you_mean(name, {*known, *MERGEKIT_METHODS})
+    raise node.place.error(
+        f"merge_method: there is no method {name!r}; allowed: {listed(known)}.{hint}"
+    )
+
+
+def _read_dtype(top: Fields, key: str) -> DType | None:
+    node = top.get(key)
+    if node is None:
+        return None
+    text = node.as_text(key)
+    name = text.removeprefix("torch.")
+    if name in DTYPES:
+        return DTYPES[name]
+    message = f"{key} is {text!r}; allowed: {listed(DTYPES)}."
+    if name == "float64":
+        raise node.place.error(f"{message} Arithmetic is float32, so float64 would add nothing")
+    nickname = _DTYPE_NICKNAMES.get(name)
+    hint = f" Did you mean {nickname!r}?" if nickname else did_you_mean(name, DTYPES)
+    raise node.place.error(message + hint)
+
+
+def _read_seed(top: Fields) -> int:
+    node = top.get("seed")
+    if node is None:
+        return 0
+    seed = node.value if isinstance(node, Scalar) else None
+    if isinstance(seed, int) and not isinstance(seed, bool) and 0 <= seed < NUM_SEEDS:
+        return seed
+    raise node.place.error(f"seed is {node.shown}; allowed: a whole number from 0 to 2**64 - 1")
+
+
+def _read_nan(top: Fields) -> NanPolicy:
+    node = top.get("nan")
+    if node is None:
+        return "error"
+    match node.as_text("nan"):
+        case "error":
+            return "error"
+        case "pass":
+            return "pass"
+        case other:
+            hint = did_you_mean(other, ("error", "pass"))
+            raise node.place.error(f"nan is {other!r}; allowed: 'error' or 'pass'.{hint}")
+
+
+def _read_patterns(top: Fields, key: str) -> tuple[str, ...]:
+    if key not in top.fields:
+        return ()
+    node = top.fields[key].node
+    items = node.items if isinstance(node, Items) else (node,)
+    if not items:
+        raise node.place.error(
+            f"{key} is an empty list; allowed: tensor-name patterns, or no {key}"
+        )
+    return tuple(item.as_text(key) for item in items)
+
+
+def _idle_keys(top: Fields) -> list[str]:
+    return [f"{top.place_of('name')}: name has no effect"] if "name" in top.fields else []

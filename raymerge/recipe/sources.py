@@ -1,0 +1,232 @@
+"""The checkpoints a recipe names, and the part each plays in its method.
+
+mergekit adds a `base_model` that is not listed as the last model, for every method. Methods
+relative to a base ignore what is said about it, so there it is the base and nothing else; `linear`
+averages it in like any other, and so does raymerge.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from raymerge.methods.registry import Method, Over
+from raymerge.recipe.dialect import MERGEKIT_SOURCE_KEYS
+from raymerge.recipe.document import Fields, Items, Node, Place, Scalar
+from raymerge.recipe.labels import Named, assign_labels
+from raymerge.recipe.model import SourceRef
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+_URL = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
+_LOCATION_KEYS = ("model", "path", "revision")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Listed:
+    """One mention of a checkpoint, as written."""
+
+    location: str
+    revision: str | None
+    label: str | None
+    parameters: Fields | None
+    place: Place
+
+    @property
+    def identity(self) -> tuple[str, str | None]:
+        """Equal for two mentions of the same checkpoint."""
+        return os.path.normpath(self.location), self.revision
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Participant:
+    """A source that per-source knobs apply to, and what the recipe says under it."""
+
+    ref: SourceRef
+    parameters: Fields | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cast:
+    """Who takes part in a merge."""
+
+    participants: tuple[Participant, ...]
+    base: SourceRef | None
+    base_parameters: Fields | None
+    """What the recipe says under the base where the method ignores it."""
+    joined: bool
+    """Whether the base is the last participant without being listed."""
+
+
+def read_cast(top: Fields, method: Method) -> Cast:
+    """Read `models` and `base_model`.
+
+    Raises:
+        RecipeError: A model listed twice, no base where one is needed, too few or many sources.
+    """
+    models = _read_models(top)
+    base_node = top.get("base_model")
+    base = None if base_node is None else _read_base(base_node)
+    if base is None and method.needs_base:
+        raise top.place_of("merge_method").error(
+            f"base_model: missing; {method.name} needs the model that the others started from. "
+            "Add base_model: <model>"
+        )
+    others = [model for model in models if base is None or model.identity != base.identity]
+    unlisted = [base] if base is not None and len(others) == len(models) else []
+    mentions = [*unlisted, *models]
+    refs = _refs(mentions, base)
+    relative = method.over is not Over.SOURCES
+    taking_part = others if relative else [*models, *unlisted]
+    joined = bool(unlisted) and not relative
+    _check_number(method, len(taking_part), top.place_of("models"), joined=joined)
+    base_entry = next((model for model in models if model not in others), None)
+    return Cast(
+        participants=tuple(
+            Participant(ref=refs[entry.identity], parameters=entry.parameters)
+            for entry in taking_part
+        ),
+        base=None if base is None else refs[base.identity],
+        base_parameters=base_entry.parameters if base_entry and relative else None,
+        joined=joined,
+    )
+
+
+def _read_models(top: Fields) -> tuple[Listed, ...]:
+    node = top.get("models")
+    if node is None or (isinstance(node, Items) and not node.items):
+        raise top.place_of("models").error("models: missing; list the models to merge")
+    if not isinstance(node, Items):
+        raise node.place.error(f"models is {node.shown}; allowed: a list of models")
+    models = tuple(_read_entry(item) for item in node.items)
+    first: dict[tuple[str, str | None], Listed] = {}
+    for entry in models:
+        twin = first.setdefault(entry.identity, entry)
+        if twin is not entry:
+            raise entry.place.error(
+                f"model: {entry.location!r} is listed twice, first on line {twin.place.line}; "
+                "give it one entry with the sum of the weights"
+            )
+    return models
+
+
+def _read_entry(node: Node) -> Listed:
+    if not isinstance(node, Fields):
+        return _read_mention("model", node)
+    what = "an entry of models"
+    node.check_keys(what, (*_LOCATION_KEYS, "label", "parameters"), MERGEKIT_SOURCE_KEYS)
+    return _read_mention("model", node, parameters=fields_under(node, "parameters"))
+
+
+def _read_base(node: Node) -> Listed:
+    if isinstance(node, Fields):
+        node.check_keys("base_model", (*_LOCATION_KEYS, "label"), MERGEKIT_SOURCE_KEYS)
+    return _read_mention("base_model", node)
+
+
+def _read_mention(key: str, node: Node, *, parameters: Fields | None = None) -> Listed:
+    location, revision = _read_location(key, node)
+    label = node.get("label") if isinstance(node, Fields) else None
+    return Listed(
+        location=location,
+        revision=revision,
+        label=None if label is None else label.as_text("label"),
+        parameters=parameters,
+        place=node.place,
+    )
+
+
+def _read_location(key: str, node: Node) -> tuple[str, str | None]:
+    if isinstance(node, Scalar):
+        return split_reference(node.as_text(key), node.place, key)
+    if isinstance(node, Items):
+        raise node.place.error(f"{key} is a list; allowed: a path, URL or repository")
+    path, model, revision = (node.get(name) for name in ("path", "model", "revision"))
+    if (path is None) == (model is None):
+        raise node.place.error(f"{key}: say where it is, with exactly one of model and path")
+    if path is not None:
+        location, found = path.as_text("path"), None
+    else:
+        assert model is not None
+        if isinstance(model, Fields):
+            model.check_keys("model", _LOCATION_KEYS, MERGEKIT_SOURCE_KEYS)
+        location, found = _read_location("model", model)
+    if revision is None:
+        return location, found
+    if found is not None:
+        raise revision.place.error(f"revision: given twice; {found!r} is already part of the model")
+    return location, revision.as_text("revision")
+
+
+def split_reference(text: str, place: Place, key: str) -> tuple[str, str | None]:
+    """Split `org/name@revision`; anything that exists on disk, or is an object's URL, is whole."""
+    hub = text.lower().startswith("hf://") or not _URL.match(text)
+    # An object's key may contain @ and +, and so may a folder's name.
+    if not hub or os.path.exists(text):  # noqa: PTH110 - text may be no path at all
+        return text, None
+    if "+" in text:
+        raise place.error(
+            f"{key}: {text!r} does not exist as a path, and model+adapter is mergekit's way to add "
+            "a LoRA, which raymerge does not have yet. Merge the adapter into the model first"
+        )
+    location, at, revision = text.rpartition("@")
+    if not at:
+        return text, None
+    if not location or not revision:
+        raise place.error(
+            f"{key} is {text!r}; allowed: a path, URL or repository, or name@revision"
+        )
+    return location, revision
+
+
+def fields_under(fields: Fields, key: str) -> Fields | None:
+    """The mapping under `key`, if there is one."""
+    node = fields.get(key)
+    if node is None or isinstance(node, Fields):
+        return node
+    raise node.place.error(f"{key} is {node.shown}; allowed: a mapping such as {{weight: 0.5}}")
+
+
+def _refs(
+    mentions: Sequence[Listed], base: Listed | None
+) -> dict[tuple[str, str | None], SourceRef]:
+    labels = assign_labels([_named(entry, base) for entry in mentions])
+    return {
+        entry.identity: SourceRef(
+            label=label,
+            location=entry.location,
+            revision=entry.revision,
+            line=entry.place.line,
+        )
+        for entry, label in zip(mentions, labels, strict=True)
+    }
+
+
+def _named(entry: Listed, base: Listed | None) -> Named:
+    """The entry's label or, for the base listed a second time, that of `base_model`."""
+    given = entry.label
+    if base is not None and base.label and base.identity == entry.identity:
+        if given not in (None, base.label):
+            raise entry.place.error(
+                f"label: {given!r} here, {base.label!r} under base_model on line "
+                f"{base.place.line}; they are one model"
+            )
+        given = base.label
+    return Named(location=entry.location, label=given, place=entry.place)
+
+
+def _check_number(method: Method, number: int, place: Place, *, joined: bool) -> None:
+    lower, upper = method.min_sources, method.max_sources
+    if lower <= number and (upper is None or number <= upper):
+        return
+    wanted = f"exactly {lower}" if lower == upper else f"{lower} to {upper}"
+    wanted = f"at least {lower}" if upper is None else wanted
+    noun = "model" if lower == 1 and upper in (1, None) else "models"
+    besides = " besides the base" if method.over is not Over.SOURCES else ""
+    aside = " (base_model, not listed, is one more)" if joined else ""
+    raise place.error(
+        f"models: {method.name} takes {wanted} {noun}{besides}, found {number}{aside}"
+    )

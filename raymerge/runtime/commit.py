@@ -1,0 +1,230 @@
+"""Claim a destination, keep receipts, publish. A checkpoint is whole or absent.
+
+    OUT/.raymerge/claim.json          whose OUT is: plan digest, driver, process, time
+    OUT/.raymerge/<digest>/           shards while they are filled, receipts, survey figures
+    OUT/model-...safetensors          renamed here once every receipt is in
+    OUT/model.safetensors.index.json  written last: this is the commit
+
+A driver holds a lock on its claim file for as long as it lives, so a claim whose lock is free was
+left by a driver that died: the same digest takes it over and goes on. `--overwrite` puts a new
+claim in place of the old one; the driver that held it finds that out before it publishes and stops.
+A lock on OUT itself orders the two: a claim changes hands either before a commit begins or after it
+ended.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import secrets
+import shutil
+import socket
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+
+from raymerge.checkpoint.index import INDEX_NAME, SINGLE_NAME, build_index
+from raymerge.errors import CommitError, ConflictError, RaymergeError, StorageError
+from raymerge.plan.build import Plan
+from raymerge.runtime.unit import Receipt
+from raymerge.storage.posix import create_exclusively, write_atomically
+
+STATE_FOLDER = ".raymerge"
+CLAIM_NAME = "claim.json"
+RECORD_NAME = "raymerge.json"
+
+
+class Claim:
+    """A destination that is ours, until `close` or until another driver overwrites it.
+
+    Args:
+        out: The destination folder.
+        digest: Digest of the plan that is to be written.
+        overwrite: Take the destination whoever holds it, and remove what is there.
+
+    Raises:
+        ConflictError: A live driver, another plan or a finished checkpoint holds the destination.
+    """
+
+    def __init__(self, out: Path, *, digest: str, overwrite: bool) -> None:
+        self.out = out
+        self.digest = digest
+        self._driver = secrets.token_hex(8)
+        self._path = out / STATE_FOLDER / CLAIM_NAME
+        self.folder = out / STATE_FOLDER / digest
+        """Where shards are filled and receipts lie."""
+        with self._exclusive():
+            found = _read_claim(self._path)
+            if not overwrite:
+                self._refuse_others(found)
+            if overwrite:
+                self._clear()
+            write_atomically(self._path, self._content())
+            # Held until this process ends, however it ends.
+            self._descriptor = os.open(self._path, os.O_RDWR | os.O_CLOEXEC)
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX)
+        self.folder.mkdir(exist_ok=True)
+
+    def _content(self) -> bytes:
+        claim = {
+            "digest": self.digest,
+            "driver": self._driver,
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "since": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        }
+        return json.dumps(claim, indent=2).encode() + b"\n"
+
+    def _refuse_others(self, found: Mapping[str, object] | None) -> None:
+        if found is None:
+            taken = next((n for n in (INDEX_NAME, SINGLE_NAME) if (self.out / n).exists()), None)
+            if taken:
+                raise ConflictError(
+                    f"{self.out} already holds a checkpoint ({taken}); give another folder, or "
+                    "--overwrite to replace it"
+                )
+            return
+        if _is_locked(self._path):
+            raise ConflictError(
+                f"{self.out} is being written by process {found.get('pid')} on {found.get('host')} "
+                f"since {found.get('since')}; wait for it, or --overwrite to stop it"
+            )
+        if found.get("digest") != self.digest:
+            raise ConflictError(
+                f"{self.out} holds an unfinished merge of another recipe or of sources that have "
+                f"changed (plan {found.get('digest')}, this is {self.digest}); finish that one, "
+                "give another folder, or --overwrite to replace it"
+            )
+
+    def _clear(self) -> None:
+        """Remove what another merge left, the index first: no reader finds half of anything."""
+        for name in (INDEX_NAME, SINGLE_NAME, RECORD_NAME):
+            (self.out / name).unlink(missing_ok=True)
+        for shard in self.out.glob("model-*-of-*.safetensors"):
+            shard.unlink()
+        for child in (self.out / STATE_FOLDER).iterdir():
+            if child.is_dir() and child != self.folder:
+                shutil.rmtree(child)
+
+    @contextmanager
+    def _exclusive(self) -> Iterator[None]:
+        """One driver at a time: claims change hands, and commits happen, in here."""
+        try:
+            (self.out / STATE_FOLDER).mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(self.out, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+                # Its last owner may have removed it while we waited for the lock.
+                (self.out / STATE_FOLDER).mkdir(exist_ok=True)
+                yield
+            finally:
+                os.close(descriptor)
+        except RaymergeError:
+            raise
+        except OSError as error:
+            raise StorageError(
+                f"{self.out} cannot be written: {error.strerror}; give a folder that can",
+                file=str(error.filename) if error.filename else None,
+            ) from error
+
+    def check(self) -> None:
+        """Raise ConflictError if another driver has taken the destination."""
+        found = _read_claim(self._path)
+        if found is None or found.get("driver") != self._driver:
+            whose = f"process {found.get('pid')} on {found.get('host')}" if found else "another run"
+            raise ConflictError(
+                f"{self.out} was taken over by {whose} while this merge ran; nothing was published"
+            )
+
+    def receipts(self) -> dict[int, Receipt]:
+        """Receipts of an earlier run, by unit; what cannot be read counts as not there."""
+        found = {}
+        for path in self.folder.glob("unit-*.json"):
+            try:
+                receipt = Receipt(**json.loads(path.read_bytes()))
+            except (ValueError, TypeError):
+                continue
+            found[receipt.unit] = receipt
+        return found
+
+    def keep(self, receipt: Receipt) -> None:
+        """Write a receipt; the unit's data is on the disk already."""
+        content = json.dumps(asdict(receipt)).encode()
+        write_atomically(self.folder / f"unit-{receipt.unit:06}.json", content)
+
+    def publish(
+        self, plan: Plan, receipts: Mapping[int, Receipt], files: Mapping[str, bytes]
+    ) -> None:
+        """Make the checkpoint visible: shards, the files beside them, the index last.
+
+        Raises:
+            CommitError: A unit has no receipt, or a shard is not as long as planned. Nothing is
+                published.
+            ConflictError: Another driver has taken the destination.
+        """
+        missing = [unit.number for unit in plan.units if unit.number not in receipts]
+        if missing:
+            raise CommitError(f"{len(missing)} units have no receipt, number {missing[0]} first")
+        with self._exclusive():
+            self.check()
+            for shard in plan.shards:
+                self._publish_shard(shard.name, shard.nbytes)
+            for name, content in files.items():
+                write_atomically(self.out / name, content)
+            write_atomically(self.out / INDEX_NAME, build_index(plan.shards))
+            # From here on the checkpoint exists; what is left is tidying up.
+            shutil.rmtree(self.out / STATE_FOLDER, ignore_errors=True)
+
+    def _publish_shard(self, name: str, nbytes: int) -> None:
+        filled, final = self.folder / name, self.out / name
+        # A driver killed in the middle of its commit has renamed some already.
+        path = filled if filled.exists() else final
+        length = path.stat().st_size if path.exists() else None
+        if length != nbytes:
+            raise CommitError(f"{path}: planned {nbytes} bytes, found {length}", file=name)
+        if path is filled:
+            filled.replace(final)
+
+    def close(self) -> None:
+        """Let go of the destination. What is not published stays for the next run of this plan."""
+        os.close(self._descriptor)
+        found = _read_claim(self._path)
+        if found is not None and found.get("digest") != self.digest:
+            # Another plan took the destination; what this one wrote meanwhile is of no use.
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def finished_record(out: Path, digest: str) -> dict[str, object] | None:
+    """raymerge.json of a checkpoint in `out` that this very plan has written, if there is one."""
+    try:
+        record = json.loads((out / RECORD_NAME).read_bytes())
+    except (OSError, ValueError):
+        return None
+    whole = (out / INDEX_NAME).exists() and not (out / STATE_FOLDER / CLAIM_NAME).exists()
+    ours = isinstance(record, dict) and record.get("digest") == digest
+    return record if whole and ours else None
+
+
+def _read_claim(path: Path) -> Mapping[str, object] | None:
+    try:
+        claim = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except ValueError:
+        return {}
+    return claim if isinstance(claim, dict) else {}
+
+
+def _is_locked(path: Path) -> bool:
+    """Whether the driver that made this claim is alive."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False

@@ -1,0 +1,256 @@
+"""One merge from claim to commit, whatever the engine.
+
+    claim -> trust what an earlier run wrote -> survey, if the plan has one
+          -> units to workers, receipts as they land, a shard's sha256 with its last one
+          -> publish
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from threading import Lock
+from time import perf_counter
+from typing import Any
+
+from raymerge.checkpoint.layout import Shard
+from raymerge.errors import CommitError, StorageError
+from raymerge.plan.build import Plan
+from raymerge.plan.graph import Unit
+from raymerge.plan.units import dispatch_order
+from raymerge.runtime.commit import Claim, finished_record
+from raymerge.runtime.engine import Engine
+from raymerge.runtime.side_files import ShardRecord, model_card, run_record, side_files
+from raymerge.runtime.survey import surveyed_units
+from raymerge.runtime.unit import OnProgress, Progress, Receipt
+from raymerge.storage.posix import PosixFolder, PosixShard, free_bytes
+from raymerge.units import format_bytes
+
+HASH_THREADS = 2
+"""Shards hashed at once, beside the workers: hashing a shard takes less time than filling it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MergeResult:
+    """What a merge did; the fields are those of `raymerge merge --json`."""
+
+    output: str
+    digest: str
+    tensors: int
+    parameters: int
+    bytes_read: int
+    bytes_written: int
+    seconds: float
+    engine: str
+    workers: int
+    retries: int
+    resumed_units: int
+    """Units of an earlier run that were found whole and not run again."""
+    shards: tuple[ShardRecord, ...]
+
+    def as_json(self) -> dict[str, Any]:
+        """The document of `raymerge merge --json`."""
+        return asdict(self)
+
+
+class Meter:
+    """Bytes moved so far; what workers report is added up here."""
+
+    def __init__(self, listener: OnProgress) -> None:
+        self.read_bytes = 0
+        self.written_bytes = 0
+        self._listener = listener
+        self._lock = Lock()
+
+    def add(self, progress: Progress) -> None:
+        """Count a report and pass it on."""
+        with self._lock:
+            self.read_bytes += progress.read_bytes
+            self.written_bytes += progress.written_bytes
+        self._listener(progress)
+
+
+def execute(
+    plan: Plan,
+    out: Path,
+    start_engine: Callable[[str, OnProgress], Engine],
+    *,
+    overwrite: bool,
+    on_progress: OnProgress,
+) -> MergeResult:
+    """Run a plan into a folder.
+
+    Args:
+        plan: What to run.
+        out: Destination folder.
+        start_engine: Makes the engine, given the folder where shards are filled and where to report
+            progress. Called once the destination is ours.
+        overwrite: Replace whatever `out` holds.
+        on_progress: Told of every piece of work done, from any thread.
+
+    Raises:
+        ConflictError: The destination is held, or was taken while the merge ran.
+        StorageError: It cannot be written or is too small.
+        SourceError: A source changed or cannot be read.
+        NonFiniteError: NaN or Inf in a source or a result.
+    """
+    began = perf_counter()
+    record = None if overwrite else finished_record(out, plan.digest)
+    if record is not None:
+        shards = tuple(ShardRecord(**shard) for shard in record["shards"])  # type: ignore[attr-defined]
+        return _result(plan, out, shards, engine="none", resumed=len(plan.units), began=began)
+    meter = Meter(on_progress)
+    with closing(Claim(out, digest=plan.digest, overwrite=overwrite)) as claim:
+        run = _Run(plan, claim)
+        _check_space(plan, claim.folder)
+        resumed = run.trust(claim.receipts())
+        with closing(start_engine(str(claim.folder), meter.add)) as engine:
+            units = plan.units
+            if plan.surveyed and len(resumed) < len(units):
+                units = surveyed_units(plan, engine, claim.folder)
+            left = [unit for unit in dispatch_order(units) if unit.number not in resumed]
+            for unit, receipt in engine.run("merge", left, before=run.prepare):
+                run.land(unit, receipt)
+        shards = run.shard_records()
+        donor = PosixFolder(plan.donor.location)
+        files = {
+            **side_files(plan, donor),
+            "README.md": model_card(plan),
+            "raymerge.json": run_record(plan, shards=shards),
+        }
+        claim.publish(plan, run.receipts, files)
+    return _result(
+        plan, out, shards, engine=engine.name, resumed=len(resumed), began=began,
+        workers=engine.workers, retries=engine.retries, meter=meter,
+    )
+
+
+class _Run:
+    """Receipts and shards of one run."""
+
+    def __init__(self, plan: Plan, claim: Claim) -> None:
+        self._plan = plan
+        self._claim = claim
+        self._shards: Mapping[str, Shard] = {shard.name: shard for shard in plan.shards}
+        self._left = Counter(unit.shard for unit in plan.units)
+        self._locks = {shard.name: Lock() for shard in plan.shards}
+        self._prepared: set[str] = set()
+        self._hashing = ThreadPoolExecutor(HASH_THREADS)
+        self._hashes: dict[str, Future[str]] = {}
+        self.receipts: dict[int, Receipt] = {}
+
+    def trust(self, found: Mapping[int, Receipt]) -> set[int]:
+        """Accept the receipts whose bytes are still what they say; returns their units."""
+        known = [unit for unit in self._plan.units if unit.number in found]
+        with ThreadPoolExecutor() as pool:
+            whole = pool.map(lambda unit: self._is_whole(unit, found[unit.number]), known)
+            trusted = [unit for unit, good in zip(known, whole, strict=True) if good]
+        for unit in trusted:
+            self.land(unit, found[unit.number])
+        return {unit.number for unit in trusted}
+
+    def _is_whole(self, unit: Unit, receipt: Receipt) -> bool:
+        planned = unit.shard, unit.start, unit.stop
+        if (receipt.shard, receipt.start, receipt.stop) != planned:
+            return False
+        path = self._path(unit.shard)
+        return path.exists() and _sha256(path, unit.start, unit.stop) == receipt.sha256
+
+    def prepare(self, unit: Unit) -> None:
+        """Before a unit is begun: the destination is still ours, its shard has its full length."""
+        self._claim.check()
+        with self._locks[unit.shard]:
+            if unit.shard not in self._prepared:
+                shard = self._shards[unit.shard]
+                with PosixShard(self._claim.folder / shard.name, shard.nbytes) as file:
+                    file.write_at(shard.header, 0)
+                self._prepared.add(unit.shard)
+
+    def land(self, unit: Unit, receipt: Receipt) -> None:
+        """Keep a unit's receipt, and hash its shard if it was the last one."""
+        if unit.number in self.receipts:
+            return
+        self.receipts[unit.number] = receipt
+        self._claim.keep(receipt)
+        self._left[unit.shard] -= 1
+        if not self._left[unit.shard]:
+            self._hashes[unit.shard] = self._hashing.submit(self._hash, self._shards[unit.shard])
+
+    def _hash(self, shard: Shard) -> str:
+        path = self._path(shard.name)
+        with path.open("rb") as file:
+            if file.read(len(shard.header)) != shard.header:
+                raise CommitError(f"{path} does not begin with its planned header", file=shard.name)
+        return _sha256(path, 0, shard.nbytes)
+
+    def shard_records(self) -> tuple[ShardRecord, ...]:
+        """Name, length and sha256 of every shard, once all are filled."""
+        with self._hashing:
+            return tuple(
+                ShardRecord(shard.name, shard.nbytes, self._hashes[shard.name].result())
+                for shard in self._plan.shards
+            )
+
+    def _path(self, shard: str) -> Path:
+        filled = self._claim.folder / shard
+        # A driver killed in the middle of its commit has moved some already.
+        return filled if filled.exists() else self._claim.out / shard
+
+
+def _sha256(path: Path, start: int, stop: int) -> str:
+    digest = hashlib.sha256()
+    piece = bytearray(2**20)
+    with path.open("rb", buffering=0) as file:
+        file.seek(start)
+        while start < stop:
+            count = file.readinto(memoryview(piece)[: min(len(piece), stop - start)])
+            if not count:
+                break
+            digest.update(memoryview(piece)[:count])
+            start += count
+    return digest.hexdigest()
+
+
+def _check_space(plan: Plan, folder: Path) -> None:
+    present = sum(path.stat().st_blocks * 512 for path in folder.glob("*.safetensors"))
+    needed = plan.bytes_written - present
+    free = free_bytes(folder)
+    if needed > free:
+        raise StorageError(
+            f"{folder.parent.parent} has {format_bytes(free)} ({free} bytes) free and "
+            f"{format_bytes(needed)} ({needed} bytes) are needed; free some or give another folder"
+        )
+
+
+def _result(
+    plan: Plan,
+    out: Path,
+    shards: Sequence[ShardRecord],
+    *,
+    engine: str,
+    resumed: int,
+    began: float,
+    workers: int = 0,
+    retries: int = 0,
+    meter: Meter | None = None,
+) -> MergeResult:
+    return MergeResult(
+        output=str(out),
+        digest=plan.digest,
+        tensors=len(plan.nodes),
+        parameters=plan.parameters,
+        bytes_read=meter.read_bytes if meter else 0,
+        bytes_written=meter.written_bytes if meter else 0,
+        seconds=round(perf_counter() - began, 3),
+        engine=engine,
+        workers=workers,
+        retries=retries,
+        resumed_units=resumed,
+        shards=tuple(shards),
+    )
+

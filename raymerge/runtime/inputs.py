@@ -1,0 +1,157 @@
+"""Bring the bytes of a tensor's inputs to a thread, tile by tile, for as many sweeps as it takes.
+
+Buffers come from an arena that a thread reuses from tensor to tensor, so that they stay in the
+cache and no page is faulted in twice. A tensor that is held is read once and kept between sweeps;
+any other is read again for each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from threading import Event, Lock
+
+import numpy as np
+
+from raymerge.checkpoint.dtypes import DType
+from raymerge.errors import RaymergeError
+from raymerge.kernels.tile import Bytes, Tile
+from raymerge.plan.graph import PlannedSource, Read, TensorNode
+from raymerge.plan.memory import Budget
+from raymerge.storage.posix import PosixFolder, PosixReader
+
+ALIGNMENT = 64
+"""Buffers start at cache lines."""
+COPY_BYTES = 2**21
+"""Piece in which bytes are copied or compared."""
+
+
+class StoppedError(RaymergeError):
+    """The run was told to stop; what is finished stays finished."""
+
+
+class Arena:
+    """Memory of one thread, handed out front to back and taken back all at once."""
+
+    def __init__(self) -> None:
+        self._memory = np.empty(0, np.uint8)
+        self._used = 0
+
+    def reserve(self, nbytes: int) -> None:
+        """Take everything back, and have at least `nbytes` to hand out."""
+        self._used = 0
+        if nbytes > self._memory.nbytes:
+            # Freed before the new one is made: the two must not add up.
+            self._memory = np.empty(0, np.uint8)
+            self._memory = np.empty(nbytes, np.uint8)
+
+    def take(self, nbytes: int) -> Bytes:
+        """The next `nbytes`, aligned, with whatever they held before."""
+        start = self._used
+        self._used += -(-nbytes // ALIGNMENT) * ALIGNMENT
+        assert self._used <= self._memory.nbytes, (self._used, self._memory.nbytes)
+        return self._memory[start : start + nbytes]
+
+
+class Readers:
+    """The open files of all sources; one set serves all threads of a process."""
+
+    def __init__(self, sources: Sequence[PlannedSource]) -> None:
+        self._sources = sources
+        self._open: dict[tuple[int, str], PosixReader] = {}
+        self._lock = Lock()
+
+    def __getitem__(self, read: Read) -> PosixReader:
+        key = read.source, read.entry.file
+        reader = self._open.get(key)
+        if reader is None:
+            source = self._sources[read.source]
+            path = PosixFolder(source.location).path(read.entry.file)
+            with self._lock:
+                if key not in self._open:
+                    pin = source.pins[read.entry.file]
+                    self._open[key] = PosixReader(path, pin, source=source.label)
+                reader = self._open[key]
+        return reader
+
+    def fill(self, read: Read, buffer: Bytes, offset: int) -> None:
+        """Read `buffer.nbytes` from byte `offset` of a tensor on."""
+        self[read].read_into(memoryview(buffer), read.entry.start + offset)
+
+    def will_need(self, reads: Sequence[Read]) -> None:
+        """Have the kernel fetch these tensors while something else is computed."""
+        for read in reads:
+            self[read].will_need(read.entry.start, read.entry.nbytes)
+
+    def check_unchanged(self) -> None:
+        """Raise SourceError if a file that was read is no longer the planned one."""
+        for reader in self._open.values():
+            reader.check_unchanged()
+
+    def close(self) -> None:
+        """Close all files."""
+        for reader in self._open.values():
+            reader.close()
+        self._open.clear()
+
+
+class Inputs:
+    """The inputs of one tensor, swept as often as its step needs."""
+
+    def __init__(
+        self,
+        node: TensorNode,
+        readers: Readers,
+        arena: Arena,
+        budget: Budget,
+        *,
+        stop: Event,
+        on_read: Callable[[int], None],
+    ) -> None:
+        self._node = node
+        self._readers = readers
+        self._stop = stop
+        self._on_read = on_read
+        self.elements = node.inputs[0].entry.num_elements
+        self.tile_elements = min(self.elements, budget.tile_elements)
+        self.dtypes = [read.entry.dtype for read in node.inputs]
+        self._held = budget.holds(node)
+        self._loaded = False
+        buffered = self.elements if self._held else self.tile_elements
+        sizes = [dtype.num_bytes((buffered,)) for dtype in self.dtypes]
+        out_bytes = node.slot.dtype.num_bytes((self.tile_elements,))
+        arena.reserve(sum(sizes) + out_bytes + ALIGNMENT * (len(sizes) + 1))
+        self._buffers = [arena.take(size) for size in sizes]
+        self.out = arena.take(out_bytes)
+        """Room for a tile of the output."""
+
+    def sweep(self) -> Iterator[Tile]:
+        """Every tile in order. A tile is valid until the next one is asked for."""
+        for first in range(0, self.elements, self.tile_elements):
+            if self._stop.is_set():
+                raise StoppedError("stopped")
+            count = min(self.tile_elements, self.elements - first)
+            yield Tile(self._tile(first, count), self.dtypes, first, count)
+        self._loaded = True
+
+    def _tile(self, first: int, count: int) -> list[Bytes]:
+        pieces = []
+        for read, dtype, buffer in zip(
+            self._node.inputs, self.dtypes, self._buffers, strict=True
+        ):
+            offset, nbytes = dtype.num_bytes((first,)), dtype.num_bytes((count,))
+            piece = buffer[offset : offset + nbytes] if self._held else buffer[:nbytes]
+            if not (self._held and self._loaded):
+                self._readers.fill(read, piece, offset)
+                self._on_read(nbytes)
+            pieces.append(piece)
+        return pieces
+
+
+def non_finite_index(piece: Bytes, dtype: DType) -> int | None:
+    """Index of the first NaN or Inf among the elements of `piece`."""
+    if dtype is DType.BF16:
+        bad = np.flatnonzero((piece.view(np.uint16) & 0x7F80) == 0x7F80)  # noqa: PLR2004
+    else:
+        kind = {DType.F16: np.float16, DType.F32: np.float32, DType.F64: np.float64}[dtype]
+        bad = np.flatnonzero(~np.isfinite(piece.view(kind)))
+    return int(bad[0]) if bad.size else None

@@ -1,0 +1,69 @@
+"""The local engine: threads in this process, no Ray. Kernels and reads release the GIL."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from queue import SimpleQueue
+from threading import Event, Thread
+from typing import Any
+
+from raymerge.plan.graph import Unit
+from raymerge.runtime.engine import Call
+from raymerge.runtime.unit import OnProgress, RunSettings, Worker
+
+
+class LocalEngine:
+    """Runs units on `threads` threads that share one worker."""
+
+    name = "local"
+    retries = 0
+
+    def __init__(self, settings: RunSettings, *, threads: int, on_progress: OnProgress) -> None:
+        self.workers = threads
+        self._stop = Event()
+        self._worker = Worker(settings, stop=self._stop, on_progress=on_progress)
+        self._running: list[Thread] = []
+
+    def run(
+        self, call: Call, units: Sequence[Unit], *args: Any, before: Callable[[Unit], None]
+    ) -> Iterator[tuple[Unit, Any]]:
+        """See `Engine.run`."""
+        queue = deque(units)
+        results: SimpleQueue[tuple[Unit, Any]] = SimpleQueue()
+
+        def work() -> None:
+            while not self._stop.is_set():
+                try:
+                    unit = queue.popleft()
+                except IndexError:
+                    return
+                try:
+                    before(unit)
+                    if queue:
+                        self._worker.will_need(queue[0])
+                    results.put((unit, getattr(self._worker, call)(unit, *args)))
+                except BaseException as error:  # noqa: BLE001 - raised again in the main thread
+                    results.put((unit, error))
+                    return
+
+        self._running = [Thread(target=work, daemon=True) for _ in range(self.workers)]
+        for thread in self._running:
+            thread.start()
+        for _ in units:
+            unit, result = results.get()
+            if isinstance(result, BaseException):
+                raise result
+            yield unit, result
+        self._join()
+        self._worker.check_sources()
+
+    def _join(self) -> None:
+        for thread in self._running:
+            thread.join()
+
+    def close(self) -> None:
+        """Stop after the tile in hand and close the sources."""
+        self._stop.set()
+        self._join()
+        self._worker.close()

@@ -1,0 +1,1 @@
+"""Where bytes lie. Local files are in `posix`."""

@@ -1,0 +1,368 @@
+"""Files: ranged reads of sources, and output shards that several writers fill at planned offsets.
+
+Reads are `preadv` into buffers the caller reuses, never a memory map: a map of a file that is cut
+short while it is read kills the process with SIGBUS, where a short read is an error with a name.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import secrets
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NoReturn, Self
+
+from raymerge.checkpoint.folder import Folder, Pin
+from raymerge.errors import SourceError, StorageError
+
+# What another worker, or a second try, may not meet again.
+_PASSING = frozenset({errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN, errno.EBUSY})
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+# File systems with one page cache for all writers of a file. NFS and FUSE clients cache pages of
+# their own and lose a neighbour's bytes.
+_SHARING = frozenset(
+    ("ext2", "ext3", "ext4", "xfs", "btrfs", "zfs", "tmpfs", "ramfs", "overlay", "f2fs", "bcachefs")
+)
+
+
+class PosixFolder(Folder):
+    """A local folder, or a single .safetensors file seen as a folder that holds it alone."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self._path = Path(path).expanduser()
+        if not self._path.exists():
+            why = "does not exist; give a folder with a checkpoint or a .safetensors file"
+            raise SourceError(f"{self._path} {why}", source=str(self._path))
+        self._only = self._path.name if self._path.is_file() else None
+        self._root = self._path.parent if self._only else self._path
+
+    @property
+    def location(self) -> str:
+        """The path, as given."""
+        return str(self._path)
+
+    def path(self, name: str) -> Path:
+        """Where a file of this folder lies."""
+        return self._root / name
+
+    def sizes(self) -> Mapping[str, int]:
+        """Bytes of every file directly in the folder; links count as what they point to."""
+        if self._only:
+            return {self._only: self.pin(self._only).size_bytes}
+        try:
+            with os.scandir(self._root) as children:
+                return {child.name: child.stat().st_size for child in children if child.is_file()}
+        except OSError as error:
+            self._refuse(error, "")
+
+    def read(self, name: str, start: int, stop: int) -> bytes:
+        """Exactly the bytes `[start, stop)` of a file."""
+        try:
+            descriptor = os.open(self.path(name), os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                content = _read(descriptor, start, stop)
+            finally:
+                os.close(descriptor)
+        except OSError as error:
+            self._refuse(error, name)
+        if len(content) < stop - start:
+            raise _cut_short(self.location, name, start, stop, start + len(content))
+        return content
+
+    def pin(self, name: str) -> Pin:
+        """Size, modification time and inode of a file."""
+        try:
+            return _pin(self.path(name).stat())
+        except OSError as error:
+            self._refuse(error, name)
+
+    def _refuse(self, error: OSError, name: str) -> NoReturn:
+        raise _unreadable(error, self.location, self.path(name), name or None) from error
+
+
+class PosixReader:
+    """A source file opened for the data path. Safe to share between threads.
+
+    Args:
+        path: The file.
+        pin: Its identity when the merge was planned.
+        source: Label of the source, for messages.
+
+    Raises:
+        SourceError: The file is gone or is not the planned one any more.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], pin: Pin, *, source: str) -> None:
+        self._path = Path(path)
+        self._pin = pin
+        self._source = source
+        try:
+            self._descriptor = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            raise _unreadable(error, source, self._path, self._path.name) from error
+        try:
+            self.check_unchanged()
+        except SourceError:
+            self.close()
+            raise
+
+    def check_unchanged(self) -> None:
+        """Raise unless the open file still has the planned size, modification time and inode."""
+        found = _pin(os.fstat(self._descriptor))
+        if found != self._pin:
+            raise SourceError(
+                f"{self._source}: {self._path} changed since it was planned: "
+                f"{found.size_bytes} bytes ({found.tag}), expected {self._pin.size_bytes} "
+                f"({self._pin.tag}). Plan again.",
+                source=self._source,
+                file=self._path.name,
+            )
+
+    def read_into(self, buffer: memoryview, offset: int) -> None:
+        """Fill the whole buffer from `offset` of the file on."""
+        try:
+            num_read = _fill(self._descriptor, buffer, offset)
+        except OSError as error:
+            raise _unreadable(error, self._source, self._path, self._path.name) from error
+        if num_read < buffer.nbytes:
+            stop = offset + buffer.nbytes
+            raise _cut_short(self._source, self._path.name, offset, stop, offset + num_read)
+
+    def will_need(self, offset: int, length: int) -> None:
+        """Ask the kernel to read ahead. Advice: where it cannot be given nothing happens."""
+        if hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(self._descriptor, offset, length, os.POSIX_FADV_WILLNEED)
+
+    def close(self) -> None:
+        """Close the file."""
+        os.close(self._descriptor)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+
+class PosixShard:
+    """An output shard at its full planned length, open for writing at planned offsets.
+
+    Any number of threads and processes may open and fill one shard: the first allocates it, under a
+    lock, and nothing already written is touched.
+
+    Args:
+        path: The file; missing folders above it are made.
+        nbytes: Planned length.
+
+    Raises:
+        StorageError: No space, no permission, or a file of another length is in the way.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], nbytes: int) -> None:
+        self._path = Path(path)
+        self._nbytes = nbytes
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
+            self._descriptor = os.open(self._path, flags, 0o666)
+        except OSError as error:
+            raise _unwritable(error, self._path, nbytes) from error
+        try:
+            self._allocate()
+        except BaseException:
+            self.close()
+            raise
+
+    def _allocate(self) -> None:
+        # Where the kernel cannot allocate, the C library writes a zero into every block behind the
+        # end without looking: beside another writer that destroys bytes, hence the lock.
+        try:
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX)
+            found = os.fstat(self._descriptor).st_size
+            if found < self._nbytes:
+                os.posix_fallocate(self._descriptor, 0, self._nbytes)
+            fcntl.flock(self._descriptor, fcntl.LOCK_UN)
+        except OSError as error:
+            raise _unwritable(error, self._path, self._nbytes) from error
+        if found > self._nbytes:
+            why = f"has {found} bytes, planned are {self._nbytes}; it is not this merge's shard"
+            raise StorageError(f"{self._path} {why}. Remove it.", file=self._path.name)
+
+    def write_at(self, data: bytes | bytearray | memoryview, offset: int) -> None:
+        """Write all of `data` at `offset` of the file."""
+        view = memoryview(data).cast("B")
+        assert offset + view.nbytes <= self._nbytes, (offset, view.nbytes, self._nbytes)
+        written = 0
+        try:
+            while written < view.nbytes:
+                written += os.pwrite(self._descriptor, view[written:], offset + written)
+        except OSError as error:
+            raise _unwritable(error, self._path, view.nbytes - written) from error
+
+    def sync(self) -> None:
+        """Return once everything written is on the disk."""
+        try:
+            os.fdatasync(self._descriptor)
+        except OSError as error:
+            raise _unwritable(error, self._path, self._nbytes) from error
+
+    def close(self) -> None:
+        """Close the file; this does not sync."""
+        os.close(self._descriptor)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+
+def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
+    """Write a file that is seen whole or not at all, also after a power cut."""
+    target = Path(path)
+    try:
+        draft = _write_draft(target, data)
+        draft.replace(target)
+        _sync_folder(target.parent)
+    except OSError as error:
+        raise _unwritable(error, target, len(data)) from error
+
+
+def create_exclusively(path: str | os.PathLike[str], data: bytes) -> bool:
+    """Write a file unless there is one; of any number of callers exactly one gets True.
+
+    The file appears with its content: nobody sees it empty.
+    """
+    target = Path(path)
+    try:
+        draft = _write_draft(target, data)
+        try:
+            os.link(draft, target)
+        except FileExistsError:
+            return False
+        finally:
+            draft.unlink()
+        _sync_folder(target.parent)
+    except OSError as error:
+        raise _unwritable(error, target, len(data)) from error
+    return True
+
+
+def free_bytes(path: str | os.PathLike[str]) -> int:
+    """Bytes an ordinary user may still write where `path` lies or would lie."""
+    place = os.statvfs(_nearest_existing(path))
+    return place.f_bavail * place.f_frsize
+
+
+def shares_files(path: str | os.PathLike[str]) -> bool:
+    """Whether several processes may fill one file by `pwrite` where `path` lies or would lie.
+
+    True for local file systems, False for NFS, FUSE and any unknown one.
+    """
+    try:
+        mounts = Path("/proc/self/mountinfo").read_text(errors="surrogateescape")
+    except OSError:
+        return False
+    return filesystem_type(_nearest_existing(path), mounts) in _SHARING
+
+
+def filesystem_type(path: Path, mountinfo: str) -> str | None:
+    """Type of the mount that holds `path`, an absolute path without links, by a mountinfo text."""
+    best: tuple[int, str] | None = None
+    for line in mountinfo.splitlines():
+        mount, _, volume = line.partition(" - ")
+        # Spaces in a mount point are written as octal escapes.
+        point = Path(mount.split(" ")[4].encode().decode("unicode_escape"))
+        depth = len(point.parts)
+        # Of two mounts at one point the later hides the earlier.
+        if path.is_relative_to(point) and (best is None or depth >= best[0]):
+            best = depth, volume.split(" ")[0]
+    return best[1] if best else None
+
+
+def _nearest_existing(path: str | os.PathLike[str]) -> Path:
+    place = Path(path).expanduser().resolve()
+    while not place.exists():
+        place = place.parent
+    return place
+
+
+def _read(descriptor: int, start: int, stop: int) -> bytes:
+    """The bytes of a range, fewer where the file ends."""
+    content = os.pread(descriptor, stop - start, start)
+    while len(content) < stop - start:
+        # A single call gives 2 GiB at most, and less when a signal comes between.
+        more = os.pread(descriptor, stop - start - len(content), start + len(content))
+        if not more:
+            break
+        content += more
+    return content
+
+
+def _fill(descriptor: int, buffer: memoryview, offset: int) -> int:
+    """Read until the buffer is full or the file ends; returns the bytes read."""
+    view = buffer.cast("B")
+    done = 0
+    while done < view.nbytes:
+        num_read = os.preadv(descriptor, [view[done:]], offset + done)
+        if num_read == 0:
+            break
+        done += num_read
+    return done
+
+
+def _pin(stat: os.stat_result) -> Pin:
+    return Pin(stat.st_size, f"{stat.st_mtime_ns}-{stat.st_ino}")
+
+
+def _write_draft(target: Path, data: bytes) -> Path:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    draft = target.with_name(f".{target.name}.{secrets.token_hex(8)}.tmp")
+    try:
+        with draft.open("xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError:
+        draft.unlink(missing_ok=True)
+        raise
+    return draft
+
+
+def _sync_folder(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _cut_short(source: str, file: str, start: int, stop: int, end: int) -> SourceError:
+    return SourceError(
+        f"{source}: {file} was cut short while it was read: bytes {start}-{stop} were asked for "
+        f"and the file ends at {end}. Fetch it again.",
+        source=source,
+        file=file,
+    )
+
+
+def _unreadable(error: OSError, source: str, path: Path, file: str | None) -> SourceError:
+    return SourceError(
+        f"{source}: {path} cannot be read: {error.strerror}",
+        source=source,
+        file=file,
+        retryable=error.errno in _PASSING,
+    )
+
+
+def _unwritable(error: OSError, path: Path, needed_bytes: int) -> StorageError:
+    space = f"; {needed_bytes} bytes are needed there"
+    if error.errno in _FULL:
+        space += f" and {free_bytes(path)} are free"
+    return StorageError(
+        f"{path} cannot be written: {error.strerror}{space}",
+        file=path.name,
+        retryable=error.errno in _PASSING,
+    )

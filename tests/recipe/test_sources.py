@@ -1,0 +1,274 @@
+"""Which checkpoints a recipe names, what they are called, and who is the base."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+import pytest
+
+from raymerge.errors import RecipeError
+from raymerge.recipe import Recipe, loads
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+WEIGHT = "parameters: {weight: 1}\n"
+
+
+def linear(*models: str, rest: str = "") -> Recipe:
+    listed = "".join(f"- {model}\n" for model in models)
+    return loads(f"merge_method: linear\nmodels:\n{listed}{WEIGHT}{rest}", path="r.yaml")
+
+
+def ties(models: str, base: str) -> Recipe:
+    text = f"merge_method: ties\nbase_model: {base}\nmodels: {models}\n{WEIGHT}"
+    return loads(text, path="r.yaml")
+
+
+def labels(recipe: Recipe) -> list[str]:
+    return [source.label for source in recipe.all_sources]
+
+
+@pytest.mark.parametrize(
+    ("model", "location", "revision"),
+    [
+        ("org/name", "org/name", None),
+        ("org/name@v1", "org/name", "v1"),
+        ("org/name@refs/pr/3", "org/name", "refs/pr/3"),
+        ("hf://org/name@v1", "hf://org/name", "v1"),
+        ("./folder/", "./folder/", None),
+        ("s3://bucket/run@3+lr/model", "s3://bucket/run@3+lr/model", None),
+        ("{model: org/name}", "org/name", None),
+        ("{model: org/name@v1}", "org/name", "v1"),
+        ("{model: org/name, revision: v1}", "org/name", "v1"),
+        ("{path: org/name@v1}", "org/name@v1", None),
+        ("{path: org/name, revision: v1}", "org/name", "v1"),
+        ("{model: {path: org/name, revision: v1}}", "org/name", "v1"),
+        ("{model: {model: {path: org/name}, lora: null}}", "org/name", None),
+        ("{model: org/name, lora: null, override_architecture: null}", "org/name", None),
+    ],
+)
+def test_a_model_is_a_string_or_one_of_mergekits_mappings(
+    model: str, location: str, revision: str | None
+) -> None:
+    (source,) = linear(model).sources
+    assert (source.location, source.revision, source.line) == (location, revision, 3)
+
+
+@pytest.mark.parametrize("name", ["a+b", "model@v1", "x@y+z"])
+def test_a_path_that_exists_is_taken_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert linear(name).sources[0].location == name
+    assert linear(str(tmp_path / name)).sources[0].label == name
+
+
+@pytest.mark.parametrize(
+    ("locations", "expected"),
+    [
+        (["/data/a", "s3://bucket/deep/b/", "org/c@v1"], ["a", "b", "c"]),
+        (["x/model", "y/model", "z/other"], ["x/model", "y/model", "other"]),
+        (["1/x/model", "2/x/model"], ["x/model#1", "x/model#2"]),
+        (["org/a", "org/a@v1"], ["org/a#1", "org/a#2"]),
+        (["a", "x/a"], ["a", "x/a"]),
+        (["./x/../a"], ["a"]),
+    ],
+)
+def test_a_label_is_the_last_component_unless_two_would_be_equal(
+    locations: list[str], expected: list[str]
+) -> None:
+    assert labels(linear(*locations)) == expected
+
+
+@pytest.mark.parametrize("place", ["/mnt/disk/", "s3://bucket/runs/7/", "hf://someone/", ""])
+def test_a_label_does_not_depend_on_where_the_checkpoint_lies(place: str) -> None:
+    assert labels(linear(f"{place}math", f"{place}code")) == ["math", "code"]
+
+
+def test_a_given_label_is_taken_and_the_other_makes_way() -> None:
+    assert labels(linear("{model: x/a, label: b}", "y/b")) == ["b", "y/b"]
+
+
+def test_the_label_of_a_listed_base_may_stand_at_either_mention() -> None:
+    recipe = ties("[x/base, x/a]", "{model: x/base, label: original}")
+    assert recipe.base is not None
+    assert recipe.base.label == "original"
+    with pytest.raises(RecipeError, match=r"r\.yaml:3: label: 'b' here, 'a' under base_model"):
+        ties("[{model: x, label: b}, y]", "{model: x, label: a}")
+
+
+def test_relative_methods_leave_the_base_out_of_the_sources() -> None:
+    for models in ("[a, b]", "[a, base, b]"):
+        recipe = ties(models, "base")
+        assert [source.label for source in recipe.sources] == ["a", "b"]
+        assert labels(recipe) == ["base", "a", "b"]
+        assert recipe.donor is recipe.base
+
+
+def test_slerp_takes_the_other_of_two_models_as_its_source() -> None:
+    for models in ("[a, base]", "[base, a]", "[a]"):
+        recipe = loads(
+            f"merge_method: slerp\nbase_model: base\nmodels: {models}\nparameters: {{t: 0.5}}"
+        )
+        assert [source.label for source in recipe.sources] == ["a"]
+        assert recipe.base is not None
+        assert recipe.base.label == "base"
+
+
+def test_linear_counts_an_unlisted_base_last_and_a_listed_one_where_it_stands() -> None:
+    unlisted = linear("a", "b", rest="base_model: base")
+    assert [source.label for source in unlisted.sources] == ["a", "b", "base"]
+    assert unlisted.base is unlisted.sources[2]
+    assert unlisted.all_sources == unlisted.sources
+    listed = linear("base", "b", rest="base_model: base")
+    assert listed.base is listed.sources[0]
+    assert listed.donor.label == "base"
+
+
+def test_without_a_base_the_first_model_is_the_donor() -> None:
+    recipe = linear("a", "b")
+    assert recipe.base is None
+    assert recipe.donor is recipe.sources[0]
+
+
+def test_an_unlisted_base_of_linear_needs_a_shared_weight() -> None:
+    with pytest.raises(RecipeError) as caught:
+        loads(
+            "merge_method: linear\nbase_model: org/base\nmodels:\n"
+            "- {model: a, parameters: {weight: 1}}\n",
+            path="r.yaml",
+        )
+    assert str(caught.value) == (
+        "r.yaml:2: base_model: linear counts 'base' as one more source, since a base that is not "
+        "listed under models is added to them (mergekit's rule), and it has no weight. List it "
+        "with a weight of its own (0 leaves it out), give a weight in the top-level parameters, or "
+        "remove base_model"
+    )
+    assert caught.value.source == "base"
+
+
+@pytest.mark.parametrize(
+    ("models", "message"),
+    [
+        (
+            ["a", "b", "./a/"],
+            (
+                "r.yaml:5: model: './a/' is listed twice, first on line 3; give it one entry with "
+                "the sum of the weights"
+            ),
+        ),
+        (
+            ["{model: x/m, label: a}", "{model: y/m, label: a}"],
+            "r.yaml:4: label: 'a' is also the label of the model on line 3; choose another",
+        ),
+        (
+            ["a+b"],
+            (
+                "r.yaml:3: model: 'a+b' does not exist as a path, and model+adapter is mergekit's "
+                "way to add a LoRA, which raymerge does not have yet. Merge the adapter into the "
+                "model first"
+            ),
+        ),
+        (
+            ["{model: a, lora: b}"],
+            (
+                "r.yaml:3: lora: this is mergekit's key for merging a LoRA adapter into a model "
+                "first, and raymerge does not have it yet"
+            ),
+        ),
+        (
+            ["{model: a, override_architecture: b}"],
+            (
+                "r.yaml:3: override_architecture: this is mergekit's key for reading a model as "
+                "another architecture, and raymerge does not have it yet"
+            ),
+        ),
+        (
+            ["org/a@"],
+            "r.yaml:3: model is 'org/a@'; allowed: a path, URL or repository, or name@revision",
+        ),
+        (["7"], "r.yaml:3: model is 7; allowed: a string; to mean the word, write '7'"),
+        (["[a]"], "r.yaml:3: model is a list; allowed: a path, URL or repository"),
+        (
+            ["{label: a}"],
+            "r.yaml:3: model: say where it is, with exactly one of model and path",
+        ),
+        (
+            ["{model: a@1, revision: '2'}"],
+            "r.yaml:3: revision: given twice; '1' is already part of the model",
+        ),
+        (
+            ["{model: a, paramaters: {}}"],
+            (
+                "r.yaml:3: paramaters: an entry of models has no such key; allowed: label, model, "
+                "parameters, path, revision. Did you mean 'parameters'?"
+            ),
+        ),
+        (
+            ["{model: a, parameters: 1}"],
+            "r.yaml:3: parameters is 1; allowed: a mapping such as {weight: 0.5}",
+        ),
+        (
+            ["{model: a, label: 1}"],
+            "r.yaml:3: label is 1; allowed: a string; to mean the word, write '1'",
+        ),
+    ],
+)
+def test_a_wrong_model_is_refused_with_its_line(models: list[str], message: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        linear(*models)
+    assert str(caught.value) == message
+
+
+def test_one_model_at_two_revisions_is_two_sources() -> None:
+    assert [source.revision for source in linear("a@1", "a@2").sources] == ["1", "2"]
+
+
+@pytest.mark.parametrize(
+    ("recipe", "message"),
+    [
+        (
+            {"merge_method": "ties", "models": ["a"]},
+            (
+                "base_model: missing; ties needs the model that the others started from. "
+                "Add base_model: <model>"
+            ),
+        ),
+        (
+            {"merge_method": "slerp", "models": ["a", "b"]},
+            (
+                "base_model: missing; slerp needs the model that the others started from. "
+                "Add base_model: <model>"
+            ),
+        ),
+        (
+            {"merge_method": "ties", "base_model": "a", "models": ["a"]},
+            "models: ties takes at least 1 model besides the base, found 0",
+        ),
+        (
+            {"merge_method": "slerp", "base_model": "b", "models": ["a", "b", "c"]},
+            "models: slerp takes exactly 1 model besides the base, found 2",
+        ),
+        (
+            {"merge_method": "passthrough", "models": ["a", "b"]},
+            "models: passthrough takes exactly 1 model, found 2",
+        ),
+        (
+            {"merge_method": "passthrough", "base_model": "b", "models": ["a"]},
+            (
+                "models: passthrough takes exactly 1 model, found 2 (base_model, not listed, is "
+                "one more)"
+            ),
+        ),
+        ({"merge_method": "linear"}, "models: missing; list the models to merge"),
+        ({"merge_method": "linear", "models": []}, "models: missing; list the models to merge"),
+        ({"merge_method": "linear", "models": "a"}, "models is 'a'; allowed: a list of models"),
+    ],
+)
+def test_the_wrong_number_of_models_is_refused(recipe: dict[str, object], message: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        loads(json.dumps(recipe), path="r.yaml")
+    assert str(caught.value) == f"r.yaml:1: {message}"
