@@ -1,0 +1,1 @@
+"""Planning: pure functions from a recipe and catalogs to a frozen graph."""

@@ -1,0 +1,1 @@
+"""Running a plan: one unit function, two engines, one commit."""
