@@ -95,12 +95,13 @@ class Plan:
     def bytes_read(self) -> int:
         """Bytes the run reads, sweeps that do not fit in memory counted again."""
         once = sum(node.input_bytes for node in self.nodes)
+        compared = sum(a.entry.nbytes + b.entry.nbytes for n in self.nodes for a, b in n.twins)
         surveyed = sum(
             node.input_bytes
             for node in self.nodes
             if isinstance(node.step, DeltaStep) and node.step.surveyed
         )
-        return once + self.memory.reread_bytes + SURVEY_SWEEPS * surveyed
+        return once + compared + self.memory.reread_bytes + SURVEY_SWEEPS * surveyed
 
     @property
     def bytes_written(self) -> int:
@@ -136,7 +137,7 @@ def build(
         sum(dtype.num_bytes(shape) for _, dtype, shape in outputs)
     )
     shards = lay_out(outputs, max_shard_bytes=shard_bytes)
-    placed = _place(nodes, shards, twins(matched.tie, catalogs), matched.tie)
+    placed = _place(nodes, shards, twins(matched, catalogs), matched.tie)
     sources = tuple(_pin(recipe, catalog) for catalog in catalogs)
     plan = Plan(
         recipe=recipe,
@@ -232,7 +233,9 @@ def _narrowings(nodes: Iterable[TensorNode]) -> list[str]:
         kinds = {read.entry.dtype for read in node.inputs}
         if node.slot.dtype.mergeable and promote({*kinds, node.slot.dtype}) is not node.slot.dtype:
             counts[promote(kinds), node.slot.dtype] += 1
-    return [f"narrowed from {wide} to {to}: {count} tensors" for (wide, to), count in counts.items()]
+    return [
+        f"narrowed from {wide} to {to}: {count} tensors" for (wide, to), count in counts.items()
+    ]
 
 
 def _idle(nodes: Iterable[TensorNode]) -> list[str]:
@@ -249,7 +252,9 @@ def _idle(nodes: Iterable[TensorNode]) -> list[str]:
     ]
     if not idle:
         return []
-    return [f"every weight is 0, so the base's value comes out: {len(idle)} tensors, {idle[0]} first"]
+    return [
+        f"every weight is 0, so the base's value comes out: {len(idle)} tensors, {idle[0]} first"
+    ]
 
 
 def digest(plan: Plan) -> str:
@@ -257,6 +262,8 @@ def digest(plan: Plan) -> str:
     hashed = hashlib.sha256()
     recipe = plan.recipe
     hashed.update(repr((CONTRACT, recipe.seed, recipe.nan, recipe.method.name)).encode())
+    # Its config and tokenizer go beside the tensors.
+    hashed.update(repr(plan.donor.label).encode())
     for source in plan.sources:
         pins = [(name, pin.size_bytes, pin.tag) for name, pin in sorted(source.pins.items())]
         hashed.update(repr((source.label, source.revision, pins)).encode())
@@ -264,7 +271,9 @@ def digest(plan: Plan) -> str:
     for shard in plan.shards:
         hashed.update(repr((shard.name, len(shard.header), shard.nbytes)).encode())
     for node in plan.nodes:
-        text = texts.setdefault(id(node.step), _canonical(node.step))
+        text = texts.get(id(node.step))
+        if text is None:
+            text = texts[id(node.step)] = _canonical(node.step)
         slot = node.slot
         reads = [(read.source, read.entry.file, read.entry.start) for read in node.inputs]
         hashed.update(

@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from raymerge.checkpoint.dtypes import DType
 from raymerge.checkpoint.folder import Pin
 from raymerge.checkpoint.header import TensorEntry
 from raymerge.checkpoint.layout import Slot

@@ -84,9 +84,13 @@ def check_shapes(name: str, reads: Sequence[Read], catalogs: Sequence[Catalog]) 
             )
 
 
-def twins(tie: TiePolicy | None, catalogs: Sequence[Catalog]) -> tuple[tuple[Read, Read], ...]:
-    """Heads that are tied by their config and stored all the same: the run compares their bytes."""
-    if tie is None:
+def twins(matched: Match, catalogs: Sequence[Catalog]) -> tuple[tuple[Read, Read], ...]:
+    """Heads that are tied by their config and stored all the same: the run compares their bytes.
+
+    A head that the recipe drops is none of the merge's business.
+    """
+    tie = matched.tie
+    if tie is None or tie.head in matched.dropped:
         return ()
     return tuple(
         (Read(i, catalog.tensors[tie.head]), Read(i, catalog.tensors[tie.embedding]))
@@ -123,8 +127,8 @@ def _check_complete(
         accept = "To leave them out write `drop:` with their names or a pattern"
     else:
         accept = (
-            f"To copy them from {donor.label} write `keep:` with their names or a pattern, to leave "
-            "them out `drop:`"
+            f"To copy them from {donor.label} write `keep:` with their names or a pattern, to "
+            "leave them out `drop:`"
         )
     raise PlanError(
         f"{catalog.label} lacks {len(absent)} tensors that other sources have: {listed}. {accept}; "

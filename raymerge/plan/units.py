@@ -17,7 +17,7 @@ MAX_UNIT_TENSORS = 128
 def cut(
     shards: Sequence[Shard], nodes: Mapping[str, TensorNode], *, whole_shards: bool
 ) -> tuple[Unit, ...]:
-    """Cut every shard, largest work first in the order given.
+    """Cut every shard, in the order of its bytes.
 
     Args:
         shards: The layout.

@@ -255,11 +255,8 @@ def test_scale_and_base_are_rounded_one_by_one(kernels: Kernels, *, elect: bool)
 
 @KERNELS
 def test_the_vote_is_a_float32_sum_in_recipe_order(kernels: Kernels) -> None:
-    """2**24 + 1 - 2**24 is 0 in float32, a tie that elects +; exactly it would be 1.
-
-    With the 1 last the vote is 1 either way, and with -1 it is -1 last and 0, so +, before.
-    """
-    columns = {(2.0**24, -1.0, -(2.0**24)): 1.0, (2.0**24, -(2.0**24), -1.0): -1.0}
+    """-2**24 - 1 + 2**24 is 0 in float32, a tie that elects +; with the 1 last it is -1."""
+    columns = {(-(2.0**24), -1.0, 2.0**24): 1.0, (-(2.0**24), 2.0**24, -1.0): -1.0}
     for entries, sign in columns.items():
         inputs = [stored([0.0]), *(stored([entry]) for entry in entries)]
         raw, _ = run_delta(kernels, inputs, delta_figures(keep_all(3), [1.0] * 3, elect=True))

@@ -1,0 +1,172 @@
+"""A plan for programs: `raymerge plan --json`.
+
+Complete, without times or machine names, and in this order of keys:
+
+    digest, method, recipe, seed, nan
+    sources   label, location, revision, donor, tensor_bytes, files: name, bytes, tag
+    steps     index, kind (copy, span, delta), method, reason (of a copy), knobs, coefficients (of a
+              span, null where the run decides them), passes, surveyed, tensors (how many)
+    tensors   name, dtype, shape, step (its index), inputs, shard, start, stop
+    inputs    source (its index), tensor (only where it has another name there), file, start, stop,
+              dtype
+    shards    name, bytes, tensors (how many)
+    units     number, shard, start, stop, read_bytes, tensors (names)
+    memory    budget_bytes, projected_host_bytes, projected_device_bytes, threads, thread_bytes,
+              tile_elements, held_tensors, reread_tensors, reread_bytes
+    totals    tensors, parameters, bytes_read, bytes_written
+    tie       head, embedding, tied, stand_ins, must_equal; null without a head
+    dropped, notes
+
+Byte ranges are half-open and count from the start of their file. dtypes are safetensors' names.
+
+What 90,000 tensors share - steps, file names, integers - is one object each here, and `json.dumps`
+without `indent` writes it at C speed: an indented dump takes ten times as long.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from raymerge.plan.build import Plan
+from raymerge.plan.explain import distinct_steps
+from raymerge.plan.graph import CopyStep, DeltaStep, PlannedSource, Read, SpanStep, Step, TensorNode
+
+Document = dict[str, Any]
+
+
+def as_json(plan: Plan) -> Document:
+    """The plan as JSON values; the module's docstring lists the keys."""
+    steps = distinct_steps(plan)
+    positions = {key: index for index, key in enumerate(steps)}
+    shards = {slot.name: shard.name for shard in plan.shards for slot in shard.slots}
+    return {
+        "digest": plan.digest,
+        "method": plan.recipe.method.name,
+        "recipe": plan.recipe.path,
+        "seed": plan.recipe.seed,
+        "nan": plan.recipe.nan,
+        "sources": [
+            source_document(source, donor=source.label == plan.donor.label)
+            for source in plan.sources
+        ],
+        "steps": [_step(index, step, count) for index, (step, count) in enumerate(steps.values())],
+        "tensors": [
+            _tensor(node, positions[id(node.step)], shards[node.slot.name]) for node in plan.nodes
+        ],
+        "shards": [
+            {"name": shard.name, "bytes": shard.nbytes, "tensors": len(shard.slots)}
+            for shard in plan.shards
+        ],
+        "units": _units(plan),
+        "memory": _memory(plan),
+        "totals": {
+            "tensors": len(plan.nodes),
+            "parameters": plan.parameters,
+            "bytes_read": plan.bytes_read,
+            "bytes_written": plan.bytes_written,
+        },
+        "tie": _tie(plan),
+        "dropped": list(plan.dropped),
+        "notes": list(plan.notes),
+    }
+
+
+def source_document(source: PlannedSource, *, donor: bool) -> Document:
+    """A source as pinned, its files with their identities."""
+    return {
+        "label": source.label,
+        "location": source.location,
+        "revision": source.revision,
+        "donor": donor,
+        "tensor_bytes": source.tensor_bytes,
+        "files": [
+            {"name": name, "bytes": pin.size_bytes, "tag": pin.tag}
+            for name, pin in sorted(source.pins.items())
+        ],
+    }
+
+
+def _step(index: int, step: Step, count: int) -> Document:
+    kinds = {CopyStep: "copy", SpanStep: "span", DeltaStep: "delta"}
+    document: Document = {"index": index, "kind": kinds[type(step)]}
+    if isinstance(step, CopyStep):
+        document |= {"method": None, "reason": step.reason, "knobs": {}}
+    else:
+        knobs = {k: list(v) if isinstance(v, tuple) else v for k, v in step.knobs.items()}
+        document |= {"method": step.method, "knobs": knobs}
+    if isinstance(step, SpanStep):
+        known = step.coefficients
+        document["coefficients"] = None if known is None else list(known)
+    return document | {
+        "passes": list(step.passes),
+        "surveyed": isinstance(step, DeltaStep) and step.surveyed,
+        "tensors": count,
+    }
+
+
+def _tensor(node: TensorNode, step: int, shard: str) -> Document:
+    slot = node.slot
+    return {
+        "name": slot.name,
+        "dtype": slot.dtype.value,
+        "shape": list(slot.shape),
+        "step": step,
+        "inputs": [_input(read, slot.name) for read in node.inputs],
+        "shard": shard,
+        "start": slot.start,
+        "stop": slot.stop,
+    }
+
+
+def _input(read: Read, name: str) -> Document:
+    entry = read.entry
+    document: Document = {"source": read.source}
+    if entry.name != name:
+        document["tensor"] = entry.name
+    document["file"] = entry.file
+    document["start"] = entry.start
+    document["stop"] = entry.stop
+    document["dtype"] = entry.dtype.value
+    return document
+
+
+def _units(plan: Plan) -> list[Document]:
+    return [
+        {
+            "number": unit.number,
+            "shard": unit.shard,
+            "start": unit.start,
+            "stop": unit.stop,
+            "read_bytes": unit.read_bytes,
+            "tensors": [node.slot.name for node in unit.nodes],
+        }
+        for unit in plan.units
+    ]
+
+
+def _memory(plan: Plan) -> Document:
+    memory = plan.memory
+    return {
+        "budget_bytes": memory.budget_bytes,
+        "projected_host_bytes": memory.projected_host_bytes,
+        "projected_device_bytes": memory.projected_device_bytes,
+        "threads": memory.threads,
+        "thread_bytes": memory.budget.thread_bytes,
+        "tile_elements": memory.budget.tile_elements,
+        "held_tensors": memory.held_tensors,
+        "reread_tensors": memory.reread_tensors,
+        "reread_bytes": memory.reread_bytes,
+    }
+
+
+def _tie(plan: Plan) -> Document | None:
+    tie = plan.tie
+    if tie is None:
+        return None
+    return {
+        "head": tie.head,
+        "embedding": tie.embedding,
+        "tied": tie.tied,
+        "stand_ins": list(tie.stand_ins),
+        "must_equal": list(tie.must_equal),
+    }
