@@ -1,17 +1,17 @@
 """Merge model checkpoints in weight space.
 
-    recipe.yaml
-       | load     text -> Recipe; a mistake dies here with its line
-       | plan     headers of every source -> Plan: every name, shape, byte, knob and peak
-       v
-    Plan          frozen; `raymerge plan` stops here and prints it
-       | merge    units of whole tensors: read, merge, write at their addresses
-       v
-    checkpoint    whole or absent: its index is written last
-       | verify   index, headers, lengths, hashes, config
+recipe.yaml
+   | load     text -> Recipe; a mistake dies here with its line
+   | plan     headers of every source -> Plan: every name, shape, byte, knob and peak
+   v
+Plan          frozen; `raymerge plan` stops here and prints it
+   | merge    units of whole tensors: read, merge, write at their addresses
+   v
+checkpoint    whole or absent: its index is written last
+   | verify   index, headers, lengths, hashes, config
 
-    >>> import raymerge
-    >>> result = raymerge.merge("recipe.yaml", "merged")  # doctest: +SKIP
+>>> import raymerge
+>>> result = raymerge.merge("recipe.yaml", "merged")  # doctest: +SKIP
 """
 
 from raymerge.api import load, merge, plan, verify

@@ -22,7 +22,7 @@ from raymerge.storage.posix import PosixFolder, shares_files
 if TYPE_CHECKING:
     from raymerge.runtime.driver import MergeResult
     from raymerge.runtime.engine import Engine
-    from raymerge.runtime.unit import OnProgress
+    from raymerge.runtime.settings import OnProgress
 
 Path_ = str | os.PathLike[str]
 EngineName = Literal["auto", "local", "ray"]
@@ -133,7 +133,7 @@ def merge(
         RaymergeError: See `raymerge.errors`: each class says what a caller can do about it.
     """
     from raymerge.runtime.driver import execute
-    from raymerge.runtime.unit import RunSettings
+    from raymerge.runtime.settings import RunSettings
 
     planned = plan(
         recipe,
@@ -177,9 +177,7 @@ def merge(
             on_progress=report,
         )
 
-    return execute(
-        planned, Path(out), start_engine, overwrite=overwrite, on_progress=on_progress
-    )
+    return execute(planned, Path(out), start_engine, overwrite=overwrite, on_progress=on_progress)
 
 
 def verify(checkpoint: Path_) -> Verification:

@@ -30,7 +30,7 @@ class TerminatedError(BaseException):
     """SIGTERM: like KeyboardInterrupt, not an error anyone should catch on the way."""
 
 
-class Bytes(click.ParamType):
+class Bytes(click.ParamType[int | None]):
     """A size such as 8GiB."""
 
     name = "size"
@@ -67,7 +67,9 @@ def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
             show_default=True,
             help="Ray where there is an address or more than one GPU, else threads here.",
         ),
-        click.option("--address", help="Ray cluster to run on; else RAY_ADDRESS, else a local one."),
+        click.option(
+            "--address", help="Ray cluster to run on; else RAY_ADDRESS, else a local one."
+        ),
         click.option(
             "--workers",
             type=click.IntRange(min=1),
@@ -97,9 +99,7 @@ def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option(
             "--device-memory", "device_memory_bytes", type=BYTES, help="Budget of one CUDA device."
         ),
-        click.option(
-            "--seed", type=click.IntRange(0, 2**64 - 1), help="In place of the recipe's."
-        ),
+        click.option("--seed", type=click.IntRange(0, 2**64 - 1), help="In place of the recipe's."),
     ]
     for option in reversed(options):
         command = option(command)

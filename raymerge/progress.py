@@ -13,7 +13,7 @@ from raymerge.units import format_bytes
 
 if TYPE_CHECKING:
     from raymerge.plan.build import Plan
-    from raymerge.runtime.unit import Progress
+    from raymerge.runtime.settings import Progress
 
 LINE_EVERY_S = 5.0
 BAR_EVERY_S = 0.2
@@ -43,7 +43,9 @@ class Display:
         elapsed_s = monotonic() - self._began
         speed = self._read_bytes / elapsed_s if elapsed_s else 0.0
         left_bytes = self._total_bytes - self._written_bytes
-        eta = f"{elapsed_s * left_bytes / self._written_bytes:.0f} s" if self._written_bytes else "?"
+        eta = (
+            f"{elapsed_s * left_bytes / self._written_bytes:.0f} s" if self._written_bytes else "?"
+        )
         return (
             f"read {format_bytes(self._read_bytes)} ({format_bytes(int(speed))}/s), written "
             f"{format_bytes(self._written_bytes)} of {format_bytes(self._total_bytes)}, {eta} left"

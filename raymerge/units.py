@@ -10,6 +10,7 @@ _FACTORS = {
     **{f"{prefix}b": 1000**i for i, prefix in enumerate("kmgtp", start=1)},
     **{f"{prefix}ib": 1024**i for i, prefix in enumerate("kmgtp", start=1)},
 }
+_STEP = 1024
 _SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*", re.IGNORECASE)
 
 
@@ -34,11 +35,11 @@ def format_bytes(size_bytes: int) -> str:
     >>> format_bytes(1023), format_bytes(9_900_000_000)
     ('1023 B', '9.2 GiB')
     """
-    if size_bytes < 1024:
+    if size_bytes < _STEP:
         return f"{size_bytes} B"
     size = float(size_bytes)
     for unit in ("KiB", "MiB", "GiB", "TiB"):
-        size /= 1024
-        if size < 1024:
+        size /= _STEP
+        if size < _STEP:
             return f"{size:.1f} {unit}"
-    return f"{size / 1024:.1f} PiB"
+    return f"{size / _STEP:.1f} PiB"

@@ -1,4 +1,4 @@
-"""What the numeric contract says, written slowly: the references that kernels and merges must equal.
+"""What the numeric contract says, written slowly: the references that merges must equal.
 
 Nothing here comes from `raymerge.kernels` or `raymerge.methods`. Decisions (delta, threshold,
 election) are float32 in recipe order; reductions and coefficients are float64, and reductions
@@ -95,9 +95,15 @@ def drawn_words(key: int, first: int, count: int) -> npt.NDArray[np.uint64]:
     return np.stack(words, axis=1).reshape(-1)[first % 4 :][:count]
 
 
+def drawn_limit(density: float) -> int:
+    """An entry stays iff its word is below this. Below a density of 2**-32 none does."""
+    return math.floor(density * 2**32)
+
+
 def kept_drawn(size: int, density: float, *, seed: int, label: str, tensor: str) -> Mask:
-    """Entries that DARE keeps: word below `floor(density * 2**32)`."""
-    return drawn_words(draw_key(seed, label, tensor), 0, size) < math.floor(density * 2**32)
+    """Entries that DARE keeps: those whose word is below the limit."""
+    words = drawn_words(draw_key(seed, label, tensor), 0, size)
+    return np.less(words, drawn_limit(density))
 
 
 # --- selection -----------------------------------------------------------------------------------
@@ -114,7 +120,7 @@ def kept_largest(delta: Floats, density: float) -> Mask:
         return np.zeros(magnitude.size, np.bool_)
     keep = max(1, int(density * magnitude.size))
     lowest = np.sort(magnitude)[::-1][keep - 1]
-    mask = magnitude > lowest
+    mask: Mask = magnitude > lowest
     tied = np.flatnonzero(magnitude == lowest)
     q, m = keep - int(mask.sum()), len(tied)
     for j, index in enumerate(tied.tolist()):
@@ -156,9 +162,9 @@ def l1_norm(values: Floats) -> float:
 
 
 def l1_rescaling(whole: Floats, kept: Floats) -> float:
-    """The factor that gives `kept` the L1 norm of `whole`; 1 where nothing is left to scale."""
-    norm = l1_norm(kept)
-    return l1_norm(whole) / norm if norm > 0 else 1.0
+    """The factor that gives `kept` the L1 norm of `whole`; 1 where either is below 1e-7."""
+    norms = l1_norm(whole), l1_norm(kept)
+    return norms[0] / norms[1] if min(norms) >= 1e-7 else 1.0
 
 
 # --- the two fused passes ------------------------------------------------------------------------
@@ -166,7 +172,7 @@ def l1_rescaling(whole: Floats, kept: Floats) -> float:
 
 def span_pass(vectors: Sequence[Floats], coefficients: Sequence[float]) -> Floats:
     """`sum c_i x_i` in float32, in recipe order, each coefficient rounded once."""
-    mix = np.zeros_like(vectors[0])
+    mix: Floats = np.zeros_like(vectors[0])
     for vector, coefficient in zip(vectors, coefficients, strict=True):
         mix = mix + vector * np.float32(coefficient)
     return mix
@@ -191,18 +197,19 @@ def delta_pass(
 ) -> Floats:
     """Weight, elect, fuse and add task vectors of which only what is kept is not 0."""
     weighted = [delta * np.float32(share) for delta, share in zip(kept, shares, strict=True)]
-    votes = np.zeros_like(base)
+    votes: Floats = np.zeros_like(base)
     for delta in weighted:
         votes = votes + delta
-    mix = np.zeros_like(base)
-    divisor = np.zeros_like(base)
+    mix: Floats = np.zeros_like(base)
+    divisor: Floats = np.zeros_like(base)
     sign = np.where(votes >= 0, np.float32(1), np.float32(-1))
     for delta, value in zip(weighted, weight, strict=True):
         takes_part = np.sign(delta) == sign if elect else np.ones(base.shape, np.bool_)
         mix = mix + np.where(takes_part, delta, np.float32(0))
-        divisor = divisor + np.where(takes_part, np.float32(value), np.float32(0))
+        divisor = divisor + takes_part * np.float32(value)
     if normalize:
-        mix = mix / np.where(divisor == 0, np.float32(1), divisor)
+        divisor[divisor == 0] = 1
+        mix = mix / divisor
     return base + mix * np.float32(lambda_)
 
 
@@ -299,7 +306,7 @@ def oracle_dare(
         if rescale == "l1":
             scales.append(l1_rescaling(whole, part))
         else:
-            scales.append(1 / value if rescale and value else 1.0)
+            scales.append(1 / value if rescale and drawn_limit(value) else 1.0)
     return delta_pass(
         base,
         kept,

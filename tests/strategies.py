@@ -1,4 +1,4 @@
-"""What the tests feed to kernels and methods, and a method run over one tensor without the engine."""
+"""What the tests feed to kernels and methods, and a method run without the engine."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from raymerge.checkpoint.dtypes import DType
-from raymerge.kernels.constants import HIGH_BINS, LOW_BINS
+from raymerge.kernels.constants import HIGH_BINS, LOW_COLUMNS
 from raymerge.kernels.delta import (
     BITS,
     KEEP_ALL,
@@ -64,7 +64,9 @@ class Stored:
 
 def stored(values: Any, dtype: DType = DType.F32) -> Stored:
     """Values as a checkpoint of `dtype` would hold them."""
-    return Stored(np.frombuffer(bytearray(to_dtype(np.float32(values), dtype)), np.uint8), dtype)
+    return Stored(
+        np.frombuffer(bytearray(to_dtype(np.asarray(values, np.float32), dtype)), np.uint8), dtype
+    )
 
 
 def stored_doubles(values: Doubles) -> Stored:
@@ -90,7 +92,7 @@ def fine_tunes(
 
 
 def cut(inputs: Sequence[Stored], step: int | None = None) -> Iterator[Tile]:
-    """Tiles of `step` elements, a multiple of 256; one tile of everything where there is no step."""
+    """Tiles of `step` elements, a multiple of 256; without a step, one of everything."""
     size = inputs[0].size
     step = step or max(size, 1)
     for first in range(0, size, step):
@@ -238,17 +240,20 @@ def find_thresholds(
     """Each source's threshold, in the two passes a merge makes."""
     sources = len(inputs) - 1
     high = np.zeros((sources, HIGH_BINS), np.int64)
-    low = np.zeros((sources, LOW_BINS), np.int64)
+    low = np.zeros((sources, LOW_COLUMNS), np.int64)
     for tile in cut(inputs, step):
         kernels.count_high(tile, high)
     keep = [kept_count(density, inputs[0].size) for density in densities]
     bins = [high_bin(counts, k) if k else -1 for counts, k in zip(high, keep, strict=True)]
     for tile in cut(inputs, step):
         kernels.count_low(tile, bins, low)
-    return [
-        threshold(upper, lower, k) if k else NOTHING
-        for upper, lower, k in zip(high, low, keep, strict=True)
+    found = [
+        threshold(counts, bin_, k) if k else NOTHING
+        for counts, bin_, k in zip(low, bins, keep, strict=True)
     ]
+    exact = [limit for limit in found if limit is not None]
+    assert len(exact) == sources, "a bin that was counted exactly holds no threshold"
+    return exact
 
 
 def find_gram(
@@ -341,10 +346,10 @@ def _delta_pass(
             selectors = keep_drawn(density, keys)
     rescaling = [1.0] * len(keys)
     if rule.rescale is Rescale.DENSITY and not isinstance(rule.keep, KeepAll):
-        rescaling = [1 / value if value else 1.0 for value in rule.keep.density]
+        rescaling = [1 / value if draw_limit(value) else 1.0 for value in rule.keep.density]
     elif rule.rescale is Rescale.L1:
         norms = find_norms(kernels, inputs, selectors, step=step).tolist()
-        rescaling = [whole / kept if kept else 1.0 for whole, kept in norms]
+        rescaling = [whole / kept if min(whole, kept) >= 1e-7 else 1.0 for whole, kept in norms]
     return delta_figures(
         selectors,
         [weight * factor for weight, factor in zip(rule.weight, rescaling, strict=True)],

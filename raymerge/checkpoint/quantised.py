@@ -28,7 +28,7 @@ _SCHEMES = (
     ("packed codes", ("qweight",)),
 )
 _TELLING = frozenset(part for _, parts in _SCHEMES for part in parts)
-_CODES = tuple(dtype for dtype in DType if dtype.startswith(("F8", "F6", "F4")))
+_CODES = tuple(dtype for dtype in DType if dtype.startswith(("F8_", "F6_", "F4")))
 _CODES_SET = frozenset(_CODES)
 _CONFIG_KEYS = ("quantization_config", "compression_config")
 

@@ -6,5 +6,7 @@ BLOCK = 4096
 """Elements a fused kernel works on at a time: its float32 scratch stays in the L2 cache."""
 HIGH_BINS = 2**15
 LOW_BINS = 2**16
+LOW_COLUMNS = LOW_BINS + 1
+"""Counts inside a high bin, and in the last column of what lies above it."""
 STRIPES = 4
 """Neighbours count into different stripes: equal neighbours would wait for each other's store."""

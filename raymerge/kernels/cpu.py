@@ -26,9 +26,10 @@ class CpuKernels:
         """See `Kernels.count_high`."""
         return int(select.count_high(*_inputs(tile), tile.count, counts))
 
-    def count_low(self, tile: Tile, bins: Sequence[int], counts: Counts) -> None:
+    def count_low(self, tile: Tile, bins: Sequence[int], counts: Counts) -> int:
         """See `Kernels.count_low`."""
-        select.count_low(*_inputs(tile), tile.count, np.array(bins, np.int64), counts)
+        wanted = np.array(bins, np.int64)
+        return int(select.count_low(*_inputs(tile), tile.count, wanted, counts))
 
     def norms(self, tile: Tile, selectors: Selectors, sums: Sums) -> None:
         """See `Kernels.norms`."""

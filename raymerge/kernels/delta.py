@@ -10,6 +10,10 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.cpython.unsafe.numbers import trailing_zeros
+from numba.extending import intrinsic
 
 from raymerge.kernels.constants import BLOCK
 from raymerge.kernels.floats import narrow, widen
@@ -25,23 +29,41 @@ MODE, BITS, KEPT, TIED, SEEN, KEY, LIMIT = range(7)
 SELECTOR_COLUMNS = 7
 
 
+@intrinsic  # type: ignore[untyped-decorator]
+def equal_mask(_typing: Any, address: Any, _value: Any) -> Any:
+    """Bit k of the result: whether the k-th of 64 words at `address` equals the value."""
+
+    def generate(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        lanes = ir.VectorType(ir.IntType(32), 64)
+        words = builder.load(builder.inttoptr(args[0], lanes.as_pointer()), align=4)
+        one = builder.insert_element(ir.Constant(lanes, ir.Undefined), args[1], ir.IntType(32)(0))
+        every = builder.shuffle_vector(
+            one, ir.Constant(lanes, ir.Undefined), ir.Constant(lanes, [0] * 64)
+        )
+        return builder.bitcast(builder.icmp_unsigned("==", words, every), ir.IntType(64))
+
+    return types.uint64(types.int64, types.uint32), generate
+
+
 @kernel("void(float32[::1], int64, uint64[::1], uint32[::1])")
 def drop_tied(delta: Any, count: int, selector: Any, magnitudes: Any) -> None:
-    """Keep `kept` of every `tied` entries at the threshold, evenly spread in index order."""
+    """Keep `kept` of every `tied` entries at the threshold, evenly spread in index order.
+
+    `magnitudes` has room up to the next multiple of 64, and nothing behind `count` is equal.
+    """
     lowest = np.uint32(selector[BITS])
     kept, tied, seen = selector[KEPT], selector[TIED], selector[SEEN]
-    where = np.empty(BLOCK, np.uint16)
-    found = 0
-    for k in range(count):
-        where[found] = k
-        found += magnitudes[k] == lowest
-    for index in where[:found]:
-        # Bresenham's form of (j + 1) * kept // tied > j * kept // tied: no division.
-        seen += kept
-        if seen >= tied:
-            seen -= tied
-        else:
-            delta[index] = np.float32(0.0)
+    address = magnitudes.ctypes.data
+    for start in range(0, count, 64):
+        equal = equal_mask(address + 4 * start, lowest)
+        while equal:
+            index = start + np.int64(trailing_zeros(equal))
+            equal &= equal - np.uint64(1)
+            # Bresenham's form of (j + 1) * kept // tied > j * kept // tied: no division.
+            seen += kept
+            stays = seen >= tied
+            seen -= tied if stays else np.uint64(0)
+            delta[index] = delta[index] if stays else np.float32(0.0)
     selector[SEEN] = seen
 
 
@@ -64,6 +86,7 @@ def keep_entries(delta: Any, count: int, first: int, selector: Any, words: Any) 
             words[k] = magnitude
             delta[k] = delta[k] if magnitude >= lowest else np.float32(0.0)
         if selector[KEPT] < selector[TIED]:
+            words[count : (count + 63) // 64 * 64] = ~lowest
             drop_tied(delta, count, selector, words)
 
 

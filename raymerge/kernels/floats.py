@@ -20,8 +20,8 @@ BF16, F16, F32, F64 = 0, 1, 2, 3
 CODES = {DType.BF16: BF16, DType.F16: F16, DType.F32: F32, DType.F64: F64}
 
 
-@intrinsic
-def pointer(_typing: Any, address: Any) -> Any:  # type: ignore[no-untyped-def]
+@intrinsic  # type: ignore[untyped-decorator]
+def pointer(_typing: Any, address: Any) -> Any:
     """An address, as `numba.carray` wants it."""
 
     def generate(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
@@ -40,7 +40,7 @@ def widen(address: int, code: int, start: int, count: int, out: Any) -> bool:
         for i in range(count):
             bits[i] = np.uint32(halves[i]) << np.uint32(16)
             worst = max(worst, np.uint32(halves[i]) & np.uint32(0x7FFF))
-        return worst >= np.uint32(0x7F80)
+        return bool(worst >= np.uint32(0x7F80))
     if code == F16:
         halves = carray(pointer(address + 2 * start), (count,), np.uint16)
         for i in range(count):
@@ -53,30 +53,30 @@ def widen(address: int, code: int, start: int, count: int, out: Any) -> bool:
                 bits[i] = np.uint32(0x7F800000) | (magnitude << np.uint32(13))
             bits[i] |= (np.uint32(halves[i]) & np.uint32(0x8000)) << np.uint32(16)
             worst = max(worst, magnitude)
-        return worst >= np.uint32(0x7C00)
+        return bool(worst >= np.uint32(0x7C00))
     if code == F64:
         doubles = carray(pointer(address + 8 * start), (count,), np.float64)
         for i in range(count):
             out[i] = np.float32(doubles[i])
             worst = max(worst, bits[i] & np.uint32(0x7FFFFFFF))
-        return worst >= np.uint32(0x7F800000)
+        return bool(worst >= np.uint32(0x7F800000))
     floats = carray(pointer(address + 4 * start), (count,), np.float32)
     for i in range(count):
         out[i] = floats[i]
         worst = max(worst, bits[i] & np.uint32(0x7FFFFFFF))
-    return worst >= np.uint32(0x7F800000)
+    return bool(worst >= np.uint32(0x7F800000))
 
 
-@intrinsic
-def _float(_typing: Any, word: Any) -> Any:  # type: ignore[no-untyped-def]
+@intrinsic  # type: ignore[untyped-decorator]
+def _float(_typing: Any, word: Any) -> Any:
     def generate(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
         return builder.bitcast(args[0], ir.FloatType())
 
     return types.float32(types.uint32), generate
 
 
-@intrinsic
-def _bits(_typing: Any, value: Any) -> Any:  # type: ignore[no-untyped-def]
+@intrinsic  # type: ignore[untyped-decorator]
+def _bits(_typing: Any, value: Any) -> Any:
     def generate(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
         return builder.bitcast(args[0], ir.IntType(32))
 
@@ -84,7 +84,7 @@ def _bits(_typing: Any, value: Any) -> Any:  # type: ignore[no-untyped-def]
 
 
 @kernel("uint32(uint32)")
-def _half(word: int) -> int:
+def _half(word: Any) -> Any:
     """float32 bits -> float16 bits, to nearest even."""
     sign = (word >> np.uint32(16)) & np.uint32(0x8000)
     magnitude = word & np.uint32(0x7FFFFFFF)
@@ -123,16 +123,16 @@ def narrow(values: Any, count: int, address: int, code: int, start: int) -> bool
                 rounded = (word >> np.uint32(16)) | np.uint32(0x40)
             halves[i] = np.uint16(rounded)
             worst = max(worst, rounded & np.uint32(0x7FFF))
-        return worst >= np.uint32(0x7F80)
+        return bool(worst >= np.uint32(0x7F80))
     if code == F16:
         halves = carray(pointer(address + 2 * start), (count,), np.uint16)
         for i in range(count):
             rounded = _half(bits[i])
             halves[i] = np.uint16(rounded)
             worst = max(worst, rounded & np.uint32(0x7FFF))
-        return worst >= np.uint32(0x7C00)
+        return bool(worst >= np.uint32(0x7C00))
     floats = carray(pointer(address + 4 * start), (count,), np.float32)
     for i in range(count):
         floats[i] = values[i]
         worst = max(worst, bits[i] & np.uint32(0x7FFFFFFF))
-    return worst >= np.uint32(0x7F800000)
+    return bool(worst >= np.uint32(0x7F800000))

@@ -55,9 +55,7 @@ def add_products(sums: Any, row: int, left: Any, right: Any, count: int) -> None
 
 
 @kernel("int64(int64[::1], int64[::1], boolean, int64, int64, float64[:, ::1])")
-def gram_tile(
-    addresses: Any, codes: Any, relative: bool, first: int, count: int, sums: Any
-) -> int:
+def gram_tile(addresses: Any, codes: Any, relative: bool, first: int, count: int, sums: Any) -> int:
     """Add a tile of `count` elements, the first at flat index `first`, to a Gram matrix.
 
     Args:

@@ -1,10 +1,10 @@
 """Exact selection of the k largest magnitudes, by histogram of the bit pattern. Nothing is sorted.
 
 The bits of a non-negative float32 order as the number does. One pass counts their upper 15 bits,
-which names the bin that holds the k-th largest; a second pass counts the lower 16 bits inside that
-bin. Counts add up over tiles, tensors and workers, so a whole model is selected from as exactly as
-one tensor.
-`threshold.py` reads the counts.
+which names the bin that holds the k-th largest; another counts the lower 16 bits inside that bin
+and what lies above it. The second pass alone is enough where a sample names the bin: its counts
+prove the bin right or wrong. Counts add up over tiles, tensors and workers, so a whole model is
+selected from as exactly as one tensor. `threshold.py` reads the counts.
 """
 
 from __future__ import annotations
@@ -53,8 +53,8 @@ def count_high(addresses: Any, codes: Any, count: int, counts: Any) -> int:
     return bad if bad < addresses.shape[0] else -1
 
 
-@kernel("void(int64[::1], int64[::1], int64, int64[::1], int64[:, ::1])")
-def count_low(addresses: Any, codes: Any, count: int, bins: Any, counts: Any) -> None:
+@kernel("int64(int64[::1], int64[::1], int64, int64[::1], int64[:, ::1])")
+def count_low(addresses: Any, codes: Any, count: int, bins: Any, counts: Any) -> int:
     """Add the lower 16 bits of the entries in each source's high bin to `counts`.
 
     Args:
@@ -62,32 +62,43 @@ def count_low(addresses: Any, codes: Any, count: int, bins: Any, counts: Any) ->
         codes: Element type of each input.
         count: Elements of the tile.
         bins: The high bin of each source, or -1 to leave it out.
-        counts: `(sources, LOW_BINS)`.
+        counts: `(sources, LOW_COLUMNS)`; the last column counts what lies above the bin.
+
+    Returns:
+        The first input that holds a NaN or an Inf, or -1.
     """
     base = np.empty(BLOCK, np.float32)
     values = np.empty(BLOCK, np.float32)
+    bad = addresses.shape[0]
     for start in range(0, count, BLOCK):
         width = min(BLOCK, count - start)
-        widen(addresses[0], codes[0], start, width, base)
+        if widen(addresses[0], codes[0], start, width, base):
+            bad = 0
         for i in range(1, addresses.shape[0]):
+            if widen(addresses[i], codes[i], start, width, values):
+                bad = min(bad, i)
             if bins[i - 1] < 0:
                 continue
-            widen(addresses[i], codes[i], start, width, values)
             for k in range(width):
                 values[k] -= base[k]
             bits = values.view(np.uint32)
             lowest = np.uint32(bins[i - 1]) << np.uint32(16)
+            above = np.uint32(0)
+            for k in range(width):
+                bits[k] &= np.uint32(0x7FFFFFFF)
+                above += np.uint32(bits[k] >= lowest + np.uint32(LOW_BINS))
+            counts[i - 1, LOW_BINS] += above
             for begin in range(0, width, STRIP):
                 words = bits[begin : min(begin + STRIP, width)]
                 # bfloat16 deltas mostly have zeros below: those are counted without a branch.
                 hits, zeros = np.uint32(0), np.uint32(0)
                 for word in words:
-                    offset = (word & np.uint32(0x7FFFFFFF)) - lowest
-                    hits += np.uint32(offset < np.uint32(LOW_BINS))
-                    zeros += np.uint32(offset == np.uint32(0))
+                    hits += np.uint32(word - lowest < np.uint32(LOW_BINS))
+                    zeros += np.uint32(word == lowest)
                 counts[i - 1, 0] += zeros
                 if hits != zeros:
                     for word in words:
-                        offset = (word & np.uint32(0x7FFFFFFF)) - lowest
+                        offset = word - lowest
                         if np.uint32(0) < offset < np.uint32(LOW_BINS):
                             counts[i - 1, offset] += 1
+    return bad if bad < addresses.shape[0] else -1

@@ -16,7 +16,7 @@ from raymerge.kernels.tile import Counts
 
 @dataclass(frozen=True, slots=True)
 class Threshold:
-    """Which entries stay: those whose magnitude bits exceed `bits`, and `kept` of `tied` equal ones."""
+    """Which entries stay: magnitudes whose bits exceed `bits`, and `kept` of `tied` equal ones."""
 
     bits: int
     kept: int
@@ -40,14 +40,20 @@ def high_bin(high: Counts, keep: int) -> int:
     return HIGH_BINS - 1 - int(np.searchsorted(from_top, keep))
 
 
-def threshold(high: Counts, low: Counts, keep: int) -> Threshold:
-    """The exact threshold, from the counts of upper bits and of lower bits inside `high_bin`."""
-    top = high_bin(high, keep)
-    above = int(high[top + 1 :].sum())
-    from_top = np.cumsum(low[::-1])
+def threshold(low: Counts, bin_: int, keep: int) -> Threshold | None:
+    """The exact threshold, or None if the `keep`-th largest magnitude is not in the bin.
+
+    Args:
+        low: What `count_low` counted for one source, `(LOW_COLUMNS,)`.
+        bin_: The high bin it was counted for.
+        keep: Entries to keep, at least 1.
+    """
+    above = int(low[LOW_BINS])
+    from_top = np.cumsum(low[LOW_BINS - 1 :: -1])
+    if not above < keep <= above + int(from_top[-1]):
+        return None
     step = int(np.searchsorted(from_top, keep - above))
     bottom = LOW_BINS - 1 - step
     tied = int(low[bottom])
-    return Threshold(
-        bits=top << 16 | bottom, kept=keep - above - (int(from_top[step]) - tied), tied=tied
-    )
+    kept = keep - above - (int(from_top[step]) - tied)
+    return Threshold(bits=bin_ << 16 | bottom, kept=kept, tied=tied)

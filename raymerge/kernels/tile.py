@@ -49,18 +49,23 @@ class DeltaPass:
 
 
 class Kernels(Protocol):
-    """One device's kernels. Methods that return an int return the first input that holds a NaN or
-    an Inf, the number of inputs where only an output is not finite, or `ALL_FINITE`.
+    """One device's kernels.
+
+    Methods that return an int return the first input that holds a NaN or an Inf, the number of
+    inputs where only an output is not finite, or `ALL_FINITE`.
     """
 
     def gram(self, tile: Tile, *, relative: bool, sums: Sums) -> int:
-        """Add a tile to a Gram matrix (`reduce.new_sums`); relative: of inputs 1.. minus input 0."""
+        """Add a tile to a Gram matrix (`new_sums`); relative: of inputs 1.. minus input 0."""
 
     def count_high(self, tile: Tile, counts: Counts) -> int:
         """Add the upper 15 magnitude bits of each delta to `counts`, `(sources, HIGH_BINS)`."""
 
-    def count_low(self, tile: Tile, bins: Sequence[int], counts: Counts) -> None:
-        """Add the lower 16 bits inside each source's high bin (-1: none) to `counts`."""
+    def count_low(self, tile: Tile, bins: Sequence[int], counts: Counts) -> int:
+        """Add the lower 16 bits inside each source's high bin, -1 for none, to `counts`.
+
+        `counts` is `(sources, LOW_COLUMNS)`; the last column counts what lies above the bin.
+        """
 
     def norms(self, tile: Tile, selectors: Selectors, sums: Sums) -> None:
         """Add a tile to the L1 norms of each delta: whole in row `2 i`, kept in row `2 i + 1`."""

@@ -14,10 +14,20 @@ import torch
 from torch import Tensor
 
 from raymerge.checkpoint.dtypes import DType
-from raymerge.kernels.delta import BITS, KEEP_DRAWN, KEEP_LARGEST, KEPT, KEY, LIMIT, MODE, SEEN, TIED
+from raymerge.kernels.constants import HIGH_BINS, LOW_BINS
+from raymerge.kernels.delta import (
+    BITS,
+    KEEP_DRAWN,
+    KEEP_LARGEST,
+    KEPT,
+    KEY,
+    LIMIT,
+    MODE,
+    SEEN,
+    TIED,
+)
 from raymerge.kernels.philox import MULTIPLIERS, ROUNDS, WEYL
 from raymerge.kernels.reduce import LANES, REDUCTION_BLOCK, close_block
-from raymerge.kernels.select import HIGH_BINS, LOW_BINS
 from raymerge.kernels.tile import ALL_FINITE, Bytes, Counts, DeltaPass, Selectors, Sums, Tile
 
 MAGNITUDE = 0x7FFFFFFF
@@ -56,13 +66,17 @@ class TorchKernels:
             counts[i] += torch.bincount(bins, minlength=HIGH_BINS).cpu().numpy()
         return first_non_finite(inputs)
 
-    def count_low(self, tile: Tile, bins: Sequence[int], counts: Counts) -> None:
+    def count_low(self, tile: Tile, bins: Sequence[int], counts: Counts) -> int:
         """See `Kernels.count_low`."""
         inputs = self._widen(tile)
         for i, (values, wanted) in enumerate(zip(inputs[1:], bins, strict=True)):
+            if wanted < 0:
+                continue
             bits = magnitude_bits(values - inputs[0])
             inside = bits[bits >> 16 == wanted] & (LOW_BINS - 1)
-            counts[i] += torch.bincount(inside, minlength=LOW_BINS).cpu().numpy()
+            counts[i, :LOW_BINS] += torch.bincount(inside, minlength=LOW_BINS).cpu().numpy()
+            counts[i, LOW_BINS] += int((bits >> 16 > wanted).sum())
+        return first_non_finite(inputs)
 
     def norms(self, tile: Tile, selectors: Selectors, sums: Sums) -> None:
         """See `Kernels.norms`."""

@@ -15,7 +15,7 @@ from raymerge.methods.rules import check_divisors
 def linear(*, weight: PerSource[float], normalize: bool = True) -> Coefficients:
     """Average the sources: `sum w_i x_i / sum w_i`.
 
-    A base named in the recipe is one more source, as in mergekit, and needs a weight like any other.
+    A base named in the recipe is one more source, as in mergekit, and needs a weight as any does.
 
     Args:
         weight: Share of each source. Negative shares are allowed.

@@ -20,8 +20,8 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from types import MappingProxyType
-from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from types import MappingProxyType, UnionType
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import numpy as np
 import numpy.typing as npt
@@ -69,7 +69,7 @@ class Knob:
     """A parameter a recipe may turn."""
 
     name: str
-    kind: type[bool] | type[int] | type[float] | None
+    kind: type[bool | int | float] | None
     """Type of a plain value; None where only `choices` are allowed."""
     per_source: bool
     limits: Range | None
@@ -202,7 +202,7 @@ def _read_knob(function: Callable[..., Any], parameter: inspect.Parameter, hint:
     if per_source:
         hint, marks = _unwrap(get_args(hint)[0])
     choices: tuple[str, ...] = ()
-    alternatives = (hint,) if get_origin(hint) is Literal else get_args(hint) or (hint,)
+    alternatives = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
     kinds = [option for option in alternatives if get_origin(option) is not Literal]
     for option in alternatives:
         if get_origin(option) is Literal:

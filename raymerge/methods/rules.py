@@ -112,7 +112,7 @@ def check_divisors(weight: tuple[float, ...], *, every_subset: bool) -> None:
                 )
 
 
-def drawn_rescale(rescale: bool | str) -> Rescale:
+def drawn_rescale(rescale: bool | str) -> Rescale:  # noqa: FBT001 - the knob's own type
     """What DARE's `rescale` knob means: true is the paper's 1/density, `l1` is mergekit's."""
     if rescale == "l1":
         return Rescale.L1

@@ -24,14 +24,11 @@ _MAX_NAMES = 3
 _PASSES = {
     "gram": "inner products, which give the coefficients",
     "span": "sum of the inputs times their coefficients, cast",
+    "histogram": "magnitudes of each task vector, which give its threshold",
     "norms": "L1 norm of each task vector, whole and kept",
     "delta": "select, weight, elect, fuse, add to the base, cast",
     "copy": "bytes as they are",
 }
-_HISTOGRAMS = (
-    "magnitudes of each task vector, upper bits",
-    "their lower bits, which give the thresholds",
-)
 
 
 def explain(plan: Plan) -> str:
@@ -239,6 +236,9 @@ def _tie(plan: Plan) -> Iterator[str]:
     if tie is None:
         yield "no source has an output head beside its embedding"
         return
+    if tie.head in plan.dropped:
+        yield f"{tie.head} is not written: the recipe drops it"
+        return
     if tie.tied:
         yield f"tied: {tie.head} is {tie.embedding} and is not written"
     else:
@@ -302,10 +302,7 @@ def _pass_lines(plan: Plan, node: TensorNode) -> list[str]:
     lines = []
     if isinstance(step, DeltaStep) and step.surveyed:
         lines.append(f"survey     the model's thresholds, {SURVEY_SWEEPS} sweeps before the merge")
-    histograms = iter(_HISTOGRAMS)
-    for name in step.passes:
-        what = next(histograms) if name == "histogram" else _PASSES[name]
-        lines.append(f"{name:<9}  {what}")
+    lines.extend(f"{name:<9}  {_PASSES[name]}" for name in step.passes)
     if shared := _shared_knobs(step):
         lines[-1] += f" ({shared})"
     if len(step.passes) > 1:

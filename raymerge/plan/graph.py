@@ -87,7 +87,7 @@ class DeltaStep:
     @property
     def passes(self) -> tuple[str, ...]:
         """What is done, one sweep over the tensor's bytes each."""
-        counted = ("histogram", "histogram") if self.selects and not self.surveyed else ()
+        counted = ("histogram",) if self.selects and not self.surveyed else ()
         return (*counted, *(("norms",) if self.normed else ()), "delta")
 
 

@@ -29,8 +29,8 @@ from pathlib import Path
 from raymerge.checkpoint.index import INDEX_NAME, SINGLE_NAME, build_index
 from raymerge.errors import CommitError, ConflictError, RaymergeError, StorageError
 from raymerge.plan.build import Plan
-from raymerge.runtime.unit import Receipt
-from raymerge.storage.posix import create_exclusively, write_atomically
+from raymerge.runtime.settings import Receipt
+from raymerge.storage.posix import write_atomically
 
 STATE_FOLDER = ".raymerge"
 CLAIM_NAME = "claim.json"

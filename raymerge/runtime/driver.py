@@ -1,8 +1,8 @@
 """One merge from claim to commit, whatever the engine.
 
-    claim -> trust what an earlier run wrote -> survey, if the plan has one
-          -> units to workers, receipts as they land, a shard's sha256 with its last one
-          -> publish
+claim -> trust what an earlier run wrote -> survey, if the plan has one
+      -> units to workers, receipts as they land, a shard's sha256 with its last one
+      -> publish
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from raymerge.plan.graph import Unit
 from raymerge.plan.units import dispatch_order
 from raymerge.runtime.commit import Claim, finished_record
 from raymerge.runtime.engine import Engine
+from raymerge.runtime.settings import OnProgress, Progress, Receipt
 from raymerge.runtime.side_files import ShardRecord, model_card, run_record, side_files
 from raymerge.runtime.survey import surveyed_units
-from raymerge.runtime.unit import OnProgress, Progress, Receipt
 from raymerge.storage.posix import PosixFolder, PosixShard, free_bytes
 from raymerge.units import format_bytes
 
@@ -125,8 +125,15 @@ def execute(
         }
         claim.publish(plan, run.receipts, files)
     return _result(
-        plan, out, shards, engine=engine.name, resumed=len(resumed), began=began,
-        workers=engine.workers, retries=engine.retries, meter=meter,
+        plan,
+        out,
+        shards,
+        engine=engine.name,
+        resumed=len(resumed),
+        began=began,
+        workers=engine.workers,
+        retries=engine.retries,
+        meter=meter,
     )
 
 
@@ -253,4 +260,3 @@ def _result(
         resumed_units=resumed,
         shards=tuple(shards),
     )
-

@@ -10,7 +10,8 @@ from typing import Any
 
 from raymerge.plan.graph import Unit
 from raymerge.runtime.engine import Call
-from raymerge.runtime.unit import OnProgress, RunSettings, Worker
+from raymerge.runtime.settings import OnProgress, RunSettings
+from raymerge.runtime.unit import Worker
 
 
 class LocalEngine:

@@ -226,7 +226,7 @@ def model_card(plan: Plan) -> bytes:
         _made_by(plan),
         "## Sources\n\n" + "\n".join(_source_table(plan)),
         _shared_settings(plan),
-        "## Recipe\n\n" + _fenced(plan.recipe.text.rstrip("\n"), "yaml"),
+        "## Recipe\n\n" + _fenced(plan.recipe.text.strip("\n"), "yaml"),
         _made_again(plan),
     ]
     return ("\n\n".join(parts) + "\n").encode()

@@ -54,7 +54,8 @@ def _survey(plan: Plan, engine: Engine) -> tuple[tuple[Threshold, ...], dict[int
     bins = [high_bin(row, k) if k else -1 for row, k in zip(high, wanted, strict=True)]
     low = sum(counts for _, counts in run("count_low", bins))
     thresholds = tuple(
-        threshold(high[i], low[i], k) if k else NOTHING for i, k in enumerate(wanted)
+        (threshold(row, bin_, k) or NOTHING) if k else NOTHING
+        for row, bin_, k in zip(low, bins, wanted, strict=True)
     )
     ties = {unit.number: counts for unit, counts in run("count_ties", thresholds)}
     return thresholds, ties
@@ -82,5 +83,3 @@ def _is_surveyed(node: Any) -> bool:
 
 def _nothing(_unit: Unit) -> None:
     """A survey writes nothing, so nothing has to be prepared."""
-
-

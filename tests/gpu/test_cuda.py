@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
+from typing import Any
 
 import numpy as np
 import pytest
@@ -170,7 +171,7 @@ def test_the_first_input_that_is_not_finite_is_reported(value: float) -> None:
         pytest.param("dare_ties", {"weight": 1, "density": 0.1, "rescale": "l1"}, id="dare_ties"),
     ],
 )
-def test_whole_methods(name: str, knobs: dict[str, object]) -> None:
+def test_whole_methods(name: str, knobs: dict[str, Any]) -> None:
     given = inputs("bfloat16")
     expected = merge(name, given, kernels=CPU, dtype=DType.BF16, **knobs)
 

@@ -141,7 +141,9 @@ def test_any_size_any_mixture_of_types_and_of_selectors_gives_the_oracle_s_bytes
     ]
     weights = [0.5, -0.3, 1.7]
 
-    raw, reports = run_delta(kernels, inputs, figures_of(selectors, weights, fuse), dtype=DType.BF16)
+    raw, reports = run_delta(
+        kernels, inputs, figures_of(selectors, weights, fuse), dtype=DType.BF16
+    )
 
     assert raw == by_oracle(inputs, masks, weights, fuse, DType.BF16)
     assert reports == [ALL_FINITE]
@@ -210,9 +212,7 @@ def test_entries_elect_and_fuse(
 def test_a_rescaled_entry_has_its_weight_in_the_divisor(kernels: Kernels) -> None:
     """Shares are what entries are multiplied by, weights what the mean divides by."""
     inputs = [stored([0.0]), stored([2.0]), stored([4.0])]
-    figures = delta_figures(
-        keep_all(2), [2.0, 2.0], weights=[1.0, 1.0], elect=True, normalize=True
-    )
+    figures = delta_figures(keep_all(2), [2.0, 2.0], weights=[1.0, 1.0], elect=True, normalize=True)
 
     raw, _ = run_delta(kernels, inputs, figures)
 

@@ -43,7 +43,8 @@ def by_torch(values: Floats, dtype: DType) -> npt.NDArray[np.uint16]:
 def words_to_round() -> Words:
     """Every upper half with lower halves at, beside and far from the middle."""
     middles = np.array([0, 1, 0x0FFF, 0x1000, 0x1001, 0x7FFF, 0x8000, 0x8001, 0xFFFF], np.uint32)
-    return ((ALL_HALVES.astype(np.uint32) << 16)[:, None] | middles).reshape(-1)
+    upper = np.left_shift(ALL_HALVES.astype(np.uint32), 16, dtype=np.uint32)
+    return np.bitwise_or(upper[:, None], middles, dtype=np.uint32).reshape(-1)
 
 
 def half_words_to_round() -> Words:
@@ -82,7 +83,7 @@ def test_a_wide_value_is_reported_iff_it_is_not_finite(dtype: DType, value: floa
     values, found = widened(stored([1.0, value, 2.0], dtype))
 
     assert found == (not np.isfinite(value))
-    assert values.tobytes() == np.float32([1.0, value, 2.0]).tobytes()
+    assert values.tobytes() == np.array([1.0, value, 2.0], np.float32).tobytes()
 
 
 @pytest.mark.parametrize(

@@ -75,9 +75,7 @@ def test_where_nothing_can_be_written_kernels_are_compiled_with_one_warning(
 ) -> None:
     (tmp_path / f"raymerge-{os.getuid()}").touch()
 
-    word, hits, _, warnings = compiled(
-        HOME=nowhere, NUMBA_CACHE_DIR=nowhere, TMPDIR=str(tmp_path)
-    )
+    word, hits, _, warnings = compiled(HOME=nowhere, NUMBA_CACHE_DIR=nowhere, TMPDIR=str(tmp_path))
 
     assert (word, hits) == (KNOWN_ANSWER, 0)
     assert warnings.count(WARNING) == 1

@@ -1,4 +1,4 @@
-"""Keyed draws: the published generator, and a mask that depends on nothing but what it is keyed by."""
+"""Keyed draws: the published generator, and masks that depend on their keys alone."""
 
 from __future__ import annotations
 

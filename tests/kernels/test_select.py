@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from raymerge.checkpoint.dtypes import DType
-from raymerge.kernels.constants import HIGH_BINS
+from raymerge.kernels.constants import HIGH_BINS, LOW_BINS, LOW_COLUMNS
 from raymerge.kernels.cpu import CpuKernels
 from raymerge.kernels.delta import SEEN
 from raymerge.kernels.threshold import NOTHING, Threshold, high_bin, kept_count, threshold
@@ -160,7 +160,9 @@ def test_tiles_change_neither_the_threshold_nor_who_stays(
 
     assert found[0].tied > 100
     assert find_thresholds(kernels, inputs, [density, 0.5], step=step) == found
-    assert run_delta(kernels, inputs, figures, step=step) [0] == run_delta(kernels, inputs, figures)[0]
+    assert (
+        run_delta(kernels, inputs, figures, step=step)[0] == run_delta(kernels, inputs, figures)[0]
+    )
 
 
 @KERNELS
@@ -184,7 +186,7 @@ def test_small_cases(
     (found,) = find_thresholds(kernels, inputs, [density])
     wanted = [0.0, values[1]] if expected is None else expected
 
-    assert np.array_equal(kept_entries(kernels, inputs, found), np.float32(wanted))
+    assert np.array_equal(kept_entries(kernels, inputs, found), np.array(wanted, np.float32))
 
 
 @KERNELS
@@ -221,6 +223,7 @@ def test_counting_reports_the_first_input_that_is_not_finite(
     (tile,) = cut([stored(row, DType.BF16) for row in values])
 
     assert kernels.count_high(tile, np.zeros((2, HIGH_BINS), np.int64)) == report
+    assert kernels.count_low(tile, [-1, -1], np.zeros((2, LOW_COLUMNS), np.int64)) == report
 
 
 def test_counts_of_several_tensors_select_from_all_of_them() -> None:
@@ -229,19 +232,41 @@ def test_counts_of_several_tensors_select_from_all_of_them() -> None:
     kernels = CpuKernels()
     (whole,) = find_thresholds(kernels, zero_base(values), [0.3])
     high = np.zeros((1, HIGH_BINS), np.int64)
-    low = np.zeros((1, 2**16), np.int64)
+    low = np.zeros((1, LOW_COLUMNS), np.int64)
     parts = [next(cut(zero_base(part))) for part in np.split(values, [7, 1500])]
     for tile in parts:
         kernels.count_high(tile, high)
     for tile in parts:
         kernels.count_low(tile, [high_bin(high[0], 900)], low)
 
-    assert threshold(high[0], low[0], 900) == whole
+    assert threshold(low[0], high_bin(high[0], 900), 900) == whole
+
+
+@quick
+@given(values=float_arrays(), bin_=st.integers(0, HIGH_BINS - 1), choose=st.data())
+def test_the_counts_of_a_bin_prove_it_right_or_wrong(
+    values: Floats, bin_: int, choose: st.DataObject
+) -> None:
+    """A bin that was guessed gives the exact threshold or none, never another."""
+    inputs = zero_base(values)
+    bits = np.abs(values).view(np.uint32)
+    bin_ = choose.draw(st.sampled_from([bin_, *(bits >> 16).tolist()]))
+    keep = choose.draw(st.integers(1, values.size))
+    lowest = int(np.sort(bits)[::-1][keep - 1])
+    for kernels in BOTH:
+        low = np.zeros((1, LOW_COLUMNS), np.int64)
+        for tile in cut(inputs, 256):
+            assert kernels.count_low(tile, [bin_], low) == -1
+        assert int(low[0, LOW_BINS]) == int((bits >> 16 > bin_).sum())
+        assert int(low[0, :LOW_BINS].sum()) == int((bits >> 16 == bin_).sum())
+        found = threshold(low[0], bin_, keep)
+        assert (found is not None) == (lowest >> 16 == bin_)
+        assert found is None or found.bits == lowest
 
 
 @KERNELS
 def test_a_source_without_a_bin_is_not_counted(kernels: Kernels) -> None:
-    low = np.zeros((2, 2**16), np.int64)
+    low = np.zeros((2, LOW_COLUMNS), np.int64)
     (tile,) = cut(fine_tunes(2, 5000, dtypes=[DType.F32]))
     kernels.count_low(tile, [-1, 0x3900], low)
 

@@ -76,7 +76,9 @@ def test_any_size_and_any_mixture_of_types_gives_the_oracle_s_bytes(
 def test_tiles_change_nothing(kernels: Kernels, step: int) -> None:
     inputs = fine_tunes(3, 20_000, dtypes=MERGEABLE)
     whole = run_span(kernels, inputs, [0.5, 0.3, 0.2], relative=True, dtype=DType.BF16)[0]
-    tiled = run_span(kernels, inputs, [0.5, 0.3, 0.2], relative=True, dtype=DType.BF16, step=step)[0]
+    tiled = run_span(kernels, inputs, [0.5, 0.3, 0.2], relative=True, dtype=DType.BF16, step=step)[
+        0
+    ]
 
     assert tiled == whole
 
@@ -96,7 +98,7 @@ def test_no_input_is_written(kernels: Kernels) -> None:
 def test_only_the_tile_s_elements_are_written(kernels: Kernels, dtype: DType) -> None:
     (tile,) = cut(fine_tunes(1, 300))
     out = np.full(dtype.num_bytes([310]), 0xAB, np.uint8)
-    kernels.span(tile, np.float32([0.5, 0.5]), relative=False, out=out, dtype=dtype)
+    kernels.span(tile, np.array([0.5, 0.5], np.float32), relative=False, out=out, dtype=dtype)
 
     assert set(out[dtype.num_bytes([300]) :].tolist()) == {0xAB}
 
@@ -132,7 +134,7 @@ def test_half_precision_sources_are_summed_in_float32(kernels: Kernels) -> None:
 
     raw, _ = run_span(kernels, inputs, [1, 1, 1], dtype=DType.BF16)
 
-    assert raw == to_dtype(np.float32([2.0**-9]), DType.BF16)
+    assert raw == to_dtype(np.array([2.0**-9], np.float32), DType.BF16)
 
 
 @KERNELS
@@ -172,7 +174,10 @@ def test_the_first_input_that_is_not_finite_is_reported(
         values[source, index] = np.nan
     inputs = [stored(row) for row in values]
 
-    assert run_span(kernels, inputs, [1.0] * (3 - relative), relative=relative, step=8192)[1] == reports
+    assert (
+        run_span(kernels, inputs, [1.0] * (3 - relative), relative=relative, step=8192)[1]
+        == reports
+    )
 
 
 @KERNELS
@@ -217,5 +222,8 @@ def test_nothing_is_finite(kernels: Kernels) -> None:
     empty = type(tile)(buffers=tile.buffers, dtypes=tile.dtypes, first=0, count=0)
     out = np.zeros(4, np.uint8)
 
-    assert kernels.span(empty, np.float32([1, 1]), relative=False, out=out, dtype=DType.F32) == -1
+    assert (
+        kernels.span(empty, np.array([1, 1], np.float32), relative=False, out=out, dtype=DType.F32)
+        == -1
+    )
     assert not out.any()

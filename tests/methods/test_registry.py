@@ -52,9 +52,7 @@ TABLE = {
     "linear": Row(
         Family.SPAN, Over.SOURCES, {"weight": WEIGHT, "normalize": ("true or false", True)}
     ),
-    "passthrough": Row(
-        Family.SPAN, Over.SOURCES, {"scale": (["a number"], 1.0)}, sources=(1, 1)
-    ),
+    "passthrough": Row(Family.SPAN, Over.SOURCES, {"scale": (["a number"], 1.0)}, sources=(1, 1)),
     "slerp": Row(
         Family.SPAN,
         Over.BASE_AND_SOURCES,
@@ -123,7 +121,9 @@ def test_a_method_says_what_it_does_what_its_knobs_are_and_where_it_was_publishe
     assert "\n" not in method.summary
     assert re.search(r"arXiv:\d{4}\.\d{5}|[A-Z]+ \d{4}|mergekit", method.paper)
     for knob in method.knobs:
-        assert re.search(rf"^ {{4}}{knob}_?: ", method.doc.partition("Args:\n")[2], re.MULTILINE), knob
+        assert re.search(rf"^ {{4}}{knob}_?: ", method.doc.partition("Args:\n")[2], re.MULTILINE), (
+            knob
+        )
 
 
 @EACH_METHOD
@@ -163,8 +163,8 @@ def takes_anything(*, knob) -> None:  # type: ignore[no-untyped-def]  # noqa: AN
     """A knob without a type."""
 
 
-def takes_two_types(*, knob: int | float) -> None:
-    """YAML's 1 would be either."""
+def takes_two_types(*, knob: int | bool) -> None:
+    """A knob has one type, beside words."""
 
 
 def takes_none(*, knob: float | None = None) -> None:

@@ -86,9 +86,7 @@ def test_weights_are_refused_iff_a_sum_that_may_divide_is_0(
 ) -> None:
     used = [value for value in weight if value]
     sizes = range(1, len(used) + 1) if every_subset else [len(used)]
-    cancels = any(
-        sum(subset) == 0 for size in sizes if size for subset in combinations(used, size)
-    )
+    cancels = any(sum(subset) == 0 for size in sizes if size for subset in combinations(used, size))
 
     if cancels:
         with pytest.raises(ValueError, match="divides by such a sum"):
@@ -100,7 +98,7 @@ def test_weights_are_refused_iff_a_sum_that_may_divide_is_0(
 def test_too_many_subsets_are_refused_rather_than_left_unchecked() -> None:
     weight = (-50.0, *[1.0] * MAX_MIXED_SIGN_SOURCES)
 
-    with pytest.raises(ValueError, match="21 weights of both signs .* too many subsets"):
+    with pytest.raises(ValueError, match=r"21 weights of both signs .* too many subsets"):
         check_divisors(weight, every_subset=True)
     check_divisors(weight, every_subset=False)
     check_divisors((*weight[:-1], 0.0), every_subset=True)

@@ -37,7 +37,9 @@ def merged(inputs: list[Stored], t: float) -> Floats:
         pytest.param(0.0, 0.5, [math.sqrt(0.5)] * 2, id="a right angle, half way"),
         pytest.param(0.5, 0.5, [1 / math.sqrt(3)] * 2, id="60 degrees, half way"),
         pytest.param(0.0, 1 / 3, [math.sqrt(0.75), 0.5], id="a right angle, a third of the way"),
-        pytest.param(-0.5, 0.25, [2 / math.sqrt(3), 1 / math.sqrt(3)], id="120 degrees, 30 of them"),
+        pytest.param(
+            -0.5, 0.25, [2 / math.sqrt(3), 1 / math.sqrt(3)], id="120 degrees, 30 of them"
+        ),
         pytest.param(0.0, 2.0, [-1.0, 0.0], id="a right angle, twice the way"),
         pytest.param(0.3, 0.0, [1.0, 0.0], id="start"),
         pytest.param(0.3, 1.0, [0.0, 1.0], id="end"),

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from math import fsum
+from typing import Any
 
 import numpy as np
 import pytest
@@ -33,9 +34,9 @@ shares = st.floats(-2, 2, width=32).filter(lambda value: value == 0 or abs(value
     ],
 )
 def test_coefficients(
-    weight: tuple[float, ...], knobs: dict[str, float], coefficients: list[float]
+    weight: tuple[float, ...], knobs: dict[str, Any], coefficients: list[float]
 ) -> None:
-    assert task_arithmetic(weight=weight, **knobs) == coefficients  # type: ignore[arg-type]
+    assert task_arithmetic(weight=weight, **knobs) == coefficients
 
 
 @pytest.mark.parametrize("weight", [(1, -1), (0.1, 0.2, -0.3), (1, 0, -1)])
@@ -64,8 +65,8 @@ def test_a_merge_is_the_oracle_s(
     weight = choose.draw(st.lists(shares, min_size=sources, max_size=sources))
     assume(not normalize or abs(fsum(weight)) > 0.1)
     base, *values = (source.values for source in inputs)
-    knobs = {"weight": weight, "lambda_": lambda_, "normalize": normalize}
-    merged = oracle_task_arithmetic(base, values, **knobs)  # type: ignore[arg-type]
+    knobs: dict[str, Any] = {"weight": weight, "lambda_": lambda_, "normalize": normalize}
+    merged = oracle_task_arithmetic(base, values, **knobs)
     assume(np.abs(merged).max() < 60_000)
 
     assert merge("task_arithmetic", inputs, kernels=CPU, dtype=dtype, **knobs) == to_dtype(

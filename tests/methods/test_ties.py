@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -27,7 +27,7 @@ CPU = CpuKernels()
 shares = st.floats(0.125, 2, width=32)
 
 
-def merged(inputs: list[Stored], **knobs: object) -> Floats:
+def merged(inputs: list[Stored], **knobs: Any) -> Floats:
     return from_dtype(merge("ties", inputs, kernels=CPU, **knobs), DType.F32)
 
 
@@ -137,7 +137,7 @@ def test_where_all_agree_the_result_is_the_weighted_mean() -> None:
 @pytest.mark.parametrize("normalize", [False, True])
 @pytest.mark.parametrize("knobs", [{"weight": 0}, {"weight": 1, "density": 0}], ids=str)
 def test_without_weight_or_density_the_result_is_the_base(
-    *, normalize: bool, knobs: dict[str, float]
+    *, normalize: bool, knobs: dict[str, Any]
 ) -> None:
     inputs = fine_tunes(3, 5000)
     found = merge("ties", inputs, kernels=CPU, dtype=DType.BF16, normalize=normalize, **knobs)

@@ -1,0 +1,177 @@
+"""What all tests share: Hypothesis profiles, and a folder in which to make, merge and compare."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from click.testing import CliRunner
+from hypothesis import settings
+from safetensors.torch import load_file
+from torch import Tensor
+
+from tests.checkpoints import fine_tune, llama_config, tiny_llama_tensors, write_checkpoint
+
+settings.register_profile("default", deadline=None)
+settings.register_profile("ci", deadline=None, max_examples=300, derandomize=True)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
+
+METHOD_KNOBS: dict[str, dict[str, Any]] = {
+    "dare_linear": {"weight": 0.6, "density": 0.4},
+    "dare_ties": {"weight": 0.6, "density": 0.4, "rescale": "l1"},
+    "linear": {"weight": 0.6},
+    "passthrough": {"scale": 0.9},
+    "slerp": {"t": 0.3},
+    "task_arithmetic": {"weight": 0.6, "lambda": 0.8},
+    "ties": {"weight": 0.6, "density": 0.4, "rescale": "l1"},
+}
+"""Knobs under which a method takes all its passes; `test_every_method_is_held_to_this` counts."""
+NUM_SOURCES = {"passthrough": 1, "slerp": 1}
+"""Of the methods that do not take any number."""
+WITHOUT_BASE = frozenset({"linear", "passthrough"})
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """What a command left behind."""
+
+    rc: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        """The one JSON document on stdout."""
+        return json.loads(self.out)
+
+    @property
+    def error(self) -> Any:
+        """The error's fields, of a command with `--json`."""
+        return self.json["error"]
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A folder with checkpoints, recipes and outputs. Sources are the folders' names."""
+
+    path: Path
+
+    def __truediv__(self, name: str) -> Path:
+        return self.path / name
+
+    def model(self, name: str, tensors: Mapping[str, Tensor], **options: Any) -> Path:
+        """Write a checkpoint; `options` are those of `write_checkpoint`."""
+        return write_checkpoint(self.path / name, tensors, **options)
+
+    def llamas(self, number: int = 2, **options: Any) -> dict[str, Tensor]:
+        """Write `base` and its fine-tunes `a`, `b`, `c` with configs; returns the base's tensors."""
+        base = tiny_llama_tensors(0, **options)
+        tied = options.get("tied", False)
+        self.model("base", base, config=llama_config(base, tied=tied), max_shard_bytes=9000)
+        for seed, name in enumerate("abc"[:number], start=1):
+            tuned = fine_tune(base, seed)
+            self.model(name, tuned, config=llama_config(tuned, tied=tied), max_shard_bytes=12_000)
+        return base
+
+    def recipe(
+        self,
+        method: str,
+        models: Mapping[str, Mapping[str, Any]] | Sequence[str] = ("a", "b"),
+        *,
+        base: str | None = None,
+        name: str = "recipe.yaml",
+        **top: Any,
+    ) -> Path:
+        """Write a recipe; models and base are names of folders here."""
+        knobs = models if isinstance(models, Mapping) else dict.fromkeys(models, {})
+        document: dict[str, Any] = {"merge_method": method}
+        if base is not None:
+            document["base_model"] = str(self.path / base)
+        document["models"] = [
+            {"model": str(self.path / model), **({"parameters": dict(own)} if own else {})}
+            for model, own in knobs.items()
+        ]
+        path = self.path / name
+        path.write_text(yaml.safe_dump({**document, **top}, sort_keys=False))
+        return path
+
+    def any_recipe(self, method: str, **top: Any) -> Path:
+        """A recipe of `method` over `base`, `a`, `b` with knobs that take all its passes."""
+        models = ("a", "b")[: NUM_SOURCES.get(method, 2)]
+        base = None if method in WITHOUT_BASE else "base"
+        top = {"parameters": METHOD_KNOBS[method], **top}
+        return self.recipe(method, models, base=base, name=f"{method}.yaml", **top)
+
+    def run(self, *arguments: object) -> Done:
+        """The command line, in this process."""
+        from raymerge.cli import main
+
+        result = CliRunner().invoke(main, [str(argument) for argument in arguments])
+        if result.exception is not None and not isinstance(result.exception, SystemExit):
+            raise result.exception
+        return Done(result.exit_code, result.stdout, result.stderr)
+
+    def merge(self, recipe: Path, out: str = "out", *arguments: object) -> Done:
+        """`raymerge merge` on two CPU threads, in this process."""
+        machine = ("--engine", "local", "--device", "cpu", "--workers", 2)
+        return self.run("merge", recipe, self.path / out, "--quiet", *machine, *arguments)
+
+    def merged(self, recipe: Path, out: str = "out", *arguments: object) -> dict[str, Tensor]:
+        """The tensors of a merge, which has to succeed."""
+        done = self.merge(recipe, out, *arguments)
+        assert done.rc == 0, done.err
+        return read_tensors(self.path / out)
+
+
+def read_tensors(folder: Path) -> dict[str, Tensor]:
+    """Every tensor of a checkpoint, by the real safetensors library."""
+    tensors: dict[str, Tensor] = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        tensors |= load_file(path)
+    return tensors
+
+
+def raw(tensor: Tensor) -> bytes:
+    """A tensor's bytes as a checkpoint stores them."""
+    return tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+
+
+def shard_hashes(folder: Path) -> dict[str, str]:
+    """sha256 of every shard."""
+    return {
+        path.name: hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.glob("*.safetensors"))
+    }
+
+
+def spawn(*arguments: object, **environment: str) -> subprocess.Popen[str]:
+    """The command line in a process of its own."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "raymerge.cli", *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, **environment},
+    )
+
+
+def finish(process: subprocess.Popen[str], timeout_s: float = 60) -> Done:
+    """Wait for a command."""
+    out, err = process.communicate(timeout=timeout_s)
+    return Done(process.returncode, out, err)
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Place:
+    """An empty folder to make checkpoints in."""
+    return Place(tmp_path)

@@ -1,0 +1,203 @@
+"""The budget: a projection never exceeds it; what does not fit is refused with the numbers."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from raymerge.checkpoint.dtypes import DType
+from raymerge.checkpoint.header import TensorEntry
+from raymerge.checkpoint.layout import Slot
+from raymerge.errors import PlanError
+from raymerge.methods import methods
+from raymerge.plan.graph import CopyStep, DeltaStep, Read, SpanStep, Step, TensorNode
+from raymerge.plan.memory import (
+    DEVICE_TILE,
+    LARGEST_TILE,
+    PLAN_BYTES_PER_TENSOR,
+    PROCESS_BYTES,
+    SMALLEST_TILE,
+    THREAD_BYTES,
+    Memory,
+    device_bytes,
+    project,
+    working_bytes,
+)
+from raymerge.plan.steps import COPY
+
+MIB, GIB = 2**20, 2**30
+
+
+def delta(method: str, sources: int, **knobs: Any) -> DeltaStep:
+    given = {"weight": (1.0,) * sources, **knobs}
+    return DeltaStep(method=method, knobs={}, rule=methods()[method].function(**given))
+
+
+def step_of(kind: str, inputs: int) -> Step:
+    sources = inputs - 1
+    if kind == "copy" or sources == 0:
+        return COPY
+    if kind in ("span", "gram"):
+        figures = (1.0,) * inputs if kind == "span" else None
+        return SpanStep(method=kind, knobs={}, relative=False, coefficients=figures)
+    knobs: dict[str, dict[str, Any]] = {
+        "ties": {"density": (0.5,) * sources},
+        "surveyed": {"density": (0.5,) * sources, "trim": "model"},
+        "rescaled": {"density": (0.5,) * sources, "rescale": "l1"},
+        "untrimmed": {},
+    }
+    return delta("ties", sources, **knobs[kind])
+
+
+def node(
+    kind: str = "span",
+    inputs: int = 3,
+    elements: int = MIB,
+    *,
+    dtype: DType = DType.BF16,
+    out: DType = DType.BF16,
+    name: str = "t",
+) -> TensorNode:
+    entry = TensorEntry(name, dtype, (elements,), "f", 0, dtype.num_bytes((elements,)))
+    return TensorNode(
+        slot=Slot(name, out, (elements,), 0, out.num_bytes((elements,))),
+        step=step_of(kind, inputs),
+        inputs=tuple(Read(i, entry) for i in range(inputs)),
+    )
+
+
+def projected(
+    *nodes: TensorNode,
+    budget_bytes: int = 4 * GIB,
+    threads: int = 2,
+    tile_elements: int | None = None,
+    device_budget_bytes: int | None = None,
+) -> Memory:
+    return project(
+        nodes,
+        budget_bytes=budget_bytes,
+        threads=threads,
+        tile_elements=tile_elements,
+        device_budget_bytes=device_budget_bytes,
+    )
+
+
+kinds = st.sampled_from(["copy", "span", "gram", "ties", "surveyed", "rescaled", "untrimmed"])
+floating = st.sampled_from([DType.BF16, DType.F16, DType.F32])
+nodes = st.builds(
+    node,
+    kinds,
+    st.integers(1, 8),
+    st.integers(0, 100) | st.integers(0, 2**32),
+    dtype=floating,
+    out=floating,
+)
+
+
+@given(
+    nodes=st.lists(nodes, min_size=1, max_size=8),
+    budget_bytes=st.integers(1, 64 * GIB) | st.integers(200 * MIB, 2 * GIB),
+    threads=st.integers(1, 64),
+    tile_elements=st.none() | st.integers(1, 2**16).map(lambda count: 256 * count),
+)
+def test_a_projection_is_within_its_budget_or_refused(
+    nodes: list[TensorNode], budget_bytes: int, threads: int, tile_elements: int | None
+) -> None:
+    try:
+        memory = projected(
+            *nodes, budget_bytes=budget_bytes, threads=threads, tile_elements=tile_elements
+        )
+    except PlanError:
+        return
+
+    assert memory.projected_host_bytes <= budget_bytes
+    assert memory.budget.tile_elements % 256 == 0
+    assert tile_elements in (None, memory.budget.tile_elements)
+    several = [node for node in nodes if len(node.step.passes) > 1]
+    again = [node for node in several if not memory.budget.holds(node)]
+    assert memory.held_tensors == len(several) - len(again)
+    assert memory.reread_tensors == len(again)
+    assert memory.reread_bytes == sum(
+        (len(node.step.passes) - 1) * node.input_bytes for node in again
+    )
+
+
+@given(nodes=st.lists(nodes, min_size=1, max_size=4), budget_bytes=st.integers(1, 8 * GIB))
+def test_only_what_does_not_fit_as_the_smallest_tile_is_refused(
+    nodes: list[TensorNode], budget_bytes: int
+) -> None:
+    smallest = max(working_bytes(node, SMALLEST_TILE) for node in nodes) + THREAD_BYTES
+    fixed = PROCESS_BYTES + PLAN_BYTES_PER_TENSOR * sum(1 + len(n.inputs) for n in nodes)
+    fits = fixed + smallest <= budget_bytes
+    try:
+        projected(*nodes, budget_bytes=budget_bytes, threads=1)
+    except PlanError:
+        assert not fits
+    else:
+        assert fits
+
+
+def test_a_refusal_has_every_number_and_what_to_do() -> None:
+    with pytest.raises(PlanError) as caught:
+        projected(node("ties", 9, 10**9, name="lm_head.weight"), budget_bytes=GIB, threads=64)
+
+    message = caught.value.message
+    assert message.startswith("lm_head.weight needs ")
+    for part in ("9 inputs", "tiles of 16384 elements", "64 threads", "budget is 1.0 GiB"):
+        assert part in message
+    assert "Raise --memory or lower --workers." in message
+
+
+@pytest.mark.parametrize("tile", [LARGEST_TILE, 2**18, SMALLEST_TILE])
+def test_tiles_are_the_largest_that_fit(tile: int) -> None:
+    widest = node("span", 30, 10**9, dtype=DType.F32)
+    fixed = PROCESS_BYTES + PLAN_BYTES_PER_TENSOR * 31 + THREAD_BYTES
+
+    exact = fixed + working_bytes(widest, tile)
+    memory = projected(widest, budget_bytes=exact, threads=1)
+
+    assert memory.budget.tile_elements == tile
+    assert memory.projected_host_bytes == exact
+
+
+def test_a_tensor_swept_twice_is_held_while_it_fits_and_read_again_when_it_does_not() -> None:
+    small, large = node("ties", elements=MIB), node("ties", elements=2**30)
+    memory = projected(small, large, budget_bytes=4 * GIB)
+
+    assert (memory.held_tensors, memory.reread_tensors) == (1, 1)
+    assert memory.reread_bytes == (len(large.step.passes) - 1) * large.input_bytes
+    assert memory.projected_host_bytes >= PROCESS_BYTES + 2 * small.input_bytes
+
+
+def test_a_tensor_swept_once_is_never_held() -> None:
+    memory = projected(node("span", elements=MIB), node("copy", elements=MIB))
+
+    assert (memory.held_tensors, memory.reread_tensors, memory.reread_bytes) == (0, 0, 0)
+
+
+@pytest.mark.parametrize("dtype", [DType.U8, DType.F4, DType.I64])
+def test_what_is_copied_needs_no_arithmetic_room(dtype: DType) -> None:
+    copied = replace(
+        node("copy", 1, MIB, dtype=dtype, out=dtype), step=CopyStep("not a floating-point tensor")
+    )
+
+    assert device_bytes(copied, DEVICE_TILE) == 0
+    assert working_bytes(copied, LARGEST_TILE) >= 2 * dtype.num_bytes((MIB,))
+
+
+def test_a_device_budget_is_not_exceeded_since_its_tiles_follow_from_it() -> None:
+    large = node("ties", 9, 2**30)
+    unlimited = projected(large).projected_device_bytes
+
+    assert projected(large, device_budget_bytes=GIB).projected_device_bytes == GIB
+    assert projected(large, device_budget_bytes=2 * unlimited).projected_device_bytes == unlimited
+
+
+def test_empty_and_scalar_tensors_have_a_projection() -> None:
+    scalar = replace(node(elements=1), slot=Slot("t", DType.BF16, (), 0, 2))
+
+    assert projected(node(elements=0), scalar).projected_host_bytes < GIB

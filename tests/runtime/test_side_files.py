@@ -1,0 +1,477 @@
+"""What lies beside the shards: config, tokenizer, card, record."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from raymerge.checkpoint.catalog import read_catalog
+from raymerge.checkpoint.claims import config_problems, recorded_shards
+from raymerge.checkpoint.dtypes import DType
+from raymerge.errors import SourceError
+from raymerge.plan.build import Plan
+from raymerge.plan.graph import PlannedSource
+from raymerge.recipe import loads
+from raymerge.runtime import side_files as module
+from raymerge.runtime.side_files import (
+    ShardRecord,
+    fitted_config,
+    hub_id,
+    left_out,
+    model_card,
+    run_record,
+    side_files,
+)
+from raymerge.storage.posix import PosixFolder
+from tests.checkpoints import llama_config, tiny_llama_tensors, write_checkpoint
+from tests.plans import EMBEDDING, HEAD, MODEL, NORM, TIED, Tensors, catalog, plan, recipe
+
+SAYS_TIED, SAYS_UNTIED = {"tie_word_embeddings": True}, {"tie_word_embeddings": False}
+
+
+def of_dtype(dtype: DType, *names: str) -> Tensors:
+    return {
+        name: (dtype if name in names else kind, shape) for name, (kind, shape) in MODEL.items()
+    }
+
+
+def fitted(config: Mapping[str, Any], made: Plan) -> dict[str, Any]:
+    document = json.loads(fitted_config(made, json.dumps(config).encode()))
+    assert isinstance(document, dict)
+    return document
+
+
+# --- copied from the donor -----------------------------------------------------------------------
+
+COPIED = {
+    "LICENSE": "terms",
+    "NOTICE.txt": "thanks",
+    "USE_POLICY.md": "be kind",
+    "added_tokens.json": "{}",
+    "chat_template.jinja": "{{ messages }}",
+    "generation_config.json": '{"eos_token_id": [1, 2]}',
+    "merges.txt": "a b",
+    "modeling_tiny.py": "raise SystemExit",
+    "preprocessor_config.json": "{ }",
+    "special_tokens_map.json": "{}",
+    "tokenizer.json": '{"é": 1}\r\n',
+    "tokenizer.model": "\x00\x01",
+    "vocab.json": "{}",
+}
+LEFT_OUT = {
+    ".gitattributes": "hidden",
+    "README.md": "describes the donor",
+    "adapter_config.json": "of an adapter",
+    "events.out.tfevents.1": "left by training",
+    "hf_quant_config.json": "of a quantised model",
+    "mergekit_config.yml": "describes the donor",
+    "quantize_config.json": "of a quantised model",
+    "raymerge.json": "describes the donor",
+    "scheduler.json": "left by training",
+    "train.log": "left by training",
+    "trainer_state.json": "left by training",
+    "all_results.json": "left by training",
+}
+
+
+@pytest.fixture
+def donor(tmp_path: Path) -> Path:
+    tensors = tiny_llama_tensors(0)
+    folder = write_checkpoint(tmp_path / "donor", tensors, config=llama_config(tensors))
+    for name, text in {**COPIED, **LEFT_OUT}.items():
+        (folder / name).write_bytes(text.encode())
+    for name in ("optimizer.pt", "pytorch_model.bin", "rng_state_0.pth", "training_args.bin"):
+        (folder / name).write_bytes(b"not a side file at all")
+    return folder
+
+
+def plan_of(folder: Path, **top: Any) -> Plan:
+    merge = recipe("passthrough", "donor", models=[{"path": str(folder), "label": "donor"}], **top)
+    return plan(merge, [read_catalog(PosixFolder(folder), label="donor")])
+
+
+def test_the_donors_files_are_copied_byte_for_byte(donor: Path) -> None:
+    files = side_files(plan_of(donor), PosixFolder(donor))
+
+    assert {*files} == {*COPIED, "config.json"}
+    for name in COPIED:
+        assert files[name] == (donor / name).read_bytes()
+
+
+def test_what_is_left_out_is_listed_with_its_reason(donor: Path) -> None:
+    assert left_out(plan_of(donor), PosixFolder(donor)) == LEFT_OUT
+
+
+def test_every_side_file_is_copied_or_listed(donor: Path) -> None:
+    made, folder = plan_of(donor), PosixFolder(donor)
+
+    copied, listed = {*side_files(made, folder)}, {*left_out(made, folder)}
+    assert copied | listed == {*made.donor.side_files}
+    assert not copied & listed
+
+
+def test_a_file_too_large_to_be_any_models_is_left_out(
+    donor: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "MAX_COPIED_BYTES", 9)
+    made = plan_of(donor)
+
+    assert "generation_config.json" not in side_files(made, PosixFolder(donor))
+    assert left_out(made, PosixFolder(donor))["generation_config.json"] == "24 B, over 9 B"
+
+
+def test_a_file_that_has_gone_since_planning_is_named(donor: Path) -> None:
+    made = plan_of(donor)
+    (donor / "tokenizer.json").unlink()
+
+    with pytest.raises(SourceError, match=r"donor: tokenizer.json was there when") as caught:
+        side_files(made, PosixFolder(donor))
+    assert caught.value.file == "tokenizer.json"
+
+
+def test_a_donor_without_a_config_gives_none(tmp_path: Path) -> None:
+    folder = write_checkpoint(tmp_path / "bare", {"w": torch.ones(4)})
+    made = plan_of(folder)
+
+    assert side_files(made, PosixFolder(folder)) == {}
+    assert b"library_name" not in model_card(made)
+
+
+def test_a_config_that_stays_true_stays_byte_for_byte(donor: Path) -> None:
+    odd = (donor / "config.json").read_text().replace("\n", "\r\n\t")
+    (donor / "config.json").write_bytes(odd.encode())
+
+    files = side_files(plan_of(donor), PosixFolder(donor))
+    assert files["config.json"] == odd.encode()
+
+
+def test_a_config_that_is_changed_keeps_its_order_and_every_other_value(donor: Path) -> None:
+    before = json.loads((donor / "config.json").read_bytes())
+    files = side_files(plan_of(donor, dtype="float32"), PosixFolder(donor))
+
+    after = json.loads(files["config.json"])
+    assert list(after) == list(before)
+    assert after == {**before, "dtype": "float32"}
+    assert files["config.json"].startswith(b'{\n  "architectures": [\n')
+
+
+# --- precision in the config ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        ({"torch_dtype": "bfloat16"}, {"torch_dtype": "float32"}),
+        ({"dtype": "torch.bfloat16"}, {"dtype": "float32"}),
+        ({"dtype": None}, {"dtype": "float32"}),
+        (
+            {"dtype": "float16", "torch_dtype": "float16"},
+            {"dtype": "float32", "torch_dtype": "float32"},
+        ),
+        ({"model_type": "llama"}, {"model_type": "llama"}),
+        (
+            {
+                "text_config": {"torch_dtype": "bfloat16", "a": 1},
+                "vision_config": {"dtype": "float16"},
+            },
+            {
+                "text_config": {"torch_dtype": "float32", "a": 1},
+                "vision_config": {"dtype": "float32"},
+            },
+        ),
+        ({"text_config": {"hidden_size": 8}}, {"text_config": {"hidden_size": 8}}),
+        ({"rope": {"dtype": "float16"}}, {"rope": {"dtype": "float16"}}),  # not a part of the model
+        ({"audio_config": {"dtype": "int8"}}, {"audio_config": {"dtype": "int8"}}),
+    ],
+)
+def test_the_config_names_the_precision_written_where_the_donors_names_one(
+    config: dict[str, Any], expected: dict[str, Any]
+) -> None:
+    made = plan(recipe("linear", "a", "b", dtype="float32"))
+
+    assert fitted(config, made) == expected
+
+
+def test_the_precision_named_is_that_of_most_parameters_not_of_most_tensors() -> None:
+    wide = of_dtype(DType.F32, EMBEDDING, HEAD, "model.layers.0.mlp.up_proj.weight")
+    norms = {f"layers.{i}.norm.weight": (DType.BF16, (4,)) for i in range(40)}
+    made = plan(recipe("passthrough", "a"), [catalog("a", {**wide, **norms})])
+
+    assert fitted({"dtype": "bfloat16"}, made) == {"dtype": "float32"}
+
+
+def test_another_parts_precision_is_left_alone_while_some_tensors_have_it() -> None:
+    made = plan(recipe("passthrough", "a"), [catalog("a", of_dtype(DType.F32, NORM))])
+    config = {
+        "dtype": "float16",
+        "text_config": {"dtype": "float16"},
+        "vision_config": {"dtype": "float32"},
+    }
+
+    assert fitted(config, made) == {
+        "dtype": "bfloat16",
+        "text_config": {"dtype": "bfloat16"},
+        "vision_config": {"dtype": "float32"},
+    }
+
+
+def test_integers_name_no_precision() -> None:
+    made = plan(recipe("passthrough", "a"), [catalog("a", {"w": (DType.I64, (4,))})])
+
+    assert fitted({"dtype": "bfloat16"}, made) == {"dtype": "bfloat16"}
+
+
+# --- the tied head in the config -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("donor", "other", "config", "expected"),
+    [
+        pytest.param(TIED, TIED, SAYS_TIED, SAYS_TIED, id="all tied"),
+        pytest.param(MODEL, MODEL, SAYS_UNTIED, SAYS_UNTIED, id="all untied"),
+        pytest.param(TIED, MODEL, SAYS_TIED, SAYS_UNTIED, id="a tied donor, another has a head"),
+        pytest.param(TIED, MODEL, {}, SAYS_UNTIED, id="a silent donor without the head written"),
+        pytest.param(MODEL, TIED, {}, {}, id="a silent donor with the head written"),
+        pytest.param(TIED, TIED, {}, {}, id="a silent donor, no head written"),
+        pytest.param(
+            TIED,
+            MODEL,
+            {"text_config": {**SAYS_TIED, "a": 1}},
+            {"text_config": {**SAYS_UNTIED, "a": 1}},
+            id="said in the language model's part",
+        ),
+        pytest.param(
+            TIED,
+            MODEL,
+            {**SAYS_TIED, "text_config": SAYS_TIED},
+            {**SAYS_UNTIED, "text_config": SAYS_UNTIED},
+            id="said twice",
+        ),
+        pytest.param(
+            TIED, MODEL, {"text_config": {}}, {"text_config": {}, **SAYS_UNTIED}, id="silent parts"
+        ),
+        pytest.param(
+            TIED,
+            MODEL,
+            {**SAYS_TIED, "vision_config": SAYS_TIED},
+            {**SAYS_UNTIED, "vision_config": SAYS_TIED},
+            id="another part's tie is not ours",
+        ),
+    ],
+)
+def test_the_config_says_tied_exactly_where_no_head_is_written(
+    donor: Tensors, other: Tensors, config: dict[str, Any], expected: dict[str, Any]
+) -> None:
+    catalogs = [catalog("a", donor, config=config), catalog("b", other)]
+
+    assert fitted(config, plan(recipe("linear", "a", "b"), catalogs)) == expected
+
+
+def test_a_dropped_head_leaves_the_model_tied() -> None:
+    made = plan(recipe("linear", "a", "b", drop=HEAD))
+
+    assert fitted(SAYS_UNTIED, made) == SAYS_TIED
+    assert fitted({}, made) == SAYS_TIED
+
+
+def test_a_model_without_embedding_says_nothing_of_ties() -> None:
+    made = plan(recipe("linear", "a", "b", drop=[HEAD, EMBEDDING]))
+
+    assert fitted(SAYS_UNTIED, made) == SAYS_UNTIED
+
+
+scalars = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text()
+configs = st.dictionaries(
+    st.text().filter(lambda key: not key.endswith("dtype") and key != "tie_word_embeddings"),
+    st.recursive(scalars, lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner)),
+)
+
+
+@given(config=configs, tied=st.booleans(), dtype=st.sampled_from(["bfloat16", "float32"]))
+def test_nothing_but_precision_and_tie_is_touched(
+    config: dict[str, Any], *, tied: bool, dtype: str
+) -> None:
+    made = plan(recipe("linear", "a", "b", dtype="float32"))
+    given_ = {**config, "dtype": dtype, "tie_word_embeddings": tied}
+
+    after = fitted(given_, made)
+    assert list(after) == list(given_)
+    assert {key: after[key] for key in config} == config
+    assert (after["dtype"], after["tie_word_embeddings"]) == ("float32", False)
+
+
+def test_what_is_written_contradicts_no_tensor(tmp_path: Path) -> None:
+    own, tied = tiny_llama_tensors(1), tiny_llama_tensors(1, tied=True)
+    write_checkpoint(tmp_path / "a", tied, config=llama_config(tied, tied=True))
+    write_checkpoint(tmp_path / "b", own, config=llama_config(own))
+    folders = {label: PosixFolder(tmp_path / label) for label in "ab"}
+    catalogs = [read_catalog(folder, label=label) for label, folder in folders.items()]
+    made = plan(recipe("linear", "a", "b", dtype="float16"), catalogs)
+
+    out = tmp_path / "out"
+    written = {
+        node.slot.name: torch.zeros(node.slot.shape, dtype=torch.half) for node in made.nodes
+    }
+    write_checkpoint(out, written)
+    for name, content in side_files(made, folders["a"]).items():
+        (out / name).write_bytes(content)
+    assert list(config_problems(read_catalog(PosixFolder(out), label="out"))) == []
+
+
+# --- the card ------------------------------------------------------------------------------------
+
+
+def source(location: str, revision: str | None = None) -> PlannedSource:
+    return PlannedSource(
+        label="a", location=location, revision=revision, pins={}, side_files=(), tensor_bytes=0
+    )
+
+
+@pytest.mark.parametrize(
+    ("location", "revision", "expected"),
+    [
+        ("hf://org/name", None, "org/name"),
+        ("hf://org/name@main", "abc", "org/name"),
+        ("/root/.cache/huggingface/hub/models--org--my--name/snapshots/0af1", None, "org/my--name"),
+        ("org/name", "v1.0", "org/name"),
+        ("org/name", None, None),  # as likely a folder
+        ("models/llama-3", None, None),
+        ("/models/org/name", None, None),
+        ("../org/name", "main", None),
+        ("./name", "main", None),
+        ("s3://bucket/name", "v1", None),
+    ],
+)
+def test_only_what_surely_came_from_the_hub_is_called_so(
+    location: str, revision: str | None, expected: str | None
+) -> None:
+    assert hub_id(source(location, revision)) == expected
+
+
+def card_of(made: Plan) -> tuple[dict[str, Any], str]:
+    text = model_card(made).decode()
+    _, front, body = text.split("---\n", 2)
+    return yaml.safe_load(front), body
+
+
+def test_the_front_matter_lists_the_hubs_models_and_none_else() -> None:
+    merge = recipe("ties", "math", "code", base="base")
+    catalogs = [
+        catalog("base", location="hf://org/base", side_files=["config.json"]),
+        catalog("math", location="/secret/place/math"),
+        catalog("code", location="hf://org/code@main"),
+    ]
+    front, body = card_of(plan(merge, catalogs))
+
+    assert front == {
+        "base_model": ["org/base", "org/code"],
+        "base_model_relation": "merge",
+        "library_name": "transformers",
+        "tags": ["merge", "raymerge", "ties"],
+    }
+    assert "/secret" not in body
+    assert "| math |" in body
+
+
+def test_without_a_hub_model_no_relation_is_claimed() -> None:
+    front, _ = card_of(plan(recipe("linear", "a", "b")))
+
+    assert front == {"tags": ["merge", "raymerge", "linear"]}
+
+
+def test_the_card_says_who_took_part_and_with_what() -> None:
+    layers = {f"model.layers.{i}.w": MODEL[NORM] for i in range(4)}
+    models = [{"model": "math", "parameters": {"weight": 0.25}}, "code"]
+    knobs = {"weight": 0.5, "density": [0.25, 0.75]}
+    merge = recipe("ties", base="base", models=models, parameters=knobs, seed=7, dtype="float32")
+    made = plan(merge, [catalog(label, layers) for label in ("base", "math", "code")])
+    _, body = card_of(made)
+
+    assert "# Merge of base, math and code\n" in body
+    assert "**ties** ([arXiv:2306.01708](https://arxiv.org/abs/2306.01708)): Merge task" in body
+    assert "| base | base, config and tokenizer |  |  |  |  |\n" in body
+    assert "| math |  |  |  | 0.25 | 0.25..0.75 |\n" in body
+    assert "| code |  |  |  | 0.5 | 0.25..0.75 |\n" in body
+    assert "`lambda: 1`, `trim: tensor`, `dtype: float32`, `seed: 7`." in body
+    assert made.digest in body
+    assert "--seed 7" in body
+
+
+def test_the_recipe_stands_in_the_card_as_it_was_written() -> None:
+    text = "# ```tricky```\nmerge_method: linear\nmodels: [a, b]\nparameters: {weight: 1}\n"
+    body = model_card(plan(loads(text))).decode()
+
+    assert f"````yaml\n{text}````\n" in body
+
+
+def test_a_label_cannot_break_the_table() -> None:
+    models = [{"model": "a", "label": "one | two\nthree"}, "b"]
+    made = plan(recipe("linear", "a", "b", models=models))
+    _, body = card_of(made)
+
+    assert "| one \\| two three | config and tokenizer |  |  | 1 |\n" in body
+
+
+def test_a_card_of_copies_has_a_table_too() -> None:
+    integers = catalog("a", {"w": (DType.I64, (4,))})
+    _, body = card_of(plan(recipe("passthrough", "a"), [integers]))
+
+    assert "| a | config and tokenizer |  |  |\n" in body
+    assert "# Merge of" not in body
+
+
+# --- the record ----------------------------------------------------------------------------------
+
+
+def test_the_record_has_what_a_check_and_a_repeat_need() -> None:
+    made = plan(recipe("linear", "a", "b", seed=9, drop=NORM))
+    shards = [ShardRecord("model-00001-of-00001.safetensors", 12, "ab" * 32)]
+    record = json.loads(run_record(made, shards=shards, kernels="c0ffee"))
+
+    assert list(record) == [
+        "raymerge",
+        "digest",
+        "recipe",
+        "seed",
+        "sources",
+        "dropped",
+        "shards",
+        "versions",
+        "kernels",
+    ]
+    assert (record["digest"], record["seed"], record["kernels"]) == (made.digest, 9, "c0ffee")
+    assert record["recipe"] == made.recipe.text
+    assert record["dropped"] == [NORM]
+    assert record["sources"][1]["files"] == [
+        {
+            "name": "model.safetensors",
+            "bytes": made.sources[1].pins["model.safetensors"].size_bytes,
+            "tag": "1-1",
+        }
+    ]
+    assert {"python", "numpy", "numba"} <= {*record["versions"]}
+    assert [ShardRecord(**shard) for shard in record["shards"]] == shards
+
+
+def test_verify_reads_the_record() -> None:
+    shards = [ShardRecord("model-00001-of-00002.safetensors", 12, "ab" * 32)]
+    record = json.loads(run_record(plan(recipe("linear", "a", "b")), shards=shards))
+
+    found = recorded_shards(record)
+    assert found[shards[0].name].size_bytes == 12
+    assert found[shards[0].name].sha256 == "ab" * 32
+
+
+def test_card_and_record_are_the_same_every_time() -> None:
+    made = plan(recipe("ties", "a", "b", base="base"))
+
+    assert model_card(made) == model_card(made)
+    assert run_record(made, shards=[]) == run_record(made, shards=[])
