@@ -163,13 +163,14 @@ def delta_tile(
             for i in range(sources):
                 delta = deltas[i]
                 weight = weights[i]
-                for k in range(width):
-                    agrees = delta[k] * votes[k] > 0
-                    mix[k] += delta[k] if agrees else np.float32(0.0)
                 if normalize:
                     for k in range(width):
                         agrees = delta[k] * votes[k] > 0
+                        mix[k] += delta[k] if agrees else np.float32(0.0)
                         divisor[k] += weight if agrees else np.float32(0.0)
+                else:
+                    for k in range(width):
+                        mix[k] += delta[k] if delta[k] * votes[k] > 0 else np.float32(0.0)
             if normalize:
                 for k in range(width):
                     mix[k] /= divisor[k] if divisor[k] != 0 else np.float32(1.0)

@@ -83,22 +83,20 @@ def count_low(addresses: Any, codes: Any, count: int, bins: Any, counts: Any) ->
                 values[k] -= base[k]
             bits = values.view(np.uint32)
             lowest = np.uint32(bins[i - 1]) << np.uint32(16)
-            above = np.uint32(0)
-            for k in range(width):
-                bits[k] &= np.uint32(0x7FFFFFFF)
-                above += np.uint32(bits[k] >= lowest + np.uint32(LOW_BINS))
-            counts[i - 1, LOW_BINS] += above
             for begin in range(0, width, STRIP):
                 words = bits[begin : min(begin + STRIP, width)]
                 # bfloat16 deltas mostly have zeros below: those are counted without a branch.
-                hits, zeros = np.uint32(0), np.uint32(0)
+                above, hits, zeros = np.uint32(0), np.uint32(0), np.uint32(0)
                 for word in words:
-                    hits += np.uint32(word - lowest < np.uint32(LOW_BINS))
-                    zeros += np.uint32(word == lowest)
+                    offset = (word & np.uint32(0x7FFFFFFF)) - lowest
+                    hits += np.uint32(offset < np.uint32(LOW_BINS))
+                    zeros += np.uint32(offset == np.uint32(0))
+                    above += np.uint32(np.int32(offset) >= np.int32(LOW_BINS))
+                counts[i - 1, LOW_BINS] += above
                 counts[i - 1, 0] += zeros
                 if hits != zeros:
                     for word in words:
-                        offset = word - lowest
+                        offset = (word & np.uint32(0x7FFFFFFF)) - lowest
                         if np.uint32(0) < offset < np.uint32(LOW_BINS):
                             counts[i - 1, offset] += 1
     return bad if bad < addresses.shape[0] else -1

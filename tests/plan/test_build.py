@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raymerge.checkpoint.catalog import Catalog
@@ -359,6 +359,7 @@ def test_a_digest_is_the_same_in_every_version_until_the_contract_changes() -> N
     assert REFERENCE.digest == "dfb1b75e03837bd9"
 
 
+@settings(deadline=None)
 @given(data=st.data())
 def test_a_plan_is_a_function_of_recipe_and_sources(data: st.DataObject) -> None:
     method = data.draw(st.sampled_from(["linear", "ties", "dare_linear", "task_arithmetic"]))

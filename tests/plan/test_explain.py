@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raymerge.checkpoint.dtypes import DType
@@ -235,6 +235,7 @@ def test_a_tied_head_is_refused_as_such() -> None:
 # --- form ----------------------------------------------------------------------------------------
 
 
+@settings(deadline=None)
 @given(threads=st.integers(1, 8), memory=st.integers(1, 64), drop=st.booleans())
 def test_columns_keep_their_place_and_lines_carry_no_trailing_space(
     threads: int, memory: int, *, drop: bool

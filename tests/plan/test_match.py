@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raymerge.checkpoint.catalog import Catalog
@@ -194,6 +194,7 @@ def test_inputs_come_in_the_order_asked_for() -> None:
 names = st.sampled_from([f"layers.{i}.weight" for i in range(8)])
 
 
+@settings(deadline=None)
 @given(held=st.lists(st.frozensets(names, min_size=1), min_size=1, max_size=4), everywhere=names)
 def test_every_tensor_of_every_source_is_written_or_named_as_dropped(
     held: list[frozenset[str]], everywhere: str

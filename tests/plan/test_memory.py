@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raymerge.checkpoint.dtypes import DType
@@ -98,6 +98,7 @@ nodes = st.builds(
 )
 
 
+@settings(deadline=None)
 @given(
     nodes=st.lists(nodes, min_size=1, max_size=8),
     budget_bytes=st.integers(1, 64 * GIB) | st.integers(200 * MIB, 2 * GIB),
@@ -126,6 +127,7 @@ def test_a_projection_is_within_its_budget_or_refused(
     )
 
 
+@settings(deadline=None)
 @given(nodes=st.lists(nodes, min_size=1, max_size=4), budget_bytes=st.integers(1, 8 * GIB))
 def test_only_what_does_not_fit_as_the_smallest_tile_is_refused(
     nodes: list[TensorNode], budget_bytes: int

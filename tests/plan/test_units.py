@@ -6,7 +6,7 @@ import pickle
 from itertools import pairwise
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raymerge.checkpoint.dtypes import DType
@@ -30,6 +30,7 @@ def nodes_of(shards: tuple[Shard, ...]) -> dict[str, TensorNode]:
     return {slot.name: TensorNode(slot=slot, step=KEEP, inputs=()) for slot in slots}
 
 
+@settings(deadline=None)
 @given(outputs=outputs, max_shard_bytes=st.integers(1, 2**31), whole_shards=st.booleans())
 def test_every_byte_is_in_one_unit_or_in_a_header(
     outputs: list[tuple[str, DType, tuple[int, ...]]], max_shard_bytes: int, *, whole_shards: bool
@@ -46,6 +47,7 @@ def test_every_byte_is_in_one_unit_or_in_a_header(
         assert [node.slot for unit in members for node in unit.nodes] == list(shard.slots)
 
 
+@settings(deadline=None)
 @given(outputs=outputs)
 def test_units_are_of_one_tensor_or_of_at_most_unit_bytes_and_no_smaller_than_need_be(
     outputs: list[tuple[str, DType, tuple[int, ...]]],
