@@ -17,7 +17,8 @@ from raymerge.checkpoint.verify import verify as verify_folder
 from raymerge.machine import Machine, inspect_machine
 from raymerge.plan.build import Plan, PlanOptions, build
 from raymerge.recipe import Recipe
-from raymerge.storage.posix import PosixFolder, shares_files
+from raymerge.storage.mounts import shares_files
+from raymerge.storage.posix import PosixFolder
 
 if TYPE_CHECKING:
     from raymerge.runtime.driver import MergeResult
@@ -84,6 +85,7 @@ def plan(
         PlanOptions(
             memory_bytes=machine.memory_bytes,
             threads=machine.threads,
+            device=machine.device,
             shard_bytes=shard_bytes,
             device_memory_bytes=device_memory_bytes,
             whole_shards=out is not None and not shares_files(out),

@@ -122,7 +122,8 @@ def plan(recipe: Path, *, as_json: bool, tensor: str | None, **options: Any) -> 
     with reported(as_json=as_json):
         import raymerge
         from raymerge.plan.document import as_json as document
-        from raymerge.plan.explain import explain, explain_tensor
+        from raymerge.plan.explain import explain
+        from raymerge.plan.explain_tensor import explain_tensor
 
         planned = raymerge.plan(recipe, **options)
         if as_json:

@@ -51,7 +51,11 @@ def inspect_machine(
     on_gpu = device == "cuda" or (device == "auto" and gpus > 0)
     cpus = num_cpus()
     processes = workers if chosen == "ray" else 1
-    threads = max(1, cpus // (workers or 1)) if chosen == "ray" else workers or cpus
+    if chosen == "local":
+        threads = workers or cpus
+    else:
+        # On a GPU two units in progress: one's reads and writes beside the other's kernels.
+        threads = 2 if on_gpu else max(1, cpus // (workers or 1))
     share = int(memory_limit_bytes() * MEMORY_SHARE) // (processes or 1)
     return Machine(
         engine="ray" if chosen == "ray" else "local",

@@ -12,6 +12,8 @@ from raymerge.errors import SourceError
 
 INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
+RECORD_NAME = "raymerge.json"
+"""Our own record, which a merge leaves beside the shards."""
 
 # huggingface_hub refuses an index above this (MAX_INDEX_FILE_SIZE); 90,000 long names come close.
 _MAX_PRETTY_BYTES = 10 * 2**20

@@ -35,13 +35,11 @@ from raymerge.checkpoint.claims import (
 )
 from raymerge.checkpoint.folder import Folder
 from raymerge.checkpoint.header import Header, TensorEntry, read_header
-from raymerge.checkpoint.index import INDEX_NAME, SINGLE_NAME
+from raymerge.checkpoint.index import INDEX_NAME, RECORD_NAME, SINGLE_NAME
 from raymerge.checkpoint.scan import same_bytes, scan_shard
 from raymerge.checkpoint.strict_json import parse_config
 from raymerge.checkpoint.ties import find_tie, tied_by_config
 from raymerge.errors import SourceError
-
-RECORD_NAME = "raymerge.json"
 
 # Hashing and bit tests hold a core each and release the lock; beyond this the disk is the limit.
 _MAX_THREADS = 8

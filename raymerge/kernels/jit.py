@@ -32,13 +32,15 @@ def kernel_hash() -> str:
 
 def _cache_folders() -> list[Path]:
     """Where compiled kernels may be kept, the best first."""
+    named = f"kernels-{kernel_hash()}"
     given = os.environ.get("NUMBA_CACHE_DIR")
-    folders = [Path(given)] if given else []
+    folders = [Path(given) / named] if given else []
     with suppress(RuntimeError):  # no HOME and no such user, as in a container run under a number
         cached = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-        folders.append(Path(cached) / "raymerge")
+        folders.append(Path(cached) / "raymerge" / named)
     with suppress(OSError):  # no temporary folder is writable
-        folders.append(Path(tempfile.gettempdir()) / f"raymerge-{os.getuid()}")
+        # One level deep: another user could swap what lies in a folder that is theirs.
+        folders.append(Path(tempfile.gettempdir()) / f"raymerge-{os.getuid()}-{named}")
     return folders
 
 
@@ -46,8 +48,7 @@ def _cache_folders() -> list[Path]:
 def _keeps_cache() -> bool:
     """Point numba at a writable cache folder; False if there is none."""
     candidates = _cache_folders()
-    for folder in candidates:
-        kernels = folder / f"kernels-{kernel_hash()}"
+    for kernels in candidates:
         try:
             kernels.mkdir(mode=0o700, parents=True, exist_ok=True)
             # Another user's folder of that name in /tmp would hold code that we then run.

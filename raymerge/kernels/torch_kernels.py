@@ -193,16 +193,32 @@ def philox_words(key: int, first: int, count: int, device: torch.device) -> Tens
 
 
 def add_in_order(sums: Sums, terms: Tensor, *, first: int) -> None:
-    """Add float64 `terms`, `(sums, count)`, to the state of `reduce.new_sums` in contract order."""
-    begin, count = 0, terms.shape[1]
-    while begin < count:
-        room = REDUCTION_BLOCK - (first + begin) % REDUCTION_BLOCK
-        end = min(count, begin + room)
-        lanes = torch.from_numpy(sums[:, :LANES]).to(terms.device)
-        for start in range(begin, end, LANES):
-            width = min(LANES, end - start)
-            lanes[:, :width] += terms[:, start : start + width]
-        sums[:, :LANES] = lanes.cpu().numpy()
-        if (first + end) % REDUCTION_BLOCK == 0:
+    """Add float64 `terms`, `(sums, count)`, to the state of `reduce.new_sums` in contract order.
+
+    Whole blocks do not depend on each other until they are closed: they are added side by side.
+    """
+    count = terms.shape[1]
+    begin = min(count, -first % REDUCTION_BLOCK)
+    end = begin + (count - begin) // REDUCTION_BLOCK * REDUCTION_BLOCK
+    _add_to_block(sums, terms[:, :begin])
+    if begin and (first + begin) % REDUCTION_BLOCK == 0:
+        close_block(sums)
+    if end > begin:
+        whole = terms[:, begin:end]
+        blocks = whole.reshape(len(whole), -1, REDUCTION_BLOCK // LANES, LANES)
+        lanes = torch.zeros_like(blocks[:, :, 0])
+        for row in range(blocks.shape[2]):
+            lanes += blocks[:, :, row]
+        for block in lanes.cpu().numpy().swapaxes(0, 1):
+            sums[:, :LANES] = block
             close_block(sums)
-        begin = end
+    _add_to_block(sums, terms[:, end:])
+
+
+def _add_to_block(sums: Sums, terms: Tensor) -> None:
+    """Add terms, the first of which belongs to lane 0, to the open block."""
+    lanes = torch.from_numpy(sums[:, :LANES]).to(terms.device)
+    for start in range(0, terms.shape[1], LANES):
+        width = min(LANES, terms.shape[1] - start)
+        lanes[:, :width] += terms[:, start : start + width]
+    sums[:, :LANES] = lanes.cpu().numpy()

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import prod
+from typing import Literal
 
 from raymerge.checkpoint.catalog import Catalog
 from raymerge.checkpoint.dtypes import DType, promote
@@ -46,6 +47,8 @@ class PlanOptions:
     """What one worker process may use."""
     threads: int
     """Units in progress at once in a worker."""
+    device: Literal["cpu", "cuda"] = "cpu"
+    """What merges."""
     shard_bytes: int | None = None
     """Limit of an output shard; None chooses it from the output's size."""
     device_memory_bytes: int | None = None
@@ -148,6 +151,7 @@ def build(
         memory=project(
             tuple(placed.values()),
             budget_bytes=options.memory_bytes,
+            device=options.device,
             device_budget_bytes=options.device_memory_bytes,
             threads=options.threads,
             tile_elements=options.tile_elements,

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from raymerge.errors import PlanError
 from raymerge.kernels.constants import BLOCK, HIGH_BINS, LOW_BINS, STRIPES
@@ -33,7 +34,7 @@ LARGEST_TILE = 2**20
 """A tile of four bfloat16 inputs is 8 MiB then: it stays in the last cache between read and use."""
 SMALLEST_TILE = 2**14
 DEVICE_TILE = 2**24
-"""A CUDA kernel launch costs as much as 2**14 elements; this keeps launches out of the picture."""
+"""The tile to begin with on CUDA, where a launch costs as much as some 10,000 elements."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,7 +59,7 @@ class Memory:
     budget: Budget
     projected_host_bytes: int
     projected_device_bytes: int
-    """On a CUDA device; what it would be, where there is none."""
+    """Of one CUDA device; 0 where the CPU merges."""
     held_tensors: int
     """Swept more than once from memory."""
     reread_tensors: int
@@ -100,6 +101,7 @@ def project(
     nodes: Sequence[TensorNode],
     *,
     budget_bytes: int,
+    device: Literal["cpu", "cuda"],
     device_budget_bytes: int | None,
     threads: int,
     tile_elements: int | None,
@@ -109,6 +111,7 @@ def project(
     Args:
         nodes: Every output tensor.
         budget_bytes: What one worker process may use.
+        device: What merges.
         device_budget_bytes: What one CUDA device may use; None projects without a limit.
         threads: Units in progress at once in a worker.
         tile_elements: A fixed tile instead of the chosen one, a multiple of 256.
@@ -116,21 +119,28 @@ def project(
     Raises:
         PlanError: The largest tensor does not fit as the smallest tile.
     """
-    fixed_bytes = PROCESS_BYTES + PLAN_BYTES_PER_TENSOR * sum(1 + len(n.inputs) for n in nodes)
+    process_bytes = PROCESS_BYTES + (TORCH_BYTES if device == "cuda" else 0)
+    fixed_bytes = process_bytes + PLAN_BYTES_PER_TENSOR * sum(1 + len(n.inputs) for n in nodes)
     thread_bytes = max(0, budget_bytes - fixed_bytes) // threads - THREAD_BYTES
-    tile = tile_elements or LARGEST_TILE
-    worst = max(nodes, key=lambda node: working_bytes(node, tile))
-    while not tile_elements and tile > SMALLEST_TILE and working_bytes(worst, tile) > thread_bytes:
-        tile //= 2
+    on_device = 0
+    tile = tile_elements or (DEVICE_TILE if device == "cuda" else LARGEST_TILE)
+    while True:
         worst = max(nodes, key=lambda node: working_bytes(node, tile))
-    needed_bytes = fixed_bytes + threads * (working_bytes(worst, tile) + THREAD_BYTES)
-    if needed_bytes > budget_bytes:
-        raise PlanError(
-            f"{worst.slot.name} needs {format_bytes(working_bytes(worst, tile))} a thread "
-            f"({len(worst.inputs)} inputs, tiles of {tile} elements), {format_bytes(needed_bytes)} "
-            f"in all with {threads} threads, and the budget is {format_bytes(budget_bytes)}. Raise "
-            "--memory or lower --workers.",
-            tensor=worst.slot.name,
+        if device == "cuda":
+            on_device = threads * max(device_bytes(node, tile) for node in nodes)
+        fits = working_bytes(worst, tile) <= thread_bytes
+        fits_device = device_budget_bytes is None or on_device <= device_budget_bytes
+        if (fits and fits_device) or tile_elements or tile <= SMALLEST_TILE:
+            break
+        tile //= 2
+    if not fits or not fits_device:
+        raise _too_large(
+            worst,
+            tile=tile,
+            budget_bytes=budget_bytes,
+            device_budget_bytes=device_budget_bytes,
+            threads=threads,
+            fixed_bytes=fixed_bytes,
         )
     budget = Budget(thread_bytes=thread_bytes, tile_elements=tile)
     swept = [node for node in nodes if len(node.step.passes) > 1]
@@ -138,9 +148,6 @@ def project(
     held_bytes = max((n.input_bytes + working_bytes(n, tile) for n in held), default=0)
     peak = max(held_bytes, working_bytes(worst, tile))
     again = [node for node in swept if not budget.holds(node)]
-    on_device = max(device_bytes(node, DEVICE_TILE) for node in nodes)
-    if device_budget_bytes is not None and on_device > device_budget_bytes:
-        on_device = device_budget_bytes
     return Memory(
         budget_bytes=budget_bytes,
         threads=threads,
@@ -150,4 +157,28 @@ def project(
         held_tensors=len(held),
         reread_tensors=len(again),
         reread_bytes=sum((len(node.step.passes) - 1) * node.input_bytes for node in again),
+    )
+
+
+def _too_large(
+    worst: TensorNode,
+    *,
+    tile: int,
+    budget_bytes: int,
+    device_budget_bytes: int | None,
+    threads: int,
+    fixed_bytes: int,
+) -> PlanError:
+    needed_bytes = fixed_bytes + threads * (working_bytes(worst, tile) + THREAD_BYTES)
+    limit = f"the budget is {format_bytes(budget_bytes)}. Raise --memory or lower --workers."
+    if needed_bytes <= budget_bytes and device_budget_bytes is not None:
+        needed_bytes = threads * device_bytes(worst, tile)
+        limit = (
+            f"the device's budget is {format_bytes(device_budget_bytes)}. Raise --device-memory."
+        )
+    return PlanError(
+        f"{worst.slot.name} needs {format_bytes(working_bytes(worst, tile))} a thread "
+        f"({len(worst.inputs)} inputs, tiles of {tile} elements), {format_bytes(needed_bytes)} in "
+        f"all with {threads} threads, and {limit}",
+        tensor=worst.slot.name,
     )

@@ -36,8 +36,8 @@ from raymerge.kernels.jit import kernel_hash
 from raymerge.plan.graph import Unit
 from raymerge.runtime.engine import Call
 from raymerge.runtime.inputs import StoppedError
+from raymerge.runtime.record import raymerge_version
 from raymerge.runtime.settings import OnProgress, Progress, RunSettings
-from raymerge.runtime.side_files import raymerge_version
 from raymerge.runtime.unit import Worker
 from raymerge.storage.posix import PosixFolder, PosixReader
 from raymerge.units import format_bytes
@@ -97,7 +97,7 @@ class Report:
 
 
 class RemoteWorker:
-    """A `Worker` in a process of Ray's, `threads` units at once. Errors are raised; Ray ships them."""
+    """A `Worker` in a process of Ray's, `threads` units at once."""
 
     def __init__(self, threads: int) -> None:
         self._stop = Event()
@@ -172,7 +172,7 @@ class ClusterEngine:
 
     name = "ray"
 
-    def __init__(  # noqa: PLR0913 - what an engine can be told
+    def __init__(
         self,
         settings: RunSettings,
         *,
@@ -254,11 +254,10 @@ class ClusterEngine:
 
     def _await_start(self) -> None:
         starting = [member.starting for member in self._members]
-        timeout_s = ANNOUNCE_S
-        _, pending = ray.wait(starting, num_returns=self.workers, timeout=timeout_s)
+        _, pending = ray.wait(starting, num_returns=self.workers, timeout=ANNOUNCE_S)
         if pending:
             free = _free()
-            text = "waiting for %d of %d Ray workers, %d s at most; free now: %s"
+            text = "waiting for %d of %d Ray workers, %g s at most; free now: %s"
             _log.warning(text, len(pending), self.workers, START_S, free)
             _, pending = ray.wait(starting, num_returns=self.workers, timeout=START_S)
         if pending:
@@ -450,7 +449,7 @@ def place(
     elif workers <= sum(room):
         for _ in range(workers):
             open_ = [i for i in range(len(nodes)) if given[i] < room[i]]
-            given[max(open_, key=lambda i: has[i] / (given[i] + 1))] += 1
+            given[max(open_, key=lambda i: (has[i] / (given[i] + 1), -given[i]))] += 1
     if not any(given) or any(g > r for g, r in zip(given, room, strict=True)):
         one = Place(node="", num_cpus=1, num_gpus=int(cuda), memory_bytes=memory_bytes)
         raise ClusterError(

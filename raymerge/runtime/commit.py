@@ -22,19 +22,18 @@ import shutil
 import socket
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 
-from raymerge.checkpoint.index import INDEX_NAME, SINGLE_NAME, build_index
+from raymerge.checkpoint.index import INDEX_NAME, RECORD_NAME, SINGLE_NAME, build_index
 from raymerge.errors import CommitError, ConflictError, RaymergeError, StorageError
 from raymerge.plan.build import Plan
 from raymerge.runtime.settings import Receipt
-from raymerge.storage.posix import write_atomically
+from raymerge.storage.posix import move, write_atomically
 
 STATE_FOLDER = ".raymerge"
 CLAIM_NAME = "claim.json"
-RECORD_NAME = "raymerge.json"
 
 
 class Claim:
@@ -121,6 +120,9 @@ class Claim:
                 (self.out / STATE_FOLDER).mkdir(exist_ok=True)
                 yield
             finally:
+                # It stays if there is something in it.
+                with suppress(OSError):
+                    (self.out / STATE_FOLDER).rmdir()
                 os.close(descriptor)
         except RaymergeError:
             raise
@@ -140,7 +142,11 @@ class Claim:
             )
 
     def receipts(self) -> dict[int, Receipt]:
-        """Receipts of an earlier run, by unit; what cannot be read counts as not there."""
+        """Receipts of an earlier run, by unit; what cannot be read counts as not there.
+
+        Shards that a driver killed in the middle of its commit has moved already are taken back:
+        what is not as its receipt says has to be filled again beside what is.
+        """
         found = {}
         for path in self.folder.glob("unit-*.json"):
             try:
@@ -148,6 +154,10 @@ class Claim:
             except (ValueError, TypeError):
                 continue
             found[receipt.unit] = receipt
+        for name in {receipt.shard for receipt in found.values()}:
+            filled, final = self.folder / name, self.out / name
+            if final.exists() and not filled.exists():
+                move(final, filled)
         return found
 
     def keep(self, receipt: Receipt) -> None:
@@ -173,28 +183,35 @@ class Claim:
             for shard in plan.shards:
                 self._publish_shard(shard.name, shard.nbytes)
             for name, content in files.items():
-                write_atomically(self.out / name, content)
-            write_atomically(self.out / INDEX_NAME, build_index(plan.shards))
-            # From here on the checkpoint exists; what is left is tidying up.
+                self._publish_file(name, content)
+            self._publish_file(INDEX_NAME, build_index(plan.shards))
+            # From here on the checkpoint exists; what is left is tidying up. The claim goes first:
+            # beside some of the receipts it would have a rerun fill published shards again.
+            self._path.unlink(missing_ok=True)
             shutil.rmtree(self.out / STATE_FOLDER, ignore_errors=True)
 
+    def _publish_file(self, name: str, content: bytes) -> None:
+        # Drafted among what is tidied up, so that a driver killed here leaves nothing in OUT.
+        write_atomically(self.folder / name, content)
+        move(self.folder / name, self.out / name)
+
     def _publish_shard(self, name: str, nbytes: int) -> None:
-        filled, final = self.folder / name, self.out / name
-        # A driver killed in the middle of its commit has renamed some already.
-        path = filled if filled.exists() else final
-        length = path.stat().st_size if path.exists() else None
+        filled = self.folder / name
+        length = filled.stat().st_size if filled.exists() else None
         if length != nbytes:
-            raise CommitError(f"{path}: planned {nbytes} bytes, found {length}", file=name)
-        if path is filled:
-            filled.replace(final)
+            raise CommitError(f"{filled}: planned {nbytes} bytes, found {length}", file=name)
+        move(filled, self.out / name)
 
     def close(self) -> None:
         """Let go of the destination. What is not published stays for the next run of this plan."""
         os.close(self._descriptor)
-        found = _read_claim(self._path)
-        if found is not None and found.get("digest") != self.digest:
-            # Another plan took the destination; what this one wrote meanwhile is of no use.
-            shutil.rmtree(self.folder, ignore_errors=True)
+        if not self.folder.exists():
+            return
+        with self._exclusive():
+            found = _read_claim(self._path)
+            if found is None or found.get("digest") != self.digest:
+                # Another plan took the destination; what this one wrote meanwhile is of no use.
+                shutil.rmtree(self.folder, ignore_errors=True)
 
 
 def finished_record(out: Path, digest: str) -> dict[str, object] | None:
@@ -204,8 +221,14 @@ def finished_record(out: Path, digest: str) -> dict[str, object] | None:
     except (OSError, ValueError):
         return None
     whole = (out / INDEX_NAME).exists() and not (out / STATE_FOLDER / CLAIM_NAME).exists()
-    ours = isinstance(record, dict) and record.get("digest") == digest
-    return record if whole and ours else None
+    if not whole or not isinstance(record, dict) or record.get("digest") != digest:
+        return None
+    sizes = {path.name: path.stat().st_size for path in out.glob("*.safetensors")}
+    if any(sizes.get(shard["name"]) != shard["bytes"] for shard in record["shards"]):
+        return None
+    # A driver killed while it tidied up has left some of its receipts.
+    shutil.rmtree(out / STATE_FOLDER, ignore_errors=True)
+    return record
 
 
 def _read_claim(path: Path) -> Mapping[str, object] | None:

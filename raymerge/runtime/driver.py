@@ -19,16 +19,19 @@ from time import perf_counter
 from typing import Any
 
 from raymerge.checkpoint.layout import Shard
-from raymerge.errors import CommitError, StorageError
+from raymerge.errors import CommitError, ConflictError, StorageError
 from raymerge.plan.build import Plan
 from raymerge.plan.graph import Unit
 from raymerge.plan.units import dispatch_order
+from raymerge.runtime.card import model_card
 from raymerge.runtime.commit import Claim, finished_record
 from raymerge.runtime.engine import Engine
+from raymerge.runtime.record import ShardRecord, run_record
 from raymerge.runtime.settings import OnProgress, Progress, Receipt
-from raymerge.runtime.side_files import ShardRecord, model_card, run_record, side_files
+from raymerge.runtime.side_files import side_files
 from raymerge.runtime.survey import surveyed_units
-from raymerge.storage.posix import PosixFolder, PosixShard, free_bytes
+from raymerge.storage.mounts import free_bytes
+from raymerge.storage.posix import PosixFolder, PosixShard
 from raymerge.units import format_bytes
 
 HASH_THREADS = 2
@@ -100,41 +103,67 @@ def execute(
         NonFiniteError: NaN or Inf in a source or a result.
     """
     began = perf_counter()
+    _refuse_sources(plan, out)
     record = None if overwrite else finished_record(out, plan.digest)
     if record is not None:
         shards = tuple(ShardRecord(**shard) for shard in record["shards"])  # type: ignore[attr-defined]
         return _result(plan, out, shards, engine="none", resumed=len(plan.units), began=began)
     meter = Meter(on_progress)
     with closing(Claim(out, digest=plan.digest, overwrite=overwrite)) as claim:
-        run = _Run(plan, claim)
-        _check_space(plan, claim.folder)
-        resumed = run.trust(claim.receipts())
-        with closing(start_engine(str(claim.folder), meter.add)) as engine:
-            units = plan.units
-            if plan.surveyed and len(resumed) < len(units):
-                units = surveyed_units(plan, engine, claim.folder)
-            left = [unit for unit in dispatch_order(units) if unit.number not in resumed]
-            for unit, receipt in engine.run("merge", left, before=run.prepare):
-                run.land(unit, receipt)
-        shards = run.shard_records()
-        donor = PosixFolder(plan.donor.location)
-        files = {
-            **side_files(plan, donor),
-            "README.md": model_card(plan),
-            "raymerge.json": run_record(plan, shards=shards),
-        }
-        claim.publish(plan, run.receipts, files)
+        try:
+            engine, resumed, shards = _perform(plan, claim, start_engine, meter)
+        except (CommitError, OSError):
+            # Another driver that took the destination has removed what this one wrote.
+            claim.check()
+            raise
     return _result(
         plan,
         out,
         shards,
         engine=engine.name,
-        resumed=len(resumed),
+        resumed=resumed,
         began=began,
         workers=engine.workers,
         retries=engine.retries,
         meter=meter,
     )
+
+
+def _refuse_sources(plan: Plan, out: Path) -> None:
+    """A merge into one of its sources would overwrite what it reads."""
+    for source in plan.sources:
+        folder = PosixFolder(source.location).path("")
+        if out.exists() and folder.exists() and out.samefile(folder):
+            raise ConflictError(
+                f"{out} is the source {source.label}; give another folder",
+                source=source.label,
+            )
+
+
+def _perform(
+    plan: Plan, claim: Claim, start_engine: Callable[[str, OnProgress], Engine], meter: Meter
+) -> tuple[Engine, int, tuple[ShardRecord, ...]]:
+    """Run the units that are left and publish; returns the engine, the units resumed, the shards."""
+    run = _Run(plan, claim)
+    found = claim.receipts()
+    _check_space(plan, claim.folder)
+    resumed = run.trust(found)
+    with closing(start_engine(str(claim.folder), meter.add)) as engine:
+        units = plan.units
+        if plan.surveyed and len(resumed) < len(units):
+            units = surveyed_units(plan, engine, claim.folder)
+        left = [unit for unit in dispatch_order(units) if unit.number not in resumed]
+        for unit, receipt in engine.run("merge", left, before=run.prepare):
+            run.land(unit, receipt)
+    shards = run.shard_records()
+    donor = PosixFolder(plan.donor.location)
+    files = {
+        **side_files(plan, donor),
+        "README.md": model_card(plan),
+        "raymerge.json": run_record(plan, shards=shards),
+    }
+    claim.publish(plan, run.receipts, files)
+    return engine, len(resumed), shards
 
 
 class _Run:
@@ -204,9 +233,7 @@ class _Run:
             )
 
     def _path(self, shard: str) -> Path:
-        filled = self._claim.folder / shard
-        # A driver killed in the middle of its commit has moved some already.
-        return filled if filled.exists() else self._claim.out / shard
+        return self._claim.folder / shard
 
 
 def _sha256(path: Path, start: int, stop: int) -> str:

@@ -27,6 +27,8 @@ from raymerge.kernels.tile import Counts, DeltaPass, Selectors, Tile
 from raymerge.methods.rules import DeltaRule, KeepDrawn, KeepLargest, Rescale
 from raymerge.runtime.inputs import Inputs
 
+SMALLEST_DENSITY = 2.0**-32
+"""The smallest probability a 32-bit word can be drawn with."""
 SMALLEST_NORM = 1e-7
 """mergekit's limit: a smaller L1 norm is not scaled up to."""
 
@@ -128,8 +130,8 @@ def _rescaling(rule: DeltaRule, norms: npt.NDArray[np.float64] | None) -> npt.ND
     factors = np.ones(len(rule.weight))
     if rule.rescale is Rescale.DENSITY and isinstance(rule.keep, KeepDrawn):
         density = np.array(rule.keep.density)
-        # At density 0 nothing is left to scale.
-        np.divide(1.0, density, out=factors, where=density > 0)
+        # Below this nothing can be drawn, and nothing is left to scale.
+        np.divide(1.0, density, out=factors, where=density >= SMALLEST_DENSITY)
     elif rule.rescale is Rescale.L1 and norms is not None:
         whole, kept = norms[::2], norms[1::2]
         measurable = (whole >= SMALLEST_NORM) & (kept >= SMALLEST_NORM)

@@ -16,15 +16,13 @@ from typing import NoReturn, Self
 
 from raymerge.checkpoint.folder import Folder, Pin
 from raymerge.errors import SourceError, StorageError
+from raymerge.storage.mounts import free_bytes
 
 # What another worker, or a second try, may not meet again.
 _PASSING = frozenset({errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN, errno.EBUSY})
+READ_AHEAD_BYTES = 2**17
+"""Linux' default window; a longer request is cut to it."""
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
-# File systems with one page cache for all writers of a file. NFS and FUSE clients cache pages of
-# their own and lose a neighbour's bytes.
-_SHARING = frozenset(
-    ("ext2", "ext3", "ext4", "xfs", "btrfs", "zfs", "tmpfs", "ramfs", "overlay", "f2fs", "bcachefs")
-)
 
 
 class PosixFolder(Folder):
@@ -132,8 +130,12 @@ class PosixReader:
 
     def will_need(self, offset: int, length: int) -> None:
         """Ask the kernel to read ahead. Advice: where it cannot be given nothing happens."""
-        if hasattr(os, "posix_fadvise"):
-            os.posix_fadvise(self._descriptor, offset, length, os.POSIX_FADV_WILLNEED)
+        if not hasattr(os, "posix_fadvise"):
+            return
+        # Linux fetches no more of one request than the device's read-ahead window.
+        for start in range(offset, offset + length, READ_AHEAD_BYTES):
+            step = min(READ_AHEAD_BYTES, offset + length - start)
+            os.posix_fadvise(self._descriptor, start, step, os.POSIX_FADV_WILLNEED)
 
     def close(self) -> None:
         """Close the file."""
@@ -230,6 +232,15 @@ def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
         raise _unwritable(error, target, len(data)) from error
 
 
+def move(path: str | os.PathLike[str], target: str | os.PathLike[str]) -> None:
+    """Rename a file within a file system, in place of whatever `target` is, also after a power cut."""
+    try:
+        Path(path).replace(target)
+        _sync_folder(Path(target).parent)
+    except OSError as error:
+        raise _unwritable(error, Path(target), 0) from error
+
+
 def create_exclusively(path: str | os.PathLike[str], data: bytes) -> bool:
     """Write a file unless there is one; of any number of callers exactly one gets True.
 
@@ -248,45 +259,6 @@ def create_exclusively(path: str | os.PathLike[str], data: bytes) -> bool:
     except OSError as error:
         raise _unwritable(error, target, len(data)) from error
     return True
-
-
-def free_bytes(path: str | os.PathLike[str]) -> int:
-    """Bytes an ordinary user may still write where `path` lies or would lie."""
-    place = os.statvfs(_nearest_existing(path))
-    return place.f_bavail * place.f_frsize
-
-
-def shares_files(path: str | os.PathLike[str]) -> bool:
-    """Whether several processes may fill one file by `pwrite` where `path` lies or would lie.
-
-    True for local file systems, False for NFS, FUSE and any unknown one.
-    """
-    try:
-        mounts = Path("/proc/self/mountinfo").read_text(errors="surrogateescape")
-    except OSError:
-        return False
-    return filesystem_type(_nearest_existing(path), mounts) in _SHARING
-
-
-def filesystem_type(path: Path, mountinfo: str) -> str | None:
-    """Type of the mount that holds `path`, an absolute path without links, by a mountinfo text."""
-    best: tuple[int, str] | None = None
-    for line in mountinfo.splitlines():
-        mount, _, volume = line.partition(" - ")
-        # Spaces in a mount point are written as octal escapes.
-        point = Path(mount.split(" ")[4].encode().decode("unicode_escape"))
-        depth = len(point.parts)
-        # Of two mounts at one point the later hides the earlier.
-        if path.is_relative_to(point) and (best is None or depth >= best[0]):
-            best = depth, volume.split(" ")[0]
-    return best[1] if best else None
-
-
-def _nearest_existing(path: str | os.PathLike[str]) -> Path:
-    place = Path(path).expanduser().resolve()
-    while not place.exists():
-        place = place.parent
-    return place
 
 
 def _read(descriptor: int, start: int, stop: int) -> bytes:

@@ -14,8 +14,9 @@ from torch import Tensor
 
 from raymerge.checkpoint.dtypes import DType
 from raymerge.checkpoint.header import Header, TensorEntry, build_header, parse_header
+from raymerge.checkpoint.index import RECORD_NAME
 from raymerge.checkpoint.scan import PIECE_BYTES, cut
-from raymerge.checkpoint.verify import RECORD_NAME, Verification, verify
+from raymerge.checkpoint.verify import Verification, verify
 from raymerge.errors import SourceError
 from raymerge.storage.posix import PosixFolder
 from tests.checkpoints import llama_config, tiny_llama_tensors, write_checkpoint, write_index

@@ -23,7 +23,7 @@ from torch import Tensor
 
 import raymerge
 from tests.checkpoints import fine_tune, tiny_llama_tensors
-from tests.conftest import METHOD_KNOBS, Place, raw, read_tensors, shard_hashes
+from tests.conftest import METHOD_KNOBS, Place, finish, raw, read_tensors, shard_hashes, spawn
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "shards.json"
 SHARD_BYTES = 40_000
@@ -76,11 +76,11 @@ def test_bytes_are_those_of_the_golden_file(place: Place) -> None:
 
 @pytest.fixture(scope="module")
 def sources(tmp_path_factory: pytest.TempPathFactory) -> Place:
-    """Sources with a tensor of more than two reduction blocks, which any tiling cuts."""
+    """Sources with a tensor of more than three reduction blocks, which any tiling cuts."""
     place = Place(tmp_path_factory.mktemp("sources"))
     base = tiny_llama_tensors(0)
     generator = torch.Generator().manual_seed(9)
-    base["large.weight"] = torch.randn(2**21 + 777, generator=generator).to(torch.bfloat16)
+    base["large.weight"] = torch.randn(3 * 2**20 + 777, generator=generator).to(torch.bfloat16)
     for name, tensors in (("base", base), ("a", fine_tune(base, 1)), ("b", fine_tune(base, 2))):
         place.model(name, tensors)
     return place
@@ -148,24 +148,22 @@ def test_reading_again_what_does_not_fit_changes_no_byte(
 @pytest.mark.skipif(
     find_spec("raymerge.runtime.cluster") is None, reason="there is no Ray engine in this tree"
 )
-@pytest.mark.parametrize("workers", [1, 2])
 def test_ray_gives_the_bytes_of_the_local_engine(
-    sources: Place, references: dict[str, dict[str, str]], tmp_path: Path, workers: int
+    sources: Place, references: dict[str, dict[str, str]], tmp_path: Path
 ) -> None:
-    from tests.conftest import finish, spawn
+    """One start of Ray costs some 15 s; `tests/runtime/test_cluster.py` has the other methods."""
+    case = "ties, trim: model"
+    method, top = CASES[case]
+    process = spawn(
+        "merge", sources.any_recipe(method, **top), tmp_path / "out", "--engine", "ray",
+        "--device", "cpu", "--workers", 2, "--shard-size", SHARD_BYTES, "--json", "--quiet",
+        "--memory", "2GiB",
+    )  # fmt: skip
+    done = finish(process, 120)
 
-    for number, case in enumerate(CASES if workers == 2 else ["ties, trim: model"]):
-        method, top = CASES[case]
-        out = tmp_path / f"{number}"
-        process = spawn(
-            "merge", sources.any_recipe(method, **top), out, "--engine", "ray", "--device", "cpu",
-            "--workers", workers, "--shard-size", SHARD_BYTES, "--json", "--quiet",
-            "--memory", "2GiB", RAYMERGE_TEST="1",
-        )  # fmt: skip
-        done = finish(process, 120)
-        assert done.rc == 0, done.err
-        assert done.json["engine"] == "ray"
-        assert shard_hashes(out) == references[case], case
+    assert done.rc == 0, done.err
+    assert (done.json["engine"], done.json["workers"]) == ("ray", 2)
+    assert shard_hashes(tmp_path / "out") == references[case]
 
 
 # --- where sources lie, and in which order they are named -------------------------------------------
@@ -232,7 +230,7 @@ def test_sources_and_tensors_draw_apart_and_the_seed_counts(place: Place) -> Non
         recipe = place.recipe(
             "dare_linear", own, base="base", parameters={"density": 0.5}, dtype="float32"
         )
-        found[case] = changed(place.merged(recipe, case, "--seed", seed), base)
+        found[case] = changed(place.merged(recipe, f"out {case}", "--seed", seed), base)
     name = "model.layers.0.mlp.up_proj.weight"
     other = "model.layers.0.mlp.gate_proj.weight"
 

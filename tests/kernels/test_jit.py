@@ -67,13 +67,14 @@ def test_without_a_writable_home_kernels_are_kept_in_the_temporary_folder(
     )
 
     assert word == KNOWN_ANSWER
-    assert folder.parent == tmp_path / f"raymerge-{os.getuid()}"
+    assert folder.parent == tmp_path
+    assert folder.name.startswith(f"raymerge-{os.getuid()}-")
 
 
 def test_where_nothing_can_be_written_kernels_are_compiled_with_one_warning(
     tmp_path: Path, nowhere: str
 ) -> None:
-    (tmp_path / f"raymerge-{os.getuid()}").touch()
+    (tmp_path / f"raymerge-{os.getuid()}-kernels-{kernel_hash()}").touch()
 
     word, hits, _, warnings = compiled(HOME=nowhere, NUMBA_CACHE_DIR=nowhere, TMPDIR=str(tmp_path))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Literal
 from typing import Any
 
 import pytest
@@ -76,9 +77,11 @@ def projected(
     threads: int = 2,
     tile_elements: int | None = None,
     device_budget_bytes: int | None = None,
+    device: Literal["cpu", "cuda"] = "cpu",
 ) -> Memory:
     return project(
         nodes,
+        device=device,
         budget_bytes=budget_bytes,
         threads=threads,
         tile_elements=tile_elements,
@@ -193,10 +196,17 @@ def test_what_is_copied_needs_no_arithmetic_room(dtype: DType) -> None:
 
 def test_a_device_budget_is_not_exceeded_since_its_tiles_follow_from_it() -> None:
     large = node("ties", 9, 2**30)
-    unlimited = projected(large).projected_device_bytes
+    free = projected(large, device="cuda", budget_bytes=64 * GIB)
+    tight = projected(large, device="cuda", budget_bytes=64 * GIB, device_budget_bytes=GIB)
 
-    assert projected(large, device_budget_bytes=GIB).projected_device_bytes == GIB
-    assert projected(large, device_budget_bytes=2 * unlimited).projected_device_bytes == unlimited
+    assert free.budget.tile_elements == DEVICE_TILE
+    assert tight.budget.tile_elements < DEVICE_TILE
+    assert GIB // 4 < tight.projected_device_bytes <= GIB < free.projected_device_bytes
+
+
+def test_a_device_that_cannot_hold_the_smallest_tile_is_refused_with_its_flag() -> None:
+    with pytest.raises(PlanError, match="Raise --device-memory"):
+        projected(node("ties", 9, 2**30), device="cuda", device_budget_bytes=MIB)
 
 
 def test_empty_and_scalar_tensors_have_a_projection() -> None:

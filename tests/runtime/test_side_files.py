@@ -1,4 +1,4 @@
-"""What lies beside the shards: config, tokenizer, card, record."""
+"""What lies beside the shards: config.json and what is copied from the donor."""
 
 from __future__ import annotations
 
@@ -9,27 +9,16 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raymerge.checkpoint.catalog import read_catalog
-from raymerge.checkpoint.claims import config_problems, recorded_shards
+from raymerge.checkpoint.claims import config_problems
 from raymerge.checkpoint.dtypes import DType
 from raymerge.errors import SourceError
 from raymerge.plan.build import Plan
-from raymerge.plan.graph import PlannedSource
-from raymerge.recipe import loads
 from raymerge.runtime import side_files as module
-from raymerge.runtime.side_files import (
-    ShardRecord,
-    fitted_config,
-    hub_id,
-    left_out,
-    model_card,
-    run_record,
-    side_files,
-)
+from raymerge.runtime.side_files import fitted_config, left_out, side_files
 from raymerge.storage.posix import PosixFolder
 from tests.checkpoints import llama_config, tiny_llama_tensors, write_checkpoint
 from tests.plans import EMBEDDING, HEAD, MODEL, NORM, TIED, Tensors, catalog, plan, recipe
@@ -48,8 +37,6 @@ def fitted(config: Mapping[str, Any], made: Plan) -> dict[str, Any]:
     assert isinstance(document, dict)
     return document
 
-
-# --- copied from the donor -----------------------------------------------------------------------
 
 COPIED = {
     "LICENSE": "terms",
@@ -142,7 +129,6 @@ def test_a_donor_without_a_config_gives_none(tmp_path: Path) -> None:
     made = plan_of(folder)
 
     assert side_files(made, PosixFolder(folder)) == {}
-    assert b"library_name" not in model_card(made)
 
 
 def test_a_config_that_stays_true_stays_byte_for_byte(donor: Path) -> None:
@@ -161,9 +147,6 @@ def test_a_config_that_is_changed_keeps_its_order_and_every_other_value(donor: P
     assert list(after) == list(before)
     assert after == {**before, "dtype": "float32"}
     assert files["config.json"].startswith(b'{\n  "architectures": [\n')
-
-
-# --- precision in the config ---------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -227,9 +210,6 @@ def test_integers_name_no_precision() -> None:
     made = plan(recipe("passthrough", "a"), [catalog("a", {"w": (DType.I64, (4,))})])
 
     assert fitted({"dtype": "bfloat16"}, made) == {"dtype": "bfloat16"}
-
-
-# --- the tied head in the config -----------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -326,154 +306,3 @@ def test_what_is_written_contradicts_no_tensor(tmp_path: Path) -> None:
     for name, content in side_files(made, folders["a"]).items():
         (out / name).write_bytes(content)
     assert list(config_problems(read_catalog(PosixFolder(out), label="out"))) == []
-
-
-# --- the card ------------------------------------------------------------------------------------
-
-
-def source(location: str, revision: str | None = None) -> PlannedSource:
-    return PlannedSource(
-        label="a", location=location, revision=revision, pins={}, side_files=(), tensor_bytes=0
-    )
-
-
-@pytest.mark.parametrize(
-    ("location", "revision", "expected"),
-    [
-        ("hf://org/name", None, "org/name"),
-        ("hf://org/name@main", "abc", "org/name"),
-        ("/root/.cache/huggingface/hub/models--org--my--name/snapshots/0af1", None, "org/my--name"),
-        ("org/name", "v1.0", "org/name"),
-        ("org/name", None, None),  # as likely a folder
-        ("models/llama-3", None, None),
-        ("/models/org/name", None, None),
-        ("../org/name", "main", None),
-        ("./name", "main", None),
-        ("s3://bucket/name", "v1", None),
-    ],
-)
-def test_only_what_surely_came_from_the_hub_is_called_so(
-    location: str, revision: str | None, expected: str | None
-) -> None:
-    assert hub_id(source(location, revision)) == expected
-
-
-def card_of(made: Plan) -> tuple[dict[str, Any], str]:
-    text = model_card(made).decode()
-    _, front, body = text.split("---\n", 2)
-    return yaml.safe_load(front), body
-
-
-def test_the_front_matter_lists_the_hubs_models_and_none_else() -> None:
-    merge = recipe("ties", "math", "code", base="base")
-    catalogs = [
-        catalog("base", location="hf://org/base", side_files=["config.json"]),
-        catalog("math", location="/secret/place/math"),
-        catalog("code", location="hf://org/code@main"),
-    ]
-    front, body = card_of(plan(merge, catalogs))
-
-    assert front == {
-        "base_model": ["org/base", "org/code"],
-        "base_model_relation": "merge",
-        "library_name": "transformers",
-        "tags": ["merge", "raymerge", "ties"],
-    }
-    assert "/secret" not in body
-    assert "| math |" in body
-
-
-def test_without_a_hub_model_no_relation_is_claimed() -> None:
-    front, _ = card_of(plan(recipe("linear", "a", "b")))
-
-    assert front == {"tags": ["merge", "raymerge", "linear"]}
-
-
-def test_the_card_says_who_took_part_and_with_what() -> None:
-    layers = {f"model.layers.{i}.w": MODEL[NORM] for i in range(4)}
-    models = [{"model": "math", "parameters": {"weight": 0.25}}, "code"]
-    knobs = {"weight": 0.5, "density": [0.25, 0.75]}
-    merge = recipe("ties", base="base", models=models, parameters=knobs, seed=7, dtype="float32")
-    made = plan(merge, [catalog(label, layers) for label in ("base", "math", "code")])
-    _, body = card_of(made)
-
-    assert "# Merge of base, math and code\n" in body
-    assert "**ties** ([arXiv:2306.01708](https://arxiv.org/abs/2306.01708)): Merge task" in body
-    assert "| base | base, config and tokenizer |  |  |  |  |\n" in body
-    assert "| math |  |  |  | 0.25 | 0.25..0.75 |\n" in body
-    assert "| code |  |  |  | 0.5 | 0.25..0.75 |\n" in body
-    assert "`lambda: 1`, `trim: tensor`, `dtype: float32`, `seed: 7`." in body
-    assert made.digest in body
-    assert "--seed 7" in body
-
-
-def test_the_recipe_stands_in_the_card_as_it_was_written() -> None:
-    text = "# ```tricky```\nmerge_method: linear\nmodels: [a, b]\nparameters: {weight: 1}\n"
-    body = model_card(plan(loads(text))).decode()
-
-    assert f"````yaml\n{text}````\n" in body
-
-
-def test_a_label_cannot_break_the_table() -> None:
-    models = [{"model": "a", "label": "one | two\nthree"}, "b"]
-    made = plan(recipe("linear", "a", "b", models=models))
-    _, body = card_of(made)
-
-    assert "| one \\| two three | config and tokenizer |  |  | 1 |\n" in body
-
-
-def test_a_card_of_copies_has_a_table_too() -> None:
-    integers = catalog("a", {"w": (DType.I64, (4,))})
-    _, body = card_of(plan(recipe("passthrough", "a"), [integers]))
-
-    assert "| a | config and tokenizer |  |  |\n" in body
-    assert "# Merge of" not in body
-
-
-# --- the record ----------------------------------------------------------------------------------
-
-
-def test_the_record_has_what_a_check_and_a_repeat_need() -> None:
-    made = plan(recipe("linear", "a", "b", seed=9, drop=NORM))
-    shards = [ShardRecord("model-00001-of-00001.safetensors", 12, "ab" * 32)]
-    record = json.loads(run_record(made, shards=shards, kernels="c0ffee"))
-
-    assert list(record) == [
-        "raymerge",
-        "digest",
-        "recipe",
-        "seed",
-        "sources",
-        "dropped",
-        "shards",
-        "versions",
-        "kernels",
-    ]
-    assert (record["digest"], record["seed"], record["kernels"]) == (made.digest, 9, "c0ffee")
-    assert record["recipe"] == made.recipe.text
-    assert record["dropped"] == [NORM]
-    assert record["sources"][1]["files"] == [
-        {
-            "name": "model.safetensors",
-            "bytes": made.sources[1].pins["model.safetensors"].size_bytes,
-            "tag": "1-1",
-        }
-    ]
-    assert {"python", "numpy", "numba"} <= {*record["versions"]}
-    assert [ShardRecord(**shard) for shard in record["shards"]] == shards
-
-
-def test_verify_reads_the_record() -> None:
-    shards = [ShardRecord("model-00001-of-00002.safetensors", 12, "ab" * 32)]
-    record = json.loads(run_record(plan(recipe("linear", "a", "b")), shards=shards))
-
-    found = recorded_shards(record)
-    assert found[shards[0].name].size_bytes == 12
-    assert found[shards[0].name].sha256 == "ab" * 32
-
-
-def test_card_and_record_are_the_same_every_time() -> None:
-    made = plan(recipe("ties", "a", "b", base="base"))
-
-    assert model_card(made) == model_card(made)
-    assert run_record(made, shards=[]) == run_record(made, shards=[])

@@ -3,7 +3,6 @@ from __future__ import annotations
 import errno
 import os
 import resource
-import subprocess
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -19,9 +18,6 @@ from raymerge.storage.posix import (
     PosixReader,
     PosixShard,
     create_exclusively,
-    filesystem_type,
-    free_bytes,
-    shares_files,
     write_atomically,
 )
 
@@ -47,18 +43,6 @@ def file_size_limit(nbytes: int) -> Iterator[None]:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A real file system of one MiB."""
-    place = tmp_path / "disk"
-    place.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=1M", "tmpfs", str(place)]
-    if os.geteuid() != 0 or subprocess.run(mount, check=False, capture_output=True).returncode:
-        pytest.skip("needs the right to mount a tmpfs")
-    yield place
-    subprocess.run(["umount", str(place)], check=True)
 
 
 def test_a_folder_lists_its_files_and_follows_links(tmp_path: Path, file: Path) -> None:
@@ -322,40 +306,3 @@ def test_of_many_creators_one_wins_and_its_content_stands(tmp_path: Path) -> Non
     assert won.count(True) == 1
     assert path.read_text() == f"driver {won.index(True)}"
     assert list(tmp_path.iterdir()) == [path]
-
-
-MOUNTS = r"""
-21 1 8:1 / / rw - ext4 /dev/sda1 rw
-22 21 0:5 / /mnt rw - nfs4 host:/x rw
-23 22 0:6 / /mnt/with\040space rw,noatime shared:1 master:2 - xfs /dev/sdb rw
-24 21 0:7 / /tmp rw - tmpfs tmpfs rw
-25 21 0:8 / /tmp rw - fuse.gcsfuse bucket rw
-""".strip()
-
-
-@pytest.mark.parametrize(
-    ("path", "expected"),
-    [
-        ("/home/x", "ext4"),
-        ("/mnt", "nfs4"),
-        ("/mnt/a", "nfs4"),
-        ("/mntx", "ext4"),
-        ("/mnt/with space/out", "xfs"),
-        ("/tmp/out", "fuse.gcsfuse"),
-    ],
-)
-def test_the_innermost_and_latest_mount_holds_a_path(path: str, expected: str) -> None:
-    assert filesystem_type(Path(path), MOUNTS) == expected
-
-
-def test_a_local_disk_shares_files_and_proc_does_not(small_disk: Path) -> None:
-    assert shares_files(small_disk / "not" / "yet" / "there")
-    assert not shares_files("/proc/self")
-
-
-def test_free_bytes_are_those_of_the_place_a_path_would_lie_in(small_disk: Path) -> None:
-    before = free_bytes(small_disk / "out" / "shard")
-    (small_disk / "file").write_bytes(bytes(500_000))
-
-    assert before <= 2**20
-    assert before - free_bytes(small_disk / "out" / "shard") >= 500_000

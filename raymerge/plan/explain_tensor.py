@@ -1,0 +1,138 @@
+"""One tensor of a plan for people: `raymerge plan --graph TENSOR`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from raymerge.checkpoint.dtypes import DType
+from raymerge.errors import PlanError
+from raymerge.methods.registry import KnobValue
+from raymerge.plan.build import SURVEY_SWEEPS, Plan
+from raymerge.plan.explain import columns, format_value, step_title
+from raymerge.plan.graph import CopyStep, DeltaStep, Read, SpanStep, Step, TensorNode
+from raymerge.recipe.wording import did_you_mean
+
+_PASSES = {
+    "gram": "inner products, which give the coefficients",
+    "span": "sum of the inputs times their coefficients, cast",
+    "histogram": "magnitudes of each task vector, which give its threshold",
+    "norms": "L1 norm of each task vector, whole and kept",
+    "delta": "select, weight, elect, fuse, add to the base, cast",
+    "copy": "bytes as they are",
+}
+
+
+def explain_tensor(plan: Plan, name: str) -> str:
+    """One tensor's graph: the bytes read, the passes over them, the address written.
+
+    Raises:
+        PlanError: The output has no such tensor.
+    """
+    node = next((node for node in plan.nodes if node.slot.name == name), None)
+    if node is None:
+        raise PlanError(_why_absent(plan, name), tensor=name)
+    shard = next(shard.name for shard in plan.shards if node.slot in shard.slots)
+    slot = node.slot
+    address = f"{shard}  {_span(slot.start, slot.stop)}  {_typed(slot.dtype, slot.shape)}"
+    branches = [
+        _Branch("reads", columns(_input_rows(plan, node))),
+        _Branch(step_title(node.step), _pass_lines(plan, node)),
+        _Branch("writes", [address]),
+    ]
+    if node.twins:
+        twins = (f"{plan.sources[a.source].label}: {a.entry.name}" for a, _ in node.twins)
+        branches.insert(1, _Branch("compares, byte for byte, with", list(twins)))
+    return "\n".join([name, *_tree(branches)])
+
+
+@dataclass(frozen=True, slots=True)
+class _Branch:
+    title: str
+    leaves: list[str]
+
+
+def _tree(branches: Sequence[_Branch]) -> Iterator[str]:
+    for number, branch in enumerate(branches, start=1):
+        last = number == len(branches)
+        yield f"{'`-' if last else '|-'} {branch.title}"
+        for position, leaf in enumerate(branch.leaves, start=1):
+            ends = position == len(branch.leaves)
+            yield f"{'  ' if last else '| '} {'`-' if ends else '|-'} {leaf}"
+
+
+def _why_absent(plan: Plan, name: str) -> str:
+    if name in plan.dropped:
+        return f"{name} is not in the output: the recipe drops it"
+    if plan.tie is not None and plan.tie.tied and name == plan.tie.head:
+        return f"{name} is not in the output: it is tied to {plan.tie.embedding}"
+    hint = did_you_mean(name, (node.slot.name for node in plan.nodes))
+    return f"the output has no tensor {name!r}, {len(plan.nodes)} others.{hint}"
+
+
+def _input_rows(plan: Plan, node: TensorNode) -> Iterator[list[str]]:
+    for position, read in enumerate(node.inputs):
+        entry = read.entry
+        yield [
+            plan.sources[read.source].label,
+            _stored_name(read, node),
+            entry.file,
+            _span(entry.start, entry.stop),
+            _typed(entry.dtype, entry.shape),
+            _own_knobs(node, position),
+        ]
+
+
+def _stored_name(read: Read, node: TensorNode) -> str:
+    """The tensor's name in its source, where it is another: an embedding that is the head, too."""
+    return "" if read.entry.name == node.slot.name else read.entry.name
+
+
+def _own_knobs(node: TensorNode, position: int) -> str:
+    """What the recipe says about one input; a base that is not among the sources has nothing."""
+    if isinstance(node.step, CopyStep):
+        return ""
+    figures: dict[str, Sequence[KnobValue]] = {
+        name: value for name, value in node.step.knobs.items() if isinstance(value, tuple)
+    }
+    if isinstance(node.step, SpanStep) and node.step.coefficients is not None:
+        figures["coefficient"] = node.step.coefficients
+    owned = []
+    for name, values in figures.items():
+        index = position - (len(node.inputs) - len(values))
+        if index >= 0:
+            owned.append(f"{name} {format_value(values[index])}")
+    return ", ".join(owned)
+
+
+def _pass_lines(plan: Plan, node: TensorNode) -> list[str]:
+    step = node.step
+    lines = []
+    if isinstance(step, DeltaStep) and step.surveyed:
+        lines.append(f"survey     the model's thresholds, {SURVEY_SWEEPS} sweeps before the merge")
+    lines.extend(f"{name:<9}  {_PASSES[name]}" for name in step.passes)
+    if shared := _shared_knobs(step):
+        lines[-1] += f" ({shared})"
+    if len(step.passes) > 1:
+        held = plan.memory.budget.holds(node)
+        lines.append("inputs stay in memory" if held else "inputs are read again for every pass")
+    if isinstance(step, CopyStep) and len(node.inputs) > 1:
+        lines.append("inputs have to hold the same bytes")
+    return lines
+
+
+def _shared_knobs(step: Step) -> str:
+    knobs = {} if isinstance(step, CopyStep) else step.knobs
+    return ", ".join(
+        f"{name} {format_value(value)}"
+        for name, value in knobs.items()
+        if not isinstance(value, tuple)
+    )
+
+
+def _typed(dtype: DType, shape: tuple[int, ...]) -> str:
+    return f"{dtype.torch_name} {list(shape)}"
+
+
+def _span(start: int, stop: int) -> str:
+    return f"bytes {start}-{stop}"

@@ -1,0 +1,63 @@
+"""Our own record beside the shards: what was read, what was written, and with which versions."""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
+
+from raymerge.plan.build import Plan
+from raymerge.plan.document import source_document
+
+_VERSIONS = ("raymerge", "numpy", "numba", "torch")
+
+
+@dataclass(frozen=True, slots=True)
+class ShardRecord:
+    """A shard as it was written."""
+
+    name: str
+    bytes: int
+    sha256: str
+
+
+def run_record(plan: Plan, *, shards: Sequence[ShardRecord], kernels: str | None = None) -> bytes:
+    """raymerge.json: what is needed to check the output, and to make it again.
+
+    Args:
+        plan: What was run.
+        shards: What was written.
+        kernels: Hash of the compiled kernels' source, where they ran.
+    """
+    record = {
+        "raymerge": raymerge_version(),
+        "digest": plan.digest,
+        "recipe": plan.recipe.text,
+        "seed": plan.recipe.seed,
+        "sources": [
+            source_document(source, donor=source.label == plan.donor.label)
+            for source in plan.sources
+        ],
+        "dropped": list(plan.dropped),
+        "shards": [asdict(shard) for shard in shards],
+        "versions": {"python": platform.python_version(), **_installed()},
+        "kernels": kernels,
+    }
+    return json.dumps(record, indent=2).encode() + b"\n"
+
+
+def raymerge_version() -> str:
+    """The installed version; of a source tree that is not installed nothing is known."""
+    return _installed().get("raymerge", "0+unknown")
+
+
+def _installed() -> dict[str, str]:
+    found = {}
+    for package in _VERSIONS:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found

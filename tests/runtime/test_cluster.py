@@ -1,0 +1,460 @@
+"""The Ray engine on a local cluster of this module, and twice on one of its own."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, suppress
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+import pytest
+import ray
+import torch
+
+import raymerge
+from raymerge.errors import ClusterError, NonFiniteError, SourceError
+from raymerge.plan.build import Plan
+from raymerge.plan.graph import Unit
+from raymerge.runtime import cluster
+from raymerge.runtime.cluster import ClusterEngine, Node, RemoteWorker
+from raymerge.runtime.engine import Engine
+from raymerge.runtime.local import LocalEngine
+from raymerge.runtime.settings import OnProgress, Progress, RunSettings
+from raymerge.runtime.survey import surveyed_units
+from raymerge.storage.posix import PosixShard
+from tests.checkpoints import fine_tune, write_checkpoint
+from tests.conftest import Place, shard_hashes
+
+# Ray leaves its processes' handles and pipes to the garbage collector.
+pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("ignore::ResourceWarning")]
+
+CPUS = 2
+GIB = 2**30
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _local_ray() -> Iterator[None]:
+    cluster.connect(None, workers=CPUS)
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture
+def planned(place: Place) -> Plan:
+    """Some forty units, one per shard."""
+    place.llamas(3, layers=4)
+    return plan_of(place)
+
+
+def plan_of(place: Place, method: str = "ties", **top: Any) -> Plan:
+    recipe = place.any_recipe(method, **top)
+    return raymerge.plan(recipe, engine="local", device="cpu", workers=2, shard_bytes=700)
+
+
+def settings_of(plan: Plan, folder: Path) -> RunSettings:
+    return RunSettings(
+        sources=plan.sources,
+        folder=str(folder),
+        seed=plan.recipe.seed,
+        nan=plan.recipe.nan,
+        budget=plan.memory.budget,
+        device="cpu",
+    )
+
+
+def ignore(_progress: Progress) -> None:
+    pass
+
+
+def local(plan: Plan, folder: Path, on_progress: OnProgress = ignore) -> LocalEngine:
+    return LocalEngine(settings_of(plan, folder), threads=2, on_progress=on_progress)
+
+
+def clustered(
+    plan: Plan,
+    folder: Path,
+    workers: int = 2,
+    *,
+    threads: int = 1,
+    memory_bytes: int | None = None,
+    on_progress: OnProgress = ignore,
+) -> ClusterEngine:
+    return ClusterEngine(
+        settings_of(plan, folder),
+        workers=workers,
+        threads=threads,
+        address=None,
+        memory_bytes=memory_bytes,
+        on_progress=on_progress,
+    )
+
+
+def prepare(plan: Plan, folder: Path) -> Callable[[Unit], None]:
+    """What a driver does before a unit: the shard's header and length."""
+    shards = {shard.name: shard for shard in plan.shards}
+
+    def before(unit: Unit) -> None:
+        with PosixShard(folder / unit.shard, unit.shard_bytes) as file:
+            file.write_at(shards[unit.shard].header, 0)
+
+    return before
+
+
+def fill(
+    plan: Plan, engine: Engine, folder: Path, during: Callable[[], None] = lambda: None
+) -> dict[str, str]:
+    """Run a plan, `during` after every unit; returns the shards' hashes."""
+    folder.mkdir(exist_ok=True)
+    with closing(engine):
+        units = surveyed_units(plan, engine, folder) if plan.surveyed else plan.units
+        landed = []
+        for unit, receipt in engine.run("merge", units, before=prepare(plan, folder)):
+            assert (receipt.unit, receipt.shard) == (unit.number, unit.shard)
+            landed.append(unit.number)
+            during()
+    assert sorted(landed) == [unit.number for unit in plan.units]
+    return shard_hashes(folder)
+
+
+def pids(engine: ClusterEngine) -> list[int]:
+    return [member.report.pid for member in engine._members if member.report]  # noqa: SLF001
+
+
+def ended(pid: int, timeout_s: float = 10) -> bool:
+    """Whether a process is gone, or is within the time."""
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        try:
+            state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        except (FileNotFoundError, ProcessLookupError):
+            return True
+        if state == "Z":
+            return True
+        time.sleep(0.02)
+    return False
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_the_bytes_are_those_of_the_local_engine(place: Place, planned: Plan, workers: int) -> None:
+    expected = fill(planned, local(planned, place / "local"), place / "local")
+
+    engine = clustered(planned, place / "ray", workers, threads=2)
+    assert (engine.name, engine.workers) == ("ray", workers)
+    assert fill(planned, engine, place / "ray") == expected
+    assert engine.retries == 0
+
+
+def test_a_survey_gives_the_same_figures_and_bytes(place: Place) -> None:
+    place.llamas(3)
+    plan = plan_of(place, trim="model")
+    assert plan.surveyed
+
+    expected = fill(plan, local(plan, place / "local"), place / "local")
+    assert fill(plan, clustered(plan, place / "ray"), place / "ray") == expected
+    figures = [json.loads((place / name / "survey.json").read_text()) for name in ("local", "ray")]
+    assert figures[0] == figures[1]
+
+
+def test_progress_adds_up_to_what_the_local_engine_reports(place: Place, planned: Plan) -> None:
+    totals = {}
+    for name, start in (("local", local), ("ray", clustered)):
+        moved: list[Progress] = []
+        fill(planned, start(planned, place / name, on_progress=moved.append), place / name)
+        read_bytes = sum(progress.read_bytes for progress in moved)
+        totals[name] = read_bytes, sum(progress.written_bytes for progress in moved)
+
+    assert len(moved) == len(planned.units)
+    assert totals["ray"] == totals["local"]
+
+
+def test_units_of_a_killed_worker_land_elsewhere(
+    place: Place, planned: Plan, capfd: pytest.CaptureFixture[str]
+) -> None:
+    expected = fill(planned, local(planned, place / "local"), place / "local")
+    engine = clustered(planned, place / "ray")
+    doomed = pids(engine)[0]
+
+    def kill() -> None:
+        with suppress(ProcessLookupError):
+            os.kill(doomed, signal.SIGKILL)
+
+    assert fill(planned, engine, place / "ray", during=kill) == expected
+    assert 1 <= engine.retries <= 2
+    time.sleep(1)  # Ray's own account of the death comes late
+    assert capfd.readouterr().out == ""
+
+
+class Poison:
+    """Ends the process that unpickles it."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os._exit, (1,)
+
+
+def test_a_unit_that_kills_every_worker_is_given_up(place: Place, planned: Plan) -> None:
+    with closing(clustered(planned, place / "ray")) as engine:
+        results = engine.run("count_low", planned.units[:1], Poison(), before=lambda _: None)
+        with pytest.raises(ClusterError, match="3 workers died over the unit of") as caught:
+            list(results)
+
+    assert caught.value.tensor == planned.units[0].nodes[0].slot.name
+    assert engine.retries == 2
+
+
+def test_a_unit_is_prepared_once_however_often_it_runs(place: Place, planned: Plan) -> None:
+    begun: list[int] = []
+    with closing(clustered(planned, place / "ray", workers=1)) as engine:
+        for pid in pids(engine):
+            os.kill(pid, signal.SIGKILL)
+        results = engine.run(
+            "count_high", planned.units[:3], before=lambda unit: begun.append(unit.number)
+        )
+        assert len(list(results)) == 3
+
+    assert begun == [unit.number for unit in planned.units[:3]]
+    assert engine.retries > 0
+
+
+def test_a_worker_s_own_errors_come_out_as_raised(place: Place) -> None:
+    base = place.llamas(3)
+    broken = fine_tune(base, 1)
+    broken["model.norm.weight"][3] = torch.nan
+    write_checkpoint(place / "a", broken, max_shard_bytes=12_000)
+    plan = plan_of(place)
+    engine = clustered(plan, place / "ray")
+    members = pids(engine)
+
+    with pytest.raises(NonFiniteError, match="element 3") as caught:
+        fill(plan, engine, place / "ray")
+
+    assert type(caught.value) is NonFiniteError
+    assert (caught.value.exit_code, caught.value.source) == (1, "a")
+    assert caught.value.tensor == "model.norm.weight"
+    assert all(map(ended, members))
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_source_that_changed_is_an_error_of_exit_code_3(
+    place: Place, planned: Plan, when: str
+) -> None:
+    changed = next((place / "b").glob("*.safetensors"))
+    engine = clustered(planned, place / "ray")
+    if when == "before":
+        changed.touch()
+    with pytest.raises(SourceError, match="changed since it was planned") as caught:
+        fill(planned, engine, place / "ray", during=changed.touch)
+
+    assert type(caught.value) is SourceError
+    assert caught.value.exit_code == 3
+    assert (caught.value.source, caught.value.file) == ("b", changed.name)
+
+
+def test_an_unforeseen_error_keeps_its_traceback(place: Place, planned: Plan) -> None:
+    with closing(clustered(planned, place / "ray")) as engine:
+        results = engine.run("count_low", planned.units, "too", "many", before=lambda _: None)
+        with pytest.raises(ClusterError, match=r"(?s)failed at .*TypeError.*count_low") as caught:
+            list(results)
+
+    assert caught.value.tensor in {unit.nodes[0].slot.name for unit in planned.units}
+
+
+def test_only_small_things_travel(place: Place, planned: Plan) -> None:
+    total = ray.cluster_resources()["object_store_memory"]
+    (place / "ray").mkdir()
+    with closing(clustered(planned, place / "ray")) as engine:
+        before = prepare(planned, place / "ray")
+        for unit, receipt in engine.run("merge", planned.units, before=before):
+            assert len(pickle.dumps(unit)) <= 100_000
+            assert len(pickle.dumps(receipt)) <= 1000
+            assert ray.available_resources()["object_store_memory"] == total
+
+
+def test_a_node_with_other_code_is_refused(
+    place: Place, planned: Plan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = {**cluster.versions(), "numba": "0.1"}
+    there = cluster.versions()["numba"]
+    monkeypatch.setattr(cluster, "versions", lambda: here)
+
+    with pytest.raises(
+        ClusterError, match=f"node {os.uname().nodename} .*numba {there} there, 0.1"
+    ):
+        clustered(planned, place / "ray")
+
+
+def test_more_than_the_cluster_has_is_refused_at_once(place: Place, planned: Plan) -> None:
+    with pytest.raises(ClusterError, match=f"99 workers of 1 CPU each .* has 0 GPU, {CPUS} CPU"):
+        clustered(planned, place / "ray", workers=99)
+    with pytest.raises(ClusterError, match=r"1 workers of 1 CPU, 1.0 TiB each"):
+        clustered(planned, place / "ray", workers=1, memory_bytes=1024 * GIB)
+
+
+def test_a_busy_cluster_is_waited_for_aloud_but_not_for_ever(
+    place: Place,
+    planned: Plan,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with closing(clustered(planned, place / "ray")):
+        monkeypatch.setattr(cluster, "ANNOUNCE_S", 0.5)
+        monkeypatch.setattr(cluster, "START_S", 0.5)
+        with (
+            caplog.at_level(logging.WARNING),
+            pytest.raises(ClusterError, match="1 of 1 Ray workers did not start within") as caught,
+        ):
+            clustered(planned, place / "ray", workers=1)
+
+    assert caught.value.retryable
+    assert "waiting for 1 of 1 Ray workers, 0.5 s at most; free now: 0 GPU, 0 CPU" in caplog.text
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "here", "ray://127.0.0.1:10001", "a:b"])
+def test_an_address_without_a_cluster_is_refused_within_seconds(address: str) -> None:
+    began = time.monotonic()
+
+    with pytest.raises(ClusterError, match=f"cannot join the Ray cluster at {address}: "):
+        cluster.connect(address, workers=None)
+
+    assert time.monotonic() - began < 10
+
+
+def node(name: str, num_cpus: int, num_gpus: int = 0, gib: int = 64) -> Node:
+    return Node(id=name, host=name, num_cpus=num_cpus, num_gpus=num_gpus, memory_bytes=gib * GIB)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "device", "workers", "expected"),
+    [
+        ([node("a", 8), node("b", 4)], "cpu", None, ["a8", "b4"]),
+        ([node("head", 0), node("b", 4)], "cpu", None, ["b4"]),
+        ([node("a", 8), node("b", 4)], "cpu", 3, ["a4", "a4", "b4"]),
+        ([node("a", 2)], "cpu", 2, ["a1", "a1"]),
+        ([node("a", 7)], "cpu", 2, ["a3", "a3"]),
+        ([node("a", 8, 2), node("b", 4)], "cuda", None, ["a1", "a1"]),
+        ([node("a", 8, 2), node("b", 8, 1)], "cuda", 2, ["a1", "b1"]),
+        ([node("a", 8, gib=20), node("b", 8)], "cpu", 3, ["a8", "b4", "b4"]),
+    ],
+)
+def test_workers_share_the_nodes(
+    nodes: list[Node], device: str, workers: int | None, expected: list[str]
+) -> None:
+    places = cluster.place(nodes, device, workers=workers, memory_bytes=16 * GIB)
+
+    assert [f"{place.node}{place.num_cpus}" for place in places] == expected
+    assert {place.num_gpus for place in places} == {int(device == "cuda")}
+
+
+@pytest.mark.parametrize(
+    ("nodes", "device", "workers"),
+    [
+        ([], "cpu", None),
+        ([node("a", 0)], "cpu", None),
+        ([node("a", 8)], "cuda", None),
+        ([node("a", 8, 4)], "cuda", 5),
+        ([node("a", 8, 4, gib=40)], "cuda", None),
+        ([node("a", 8, gib=8), node("b", 8)], "cpu", None),
+    ],
+)
+def test_what_fits_nowhere_is_refused(nodes: list[Node], device: str, workers: int | None) -> None:
+    with pytest.raises(ClusterError, match="do not fit on the cluster"):
+        cluster.place(nodes, device, workers=workers, memory_bytes=16 * GIB)
+
+
+class Slow:
+    """Stands for a worker: counts the calls that run at once."""
+
+    def __init__(self) -> None:
+        self.lock = Lock()
+        self.running = self.most = self.advised = 0
+
+    def will_need(self, _unit: object) -> None:
+        with self.lock:
+            self.advised += 1
+
+    def merge(self, _unit: object) -> int:
+        with self.lock:
+            self.running += 1
+            self.most = max(self.most, self.running)
+        time.sleep(0.05)
+        with self.lock:
+            self.running -= 1
+        return 7
+
+
+def test_no_more_units_run_at_once_than_the_plan_has_memory_for(planned: Plan) -> None:
+    remote = RemoteWorker(2)
+    slow: Any = Slow()
+    remote._worker = slow  # noqa: SLF001
+
+    with ThreadPoolExecutor(6) as pool:
+        calls = [pool.submit(remote.run, "merge", unit, ()) for unit in planned.units[:6]]
+        assert [call.result() for call in calls] == [(7, Progress())] * 6
+
+    assert slow.most == 2
+    assert slow.advised >= 1
+
+
+SCRIPT = """
+import os, pickle, signal, sys, time
+from raymerge.runtime.cluster import ClusterEngine
+settings, units, wait = pickle.loads(sys.stdin.buffer.read())
+def handler(*_): raise SystemExit(143)
+signal.signal(signal.SIGTERM, handler)
+engine = ClusterEngine(
+    settings, workers=3, threads=1, address=None, memory_bytes=2**60, on_progress=lambda _: None
+)
+assert signal.getsignal(signal.SIGTERM) is handler
+def children(pid):
+    found = [int(child) for task in os.listdir(f"/proc/{pid}/task")
+             for child in open(f"/proc/{pid}/task/{task}/children").read().split()]
+    return [pid for child in found for pid in (child, *children(child))]
+print("children", *children(os.getpid()), file=sys.stderr, flush=True)
+try:
+    while True:
+        for _ in engine.run("count_high", units, before=lambda _: None):
+            pass
+        if not wait:
+            break
+finally:
+    engine.close()
+"""
+
+
+@pytest.mark.parametrize("how", ["close", "SIGTERM"])
+def test_nothing_is_left_of_a_cluster_of_our_own(place: Place, planned: Plan, how: str) -> None:
+    wait = how != "close"
+    child = subprocess.Popen(
+        [sys.executable, "-c", SCRIPT],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": str(Path(raymerge.__file__).parent.parent)},
+    )
+    assert child.stdin
+    assert child.stderr
+    child.stdin.write(pickle.dumps((settings_of(planned, place.path), planned.units, wait)))
+    child.stdin.close()
+    child.stdin = None
+    line = next(line for line in child.stderr if line.startswith(b"children "))
+    started = [int(pid) for pid in line.split()[1:]]
+    began = time.monotonic()
+    if wait:
+        time.sleep(0.5)
+        child.terminate()
+    out, err = child.communicate(timeout=60)
+
+    assert time.monotonic() - began < 15
+    assert out == b""
+    assert child.returncode == (143 if wait else 0), err
+    assert len(started) >= 8, err
+    assert all(map(ended, started))

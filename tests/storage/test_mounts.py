@@ -1,0 +1,43 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from raymerge.storage.mounts import filesystem_type, free_bytes, shares_files
+
+MOUNTS = r"""
+21 1 8:1 / / rw - ext4 /dev/sda1 rw
+22 21 0:5 / /mnt rw - nfs4 host:/x rw
+23 22 0:6 / /mnt/with\040space rw,noatime shared:1 master:2 - xfs /dev/sdb rw
+24 21 0:7 / /tmp rw - tmpfs tmpfs rw
+25 21 0:8 / /tmp rw - fuse.gcsfuse bucket rw
+""".strip()
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [
+        ("/home/x", "ext4"),
+        ("/mnt", "nfs4"),
+        ("/mnt/a", "nfs4"),
+        ("/mntx", "ext4"),
+        ("/mnt/with space/out", "xfs"),
+        ("/tmp/out", "fuse.gcsfuse"),
+    ],
+)
+def test_the_innermost_and_latest_mount_holds_a_path(path: str, expected: str) -> None:
+    assert filesystem_type(Path(path), MOUNTS) == expected
+
+
+def test_a_local_disk_shares_files_and_proc_does_not(small_disk: Path) -> None:
+    assert shares_files(small_disk / "not" / "yet" / "there")
+    assert not shares_files("/proc/self")
+
+
+def test_free_bytes_are_those_of_the_place_a_path_would_lie_in(small_disk: Path) -> None:
+    before = free_bytes(small_disk / "out" / "shard")
+    (small_disk / "file").write_bytes(bytes(500_000))
+
+    assert before <= 2**20
+    assert before - free_bytes(small_disk / "out" / "shard") >= 500_000
