@@ -1,3 +1,4 @@
+# ruff: noqa: INP001 - a script, not a package
 """`make demo`: train a small model into three specialists, merge them, and score everything.
 
 The base is a vision transformer that has seen a quarter of scikit-learn's training digits turned,
@@ -5,7 +6,7 @@ mirrored and inverted. Each specialist goes on from there with all of them, in o
 only. All four are written as ordinary sharded checkpoints, the `raymerge` command merges the
 specialists back into one model, and transformers loads what it wrote.
 
-    python recipes/demo.py [--keep FOLDER]
+    python recipes/demo.py [--keep FOLDER] [--quick]
 
 Seeds are fixed and nothing is chosen by looking at the scores: they are printed as they come out.
 """
@@ -65,6 +66,18 @@ seed: 0
 """,
 }
 """The settings of the papers, no tuning: TIES keeps 20 %, DARE drops half."""
+
+
+@dataclass(frozen=True, slots=True)
+class Epochs:
+    """How long to train."""
+
+    base: int
+    task: int
+
+
+FULL = Epochs(base=15, task=6)
+QUICK = Epochs(base=1, task=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,12 +157,12 @@ def score(model: ViTForImageClassification, digits: Digits) -> float:
     return 100 * int((found == digits.labels).sum()) / len(digits.labels)
 
 
-def make_models(folder: Path, digits: Digits) -> None:
+def make_models(folder: Path, digits: Digits, epochs: Epochs) -> None:
     """Train base and specialists and save them as `save_pretrained` does, in shards."""
-    base = train(new_model(), digits[:NUM_BASE].shown(*TASKS), epochs=15, rate=7e-4)
+    base = train(new_model(), digits[:NUM_BASE].shown(*TASKS), epochs=epochs.base, rate=7e-4)
     base.save_pretrained(folder / "base", max_shard_size=SHARD_SIZE)
     for task in TASKS:
-        tuned = train(copy.deepcopy(base), digits.shown(task), epochs=6, rate=1e-4)
+        tuned = train(copy.deepcopy(base), digits.shown(task), epochs=epochs.task, rate=1e-4)
         tuned.save_pretrained(folder / task, max_shard_size=SHARD_SIZE)
 
 
@@ -206,13 +219,13 @@ def verdict(scores: Mapping[str, Mapping[str, float]]) -> str:
     lead = fmean(scores[task][task] - scores[merge][task] for task in TASKS)
     return (
         f"Over the three tasks the best merge ({merge}) scores {means[merge]:.1f}, the best "
-        f"specialist {means[specialist]:.1f}, the base {means['base']:.1f}.\n"
+        f"specialist ({specialist}) {means[specialist]:.1f}, the base {means['base']:.1f}.\n"
         f"On its own task a specialist scores {abs(lead):.1f} points "
         f"{'more' if lead >= 0 else 'less'} than that merge, on average."
     )
 
 
-def run(folder: Path) -> None:
+def run(folder: Path, epochs: Epochs) -> None:
     """Everything, in `folder`."""
     began = perf_counter()
     # Sums in one order, whatever the machine: with more threads the scores are others.
@@ -220,7 +233,7 @@ def run(folder: Path) -> None:
     transformers.utils.logging.disable_progress_bar()
     training, testing = read_digits()
     say(f"training a base and specialists for {', '.join(TASKS)} digits")
-    make_models(folder / "models", training)
+    make_models(folder / "models", training, epochs)
     call(["ls", "models/base"], folder)
     merge_all(folder)
     scores = score_all(folder, testing)
@@ -231,14 +244,19 @@ def run(folder: Path) -> None:
 def main() -> None:
     """Run in a temporary folder, or in one that stays."""
     parser = argparse.ArgumentParser(description="Train three specialists, merge them, score all.")
-    parser.add_argument("--keep", type=Path, metavar="FOLDER", help="Work here and leave it there.")
-    keep: Path | None = parser.parse_args().keep
-    if keep is not None:
-        keep.mkdir(parents=True, exist_ok=True)
-        run(keep)
+    parser.add_argument("--keep", type=Path, metavar="FOLDER", help="work in this new folder")
+    parser.add_argument("--quick", action="store_true", help="one epoch each: scores mean nothing")
+    arguments = parser.parse_args()
+    epochs = QUICK if arguments.quick else FULL
+    keep: Path | None = arguments.keep
+    if keep is None:
+        with tempfile.TemporaryDirectory() as folder:
+            run(Path(folder), epochs)
         return
-    with tempfile.TemporaryDirectory() as folder:
-        run(Path(folder))
+    if keep.exists():
+        parser.error(f"{keep} exists; name a folder that does not")
+    keep.mkdir(parents=True)
+    run(keep, epochs)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from raymerge.checkpoint.folder import Folder, Pin
@@ -46,6 +46,8 @@ class Catalog:
     """config.json; empty if there is none."""
     side_files: tuple[str, ...]
     """Names of the other files, sorted. Weights, in whatever format, are not among them."""
+    side_pins: Mapping[str, Pin] = field(default_factory=dict)
+    """Identity of each of those, so that a change of config or tokenizer is another merge."""
 
 
 def read_catalog(folder: Folder, *, label: str) -> Catalog:
@@ -61,13 +63,15 @@ def read_catalog(folder: Folder, *, label: str) -> Catalog:
     tensors = _join(headers, source=label)
     if weight_map is not None:
         _check_index(tensors, weight_map, source=label)
+    side_files = tuple(sorted(name for name in sizes if not name.endswith(_WEIGHTS)))
     return Catalog(
         label=label,
         location=folder.location,
         tensors=tensors,
         pins=pins,
         config=read_config(folder, sizes, source=label),
-        side_files=tuple(sorted(name for name in sizes if not name.endswith(_WEIGHTS))),
+        side_files=side_files,
+        side_pins={name: folder.pin(name) for name in side_files},
     )
 
 

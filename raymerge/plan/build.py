@@ -11,6 +11,7 @@ from typing import Literal
 
 from raymerge.checkpoint.catalog import Catalog
 from raymerge.checkpoint.dtypes import DType, promote
+from raymerge.checkpoint.folder import Pin
 from raymerge.checkpoint.layout import Shard, auto_shard_bytes, lay_out
 from raymerge.checkpoint.quantised import quantisation
 from raymerge.checkpoint.ties import TiePolicy
@@ -217,6 +218,7 @@ def _pin(recipe: Recipe, catalog: Catalog) -> PlannedSource:
         revision=ref.revision,
         pins=catalog.pins,
         side_files=catalog.side_files,
+        side_pins=catalog.side_pins,
         tensor_bytes=sum(entry.nbytes for entry in catalog.tensors.values()),
     )
 
@@ -267,10 +269,10 @@ def digest(plan: Plan) -> str:
     recipe = plan.recipe
     hashed.update(repr((CONTRACT, recipe.seed, recipe.nan, recipe.method.name)).encode())
     # Its config and tokenizer go beside the tensors.
-    hashed.update(repr(plan.donor.label).encode())
+    hashed.update(repr((plan.donor.label, _identities(plan.donor.side_pins))).encode())
     for source in plan.sources:
-        pins = [(name, pin.size_bytes, pin.tag) for name, pin in sorted(source.pins.items())]
-        hashed.update(repr((source.label, source.revision, pins)).encode())
+        named = source.label, source.revision, _identities(source.pins)
+        hashed.update(repr(named).encode())
     texts: dict[int, str] = {}
     for shard in plan.shards:
         hashed.update(repr((shard.name, len(shard.header), shard.nbytes)).encode())
@@ -284,6 +286,10 @@ def digest(plan: Plan) -> str:
             f"{slot.name}\0{slot.dtype}\0{slot.shape}\0{slot.start}\0{text}\0{reads}\n".encode()
         )
     return hashed.hexdigest()[:16]
+
+
+def _identities(pins: Mapping[str, Pin]) -> list[tuple[str, int, str]]:
+    return [(name, pin.size_bytes, pin.tag) for name, pin in sorted(pins.items())]
 
 
 def _canonical(step: Step) -> str:

@@ -10,7 +10,7 @@ Steps are shared: tensors with the same method and the same resolved knobs hold 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from raymerge.checkpoint.folder import Pin
 from raymerge.checkpoint.header import TensorEntry
@@ -149,3 +149,5 @@ class PlannedSource:
     pins: Mapping[str, Pin]
     side_files: tuple[str, ...]
     tensor_bytes: int
+    side_pins: Mapping[str, Pin] = field(default_factory=dict)
+    """Identity of the side files."""

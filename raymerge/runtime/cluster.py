@@ -230,6 +230,7 @@ class ClusterEngine:
         self._stop()
         if self._connected and ray.is_initialized():
             ray.shutdown()
+            ray_driver._worker_logs_enabled = True  # noqa: SLF001 - see `connect`
 
     def _hire(self, spot: Place) -> _Member:
         """Have Ray start a worker; `starting` answers once it has."""
@@ -269,6 +270,7 @@ class ClusterEngine:
             )
         for ref in starting:
             self._land(ref, deque())
+        self.workers = len(self._members)
 
     def _hand_out(
         self,

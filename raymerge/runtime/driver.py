@@ -18,12 +18,13 @@ from threading import Lock
 from time import perf_counter
 from typing import Any
 
+from raymerge.checkpoint.index import RECORD_NAME
 from raymerge.checkpoint.layout import Shard
 from raymerge.errors import CommitError, ConflictError, StorageError
 from raymerge.plan.build import Plan
 from raymerge.plan.graph import Unit
 from raymerge.plan.units import dispatch_order
-from raymerge.runtime.card import model_card
+from raymerge.runtime.card import CARD_NAME, model_card
 from raymerge.runtime.commit import Claim, finished_record
 from raymerge.runtime.engine import Engine
 from raymerge.runtime.record import ShardRecord, run_record
@@ -143,8 +144,10 @@ def _refuse_sources(plan: Plan, out: Path) -> None:
 def _perform(
     plan: Plan, claim: Claim, start_engine: Callable[[str, OnProgress], Engine], meter: Meter
 ) -> tuple[Engine, int, tuple[ShardRecord, ...]]:
-    """Run the units that are left and publish; returns the engine, the units resumed, the shards."""
+    """Run what is left and publish; returns the engine, the units resumed and the shards."""
     run = _Run(plan, claim)
+    # Read before hours of work: what cannot be read at the end is found now.
+    beside = side_files(plan, PosixFolder(plan.donor.location))
     found = claim.receipts()
     _check_space(plan, claim.folder)
     resumed = run.trust(found)
@@ -156,11 +159,10 @@ def _perform(
         for unit, receipt in engine.run("merge", left, before=run.prepare):
             run.land(unit, receipt)
     shards = run.shard_records()
-    donor = PosixFolder(plan.donor.location)
     files = {
-        **side_files(plan, donor),
-        "README.md": model_card(plan),
-        "raymerge.json": run_record(plan, shards=shards),
+        **beside,
+        CARD_NAME: model_card(plan),
+        RECORD_NAME: run_record(plan, shards=shards),
     }
     claim.publish(plan, run.receipts, files)
     return engine, len(resumed), shards

@@ -233,7 +233,7 @@ def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
 
 
 def move(path: str | os.PathLike[str], target: str | os.PathLike[str]) -> None:
-    """Rename a file within a file system, in place of whatever `target` is, also after a power cut."""
+    """Rename a file within its file system, in place of any `target`, also after a power cut."""
     try:
         Path(path).replace(target)
         _sync_folder(Path(target).parent)

@@ -242,9 +242,7 @@ OTHER_KNOBS: list[tuple[str, dict[str, Any]]] = [
 
 
 @pytest.mark.parametrize(("method", "knobs"), OTHER_KNOBS, ids=str)
-def test_knobs_mean_what_the_oracle_says(
-    place: Place, method: str, knobs: dict[str, Any]
-) -> None:
+def test_knobs_mean_what_the_oracle_says(place: Place, method: str, knobs: dict[str, Any]) -> None:
     models = three(place, [torch.bfloat16])
     sources = LABELS[:1] if method in {"slerp", "passthrough"} else LABELS
     own = {
@@ -293,7 +291,11 @@ def test_gradients_stretch_over_layers_and_filters_choose_tensors(place: Place) 
 def test_slerp_by_mergekit_s_usual_gradient(place: Place) -> None:
     base = place.llamas(1, layers=3)
     tuned = fine_tune(base, 1)
-    t = [{"filter": "self_attn", "value": [0, 1]}, {"filter": "mlp", "value": [1, 0]}, {"value": 0.5}]
+    t = [
+        {"filter": "self_attn", "value": [0, 1]},
+        {"filter": "mlp", "value": [1, 0]},
+        {"value": 0.5},
+    ]
     recipe = place.recipe("slerp", ["base", "a"], base="base", parameters={"t": t})
 
     for name, tensor in place.merged(recipe).items():
@@ -401,12 +403,16 @@ def test_kept_tensors_are_the_donor_s_bytes_and_dropped_ones_are_not_there(place
 def test_equal_buffers_are_copied_and_different_ones_refused(place: Place) -> None:
     weight = torch.ones(4, dtype=torch.bfloat16)
     for name in ("base", "a", "b"):
-        place.model(name, {"w": weight, "steps": torch.arange(9), "mask": torch.tensor([True, False])})
+        place.model(
+            name, {"w": weight, "steps": torch.arange(9), "mask": torch.tensor([True, False])}
+        )
     found = place.merged(place.any_recipe("linear"))
     assert found["steps"].tolist() == list(range(9))
     assert found["mask"].tolist() == [True, False]
 
-    place.model("b", {"w": weight, "steps": torch.arange(1, 10), "mask": torch.tensor([True, False])})
+    place.model(
+        "b", {"w": weight, "steps": torch.arange(1, 10), "mask": torch.tensor([True, False])}
+    )
     done = place.merge(place.any_recipe("linear"), "other", "--json")
     assert (done.rc, done.error["tensor"], done.error["source"]) == (3, "steps", "b")
     assert "keep: [steps]" in done.error["message"]
@@ -447,7 +453,9 @@ def head_models(place: Place, *kinds: str) -> list[dict[str, Tensor]]:
 
 
 def mean(*tensors: Tensor) -> bytes:
-    return to_dtype(oracle_linear([widened(t) for t in tensors], weight=[1, 1], normalize=True), "BF16")
+    return to_dtype(
+        oracle_linear([widened(t) for t in tensors], weight=[1, 1], normalize=True), "BF16"
+    )
 
 
 @pytest.mark.parametrize(

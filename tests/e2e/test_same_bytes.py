@@ -45,7 +45,12 @@ def integers(seed: int, scale: float, *shape: int) -> Tensor:
 
 def golden_models(place: Place) -> None:
     """`base`, `a` and `b`: bfloat16 with a float32 tensor, of several units' and blocks' sizes."""
-    shapes = {"embed.weight": (70, 65), "layers.0.w": (128, 100), "layers.1.w": (3, 5, 7), "n": (9,)}
+    shapes = {
+        "embed.weight": (70, 65),
+        "layers.0.w": (128, 100),
+        "layers.1.w": (3, 5, 7),
+        "n": (9,),
+    }
     for seed, name in enumerate(("base", "a", "b")):
         tensors = {}
         for position, (tensor, shape) in enumerate(shapes.items()):
@@ -212,9 +217,7 @@ def test_a_source_s_draws_depend_on_no_other_source(place: Place) -> None:
     masks = []
     for number, order in enumerate((["a", "b", "c"], ["c", "b", "a"], ["b", "a"], ["a"])):
         own = {name: {"weight": float(name == "a")} for name in order}
-        recipe = place.recipe(
-            "dare_linear", own, base="base", parameters=knobs, dtype="float32"
-        )
+        recipe = place.recipe("dare_linear", own, base="base", parameters=knobs, dtype="float32")
         masks.append(changed(place.merged(recipe, f"{number}"), base))
 
     assert masks[1:] == masks[:1] * 3

@@ -13,10 +13,13 @@ from pathlib import Path
 
 import pytest
 
+from raymerge.kernels.jit import kernel_hash
+
 ROOT = Path(__file__).resolve().parents[2]
 KNOWN_ANSWER = 0x6627E8D5
 PROGRAM = """
 import numba, numpy as np
+
 from raymerge.kernels.philox import philox_words
 words = np.zeros(4, np.uint32)
 philox_words(np.uint64(0), np.uint64(0), 4, words)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Literal
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from hypothesis import given, settings
