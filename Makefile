@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: install demo test lint bench peer clean
+.PHONY: install demo test lint bench clean
 
 install: $(VENV)/installed
 
@@ -20,19 +20,16 @@ lint: install
 	$(BIN)/ruff check .
 	$(BIN)/mypy raymerge tests bench recipes
 
-test: lint
+test: lint $(VENV)/peer
 	$(BIN)/pytest
 
-# mergekit lives in an environment of its own: it is a peer to run, not a dependency.
-peer: $(VENV)-peer/installed
-
-$(VENV)-peer/installed: constraints.txt
-	$(PYTHON) -m venv $(VENV)-peer
-	$(VENV)-peer/bin/pip install --quiet -c constraints.txt mergekit==0.1.5
+# mergekit is a peer to run beside us, never imported.
+$(VENV)/peer: $(VENV)/installed
+	$(BIN)/pip install --quiet -c constraints.txt -e ".[peer]"
 	touch $@
 
-bench: install peer
+bench: $(VENV)/peer
 	$(BIN)/python -m bench
 
 clean:
-	rm -rf $(VENV) $(VENV)-peer
+	rm -rf $(VENV)

@@ -134,6 +134,7 @@ def _rescaling(rule: DeltaRule, norms: npt.NDArray[np.float64] | None) -> npt.ND
         np.divide(1.0, density, out=factors, where=density >= SMALLEST_DENSITY)
     elif rule.rescale is Rescale.L1 and norms is not None:
         whole, kept = norms[::2], norms[1::2]
-        measurable = (whole >= SMALLEST_NORM) & (kept >= SMALLEST_NORM)
+        # A NaN or Inf that the recipe lets pass leaves nothing to measure by.
+        measurable = (whole >= SMALLEST_NORM) & (kept >= SMALLEST_NORM) & np.isfinite(whole)
         np.divide(whole, kept, out=factors, where=measurable)
     return factors

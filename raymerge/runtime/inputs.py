@@ -144,11 +144,14 @@ class Inputs:
 
     def _tile(self, first: int, count: int) -> list[Bytes]:
         pieces = []
+        num_read = 0
         for read, dtype, buffer in zip(self._node.inputs, self.dtypes, self._buffers, strict=True):
-            offset, nbytes = dtype.num_bytes((first,)), dtype.num_bytes((count,))
+            width = dtype.bits // 8
+            offset, nbytes = first * width, count * width
             piece = buffer[offset : offset + nbytes] if self._held else buffer[:nbytes]
             if not (self._held and self._loaded):
                 self._readers.fill(read, piece, offset)
-                self._on_read(nbytes)
+                num_read += nbytes
             pieces.append(piece)
+        self._on_read(num_read)
         return pieces

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
+from itertools import takewhile
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -418,7 +419,7 @@ def children(pid):
     found = [int(child) for task in os.listdir(f"/proc/{pid}/task")
              for child in open(f"/proc/{pid}/task/{task}/children").read().split()]
     return [pid for child in found for pid in (child, *children(child))]
-print("children", *children(os.getpid()), file=sys.stderr, flush=True)
+print("child", *children(os.getpid()), "\\nready", sep=" ", file=sys.stderr, flush=True)
 try:
     while True:
         for _ in engine.run("count_high", units, before=lambda _: None):
@@ -445,8 +446,9 @@ def test_nothing_is_left_of_a_cluster_of_our_own(place: Place, planned: Plan, ho
     child.stdin.write(pickle.dumps((settings_of(planned, place.path), planned.units, wait)))
     child.stdin.close()
     child.stdin = None
-    line = next(line for line in child.stderr if line.startswith(b"children "))
-    started = [int(pid) for pid in line.split()[1:]]
+    said = list(takewhile(lambda line: line != b"ready\n", child.stderr))
+    assert child.poll() is None, said
+    started = [int(pid) for line in said if line.startswith(b"child ") for pid in line.split()[1:]]
     began = time.monotonic()
     if wait:
         time.sleep(0.5)
