@@ -51,7 +51,7 @@ def _names(_context: click.Context, _option: click.Parameter, text: str | None) 
 @click.option(
     "--peer",
     type=click.Path(exists=True, dir_okay=False, resolve_path=True),
-    help="mergekit-yaml.  [default: beside this Python, else where `make peer` puts it]",
+    help="mergekit-yaml.  [default: beside this Python]",
 )
 @click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="Results as JSON.")
 @click.option("--scale", type=click.Choice(list(SCALES)), default="full", show_default=True)

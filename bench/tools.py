@@ -102,12 +102,9 @@ def find_raymerge() -> Command | None:
 
 
 def find_mergekit() -> Command | None:
-    """`mergekit-yaml` beside this Python, else in the environment that `make peer` sets up."""
+    """`mergekit-yaml` beside this Python, or None."""
     script = _beside("mergekit-yaml")
-    if script:
-        return (script,)
-    peer = Path(f"{sys.prefix}-peer", "bin", "mergekit-yaml")
-    return (str(peer),) if peer.is_file() else None
+    return (script,) if script else None
 
 
 def _beside(name: str) -> str | None:

@@ -14,6 +14,8 @@ checkpoint    whole or absent: its index is written last
 >>> result = raymerge.merge("recipe.yaml", "merged")  # doctest: +SKIP
 """
 
-from raymerge.api import load, merge, plan, verify
+# A package's first import binds its name here: before the function of the same name, not after.
+import raymerge.plan as _plan  # noqa: F401 - for its binding
+from raymerge.api import RunOptions, load, merge, plan, verify
 
-__all__ = ["load", "merge", "plan", "verify"]
+__all__ = ["RunOptions", "load", "merge", "plan", "verify"]

@@ -9,18 +9,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypedDict, Unpack
 
-from raymerge import recipe as recipes
-from raymerge.checkpoint.catalog import Catalog, read_catalog
-from raymerge.checkpoint.config_diff import config_differences
-from raymerge.checkpoint.verify import Verification
-from raymerge.checkpoint.verify import verify as verify_folder
-from raymerge.machine import Machine, inspect_machine
-from raymerge.plan.build import Plan, PlanOptions, build
-from raymerge.recipe import Recipe
-from raymerge.storage.mounts import shares_files
-from raymerge.storage.posix import PosixFolder
-
+# Everything else is imported where it is used: `raymerge --help` needs none of it.
 if TYPE_CHECKING:
+    from raymerge.checkpoint.catalog import Catalog
+    from raymerge.checkpoint.verify import Verification
+    from raymerge.machine import Machine
+    from raymerge.plan.build import Plan
+    from raymerge.recipe import Recipe
     from raymerge.runtime.driver import MergeResult
     from raymerge.runtime.engine import Engine
     from raymerge.runtime.settings import OnProgress
@@ -34,7 +29,9 @@ def load(path: AnyPath) -> Recipe:
     Raises:
         RecipeError: With file, line and key of the first thing wrong.
     """
-    return recipes.load(path)
+    from raymerge import recipe
+
+    return recipe.load(path)
 
 
 class RunOptions(TypedDict, total=False):
@@ -127,10 +124,15 @@ def verify(checkpoint: AnyPath) -> Verification:
     Raises:
         SourceError: There is no checkpoint to check.
     """
+    from raymerge.checkpoint.verify import verify as verify_folder
+    from raymerge.storage.posix import PosixFolder
+
     return verify_folder(PosixFolder(checkpoint))
 
 
 def _machine(options: RunOptions) -> Machine:
+    from raymerge.machine import inspect_machine
+
     return inspect_machine(
         engine=options.get("engine", "auto"),
         address=options.get("address"),
@@ -148,6 +150,13 @@ def _plan(
     machine: Machine,
     options: RunOptions,
 ) -> Plan:
+    from raymerge.checkpoint.catalog import read_catalog
+    from raymerge.checkpoint.config_diff import config_differences
+    from raymerge.plan.build import PlanOptions, build
+    from raymerge.recipe import Recipe
+    from raymerge.storage.mounts import shares_files
+    from raymerge.storage.posix import PosixFolder
+
     recipe = recipe if isinstance(recipe, Recipe) else load(recipe)
     if seed is not None:
         recipe = replace(recipe, seed=seed)

@@ -56,7 +56,9 @@ def inspect_machine(
     else:
         # On a GPU two units in progress: one's reads and writes beside the other's kernels.
         threads = 2 if on_gpu else max(1, cpus // (workers or 1))
-    share = int(memory_limit_bytes() * MEMORY_SHARE) // (processes or 1)
+    # Left to Ray there is one worker per GPU of a node, or one per node.
+    sharing = processes or (max(1, gpus) if on_gpu else 1)
+    share = int(memory_limit_bytes() * MEMORY_SHARE) // sharing
     return Machine(
         engine="ray" if chosen == "ray" else "local",
         why=why,

@@ -39,7 +39,8 @@ def slerp(gram: Gram, *, t: float) -> Coefficients:
     it counts as a right angle, which gives 0.707 of the other source at `t = 0.5`.
     """
     norms = math.sqrt(gram[0, 0]), math.sqrt(gram[1, 1])
-    if min(norms) <= SMALLEST_NORM:
+    # NaN or Inf in a source, where the recipe lets it pass, leaves no direction either.
+    if not all(SMALLEST_NORM < norm < math.inf for norm in norms):
         return [1 - t, t]
     cosine = max(-1.0, min(1.0, gram[0, 1] / (norms[0] * norms[1])))
     if abs(cosine) > PARALLEL:
