@@ -55,7 +55,7 @@ def _names(_context: click.Context, _option: click.Parameter, text: str | None) 
 )
 @click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="Results as JSON.")
 @click.option("--scale", type=click.Choice(list(SCALES)), default="full", show_default=True)
-def main(  # noqa: PLR0913 - one argument per option
+def main(
     *,
     where: Path | None,
     disk: Path,

@@ -154,13 +154,16 @@ def _plan(
     from raymerge.checkpoint.config_diff import config_differences
     from raymerge.plan.build import PlanOptions, build
     from raymerge.recipe import Recipe
+    from raymerge.storage import open_folder
     from raymerge.storage.mounts import shares_files
-    from raymerge.storage.posix import PosixFolder
 
     recipe = recipe if isinstance(recipe, Recipe) else load(recipe)
     if seed is not None:
         recipe = replace(recipe, seed=seed)
-    folders = {source.label: PosixFolder(source.location) for source in recipe.all_sources}
+    folders = {
+        source.label: open_folder(source.location, label=source.label)
+        for source in recipe.all_sources
+    }
 
     def read(label: str) -> Catalog:
         return read_catalog(folders[label], label=label)

@@ -194,6 +194,8 @@ def verify(checkpoint: Path, *, as_json: bool) -> None:
         else:
             for problem in found.problems:
                 click.echo(f"problem: {problem}")
+            for note in found.notes:
+                click.echo(f"note: {note}")
             hashed = "sha256 checked" if found.checked_sha256 else "no sha256 to check"
             click.echo(
                 f"{checkpoint}: {'ok' if found.ok else f'{len(found.problems)} problems'}, "

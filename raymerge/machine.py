@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from raymerge.errors import PlanError
+
 MEMORY_SHARE = 0.6
 """Of the memory there is, by default. The rest is page cache and whoever else is at home."""
 
@@ -49,6 +51,8 @@ def inspect_machine(
     else:
         chosen, why = engine, "as asked"
     on_gpu = device == "cuda" or (device == "auto" and gpus > 0)
+    if on_gpu and chosen == "local":
+        on_gpu = _has_cuda(required=device == "cuda")
     cpus = num_cpus()
     processes = workers if chosen == "ray" else 1
     if chosen == "local":
@@ -68,6 +72,20 @@ def inspect_machine(
         threads=threads,
         memory_bytes=memory_bytes or share,
     )
+
+
+def _has_cuda(*, required: bool) -> bool:
+    """Whether torch can use a CUDA device of this machine; PlanError if one is required."""
+    import torch
+
+    if torch.cuda.is_available():
+        return True
+    if required:
+        raise PlanError(
+            f"--device cuda: torch {torch.__version__} finds no CUDA device on this machine; write "
+            "--device cpu, or install a CUDA build of torch where there is a device"
+        )
+    return False
 
 
 def num_cpus() -> int:

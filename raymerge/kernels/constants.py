@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+LANES = 256
+"""Sums run in this many lanes, and tiles begin at multiples of it."""
 BLOCK = 2048
 """Elements a fused kernel works on at a time: its float32 scratch stays in the L2 cache."""
 HIGH_BINS = 2**15

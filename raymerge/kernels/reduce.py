@@ -13,11 +13,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from raymerge.kernels.constants import BLOCK
+from raymerge.kernels.constants import BLOCK, LANES
 from raymerge.kernels.floats import widen
 from raymerge.kernels.jit import kernel
 
-LANES = 256
 REDUCTION_BLOCK = 2**20
 
 

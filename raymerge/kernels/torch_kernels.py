@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from raymerge.checkpoint.dtypes import DType
-from raymerge.kernels.constants import HIGH_BINS, LOW_BINS
+from raymerge.kernels.constants import HIGH_BINS, LANES, LOW_BINS
 from raymerge.kernels.delta import (
     BITS,
     KEEP_DRAWN,
@@ -27,7 +27,7 @@ from raymerge.kernels.delta import (
     TIED,
 )
 from raymerge.kernels.philox import MULTIPLIERS, ROUNDS, WEYL
-from raymerge.kernels.reduce import LANES, REDUCTION_BLOCK, close_block
+from raymerge.kernels.reduce import REDUCTION_BLOCK, close_block
 from raymerge.kernels.tile import ALL_FINITE, Bytes, Counts, DeltaPass, Selectors, Sums, Tile
 
 MAGNITUDE = 0x7FFFFFFF

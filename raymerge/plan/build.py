@@ -28,7 +28,7 @@ from raymerge.plan.graph import (
     Unit,
 )
 from raymerge.plan.match import Match, check_shapes, inputs_of, match, twins
-from raymerge.plan.memory import Memory, project
+from raymerge.plan.memory import Memory, project, sample_bytes
 from raymerge.plan.steps import KEEP, StepMaker, output_dtype, settle
 from raymerge.plan.units import cut
 from raymerge.recipe import Recipe
@@ -97,7 +97,7 @@ class Plan:
 
     @property
     def bytes_read(self) -> int:
-        """Bytes the run reads, sweeps that do not fit in memory counted again."""
+        """Bytes the run reads, sweeps that do not fit in memory and samples counted again."""
         once = sum(node.input_bytes for node in self.nodes)
         compared = sum(a.entry.nbytes + b.entry.nbytes for n in self.nodes for a, b in n.twins)
         surveyed = sum(
@@ -105,7 +105,8 @@ class Plan:
             for node in self.nodes
             if isinstance(node.step, DeltaStep) and node.step.surveyed
         )
-        return once + compared + self.memory.reread_bytes + SURVEY_SWEEPS * surveyed
+        again = self.memory.reread_bytes + SURVEY_SWEEPS * surveyed
+        return once + compared + again + sum(map(sample_bytes, self.nodes))
 
     @property
     def bytes_written(self) -> int:

@@ -14,31 +14,27 @@ from __future__ import annotations
 import logging
 import os
 import pickle
-import platform
 import signal
 import socket
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from threading import Event, Lock, Semaphore, current_thread, main_thread
+from threading import current_thread, main_thread
 from typing import Any
 
-import numba
-import numpy as np
 import ray
 from ray import exceptions as failures
 from ray._private import worker as ray_driver
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raymerge.errors import ClusterError, RaymergeError
-from raymerge.kernels.jit import kernel_hash
 from raymerge.plan.graph import Unit
 from raymerge.runtime.engine import Call
-from raymerge.runtime.inputs import StoppedError
+from raymerge.runtime.placement import Node, Place, asked, place
 from raymerge.runtime.record import raymerge_version
-from raymerge.runtime.settings import OnProgress, Progress, RunSettings
-from raymerge.runtime.unit import Worker
+from raymerge.runtime.remote import RemoteWorker, Report, versions
+from raymerge.runtime.settings import OnProgress, RunSettings
 from raymerge.storage.posix import PosixFolder, PosixReader
 from raymerge.units import format_bytes
 
@@ -64,81 +60,6 @@ _LOST = (
     failures.OutOfMemoryError,
     failures.ObjectLostError,  # its node died between the end of the call and our look at it
 )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Node:
-    """A machine of the cluster and what Ray may hand out there."""
-
-    id: str
-    host: str
-    num_cpus: int
-    num_gpus: int
-    memory_bytes: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Place:
-    """What one worker asks for, and the node it was meant for."""
-
-    node: str
-    num_cpus: int
-    num_gpus: int
-    memory_bytes: int | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Report:
-    """A worker's answer once it has started."""
-
-    host: str
-    pid: int
-    versions: Mapping[str, str]
-
-
-class RemoteWorker:
-    """A `Worker` in a process of Ray's, `threads` units at once."""
-
-    def __init__(self, threads: int) -> None:
-        self._stop = Event()
-        self._turns = Semaphore(threads)
-        self._lock = Lock()
-        self._moved = Progress()
-
-    def start(self, expected: Mapping[str, str], settings: bytes) -> Report:
-        """Get ready if this node runs the driver's code; the report says whether it does."""
-        report = Report(host=socket.gethostname(), pid=os.getpid(), versions=versions())
-        if report.versions == expected:
-            # Pickled by hand: other code may not be able to read it, and has to say so itself.
-            run: RunSettings = pickle.loads(settings)  # noqa: S301 - from our own driver
-            self._worker = Worker(run, stop=self._stop, on_progress=self._add)
-        return report
-
-    def run(self, call: Call, unit: Unit, args: tuple[Any, ...]) -> tuple[Any, Progress]:
-        """Run a unit; the bytes moved since the last report come with its result."""
-        if not self._turns.acquire(blocking=False):
-            self._worker.will_need(unit)
-            self._turns.acquire()
-        try:
-            if self._stop.is_set():
-                raise StoppedError("stopped")
-            result = getattr(self._worker, call)(unit, *args)
-        finally:
-            self._turns.release()
-        with self._lock:
-            moved, self._moved = self._moved, Progress()
-        return result, moved
-
-    def stop(self) -> None:
-        """End every unit after the tile in hand."""
-        self._stop.set()
-
-    def _add(self, more: Progress) -> None:
-        with self._lock:
-            self._moved = Progress(
-                read_bytes=self._moved.read_bytes + more.read_bytes,
-                written_bytes=self._moved.written_bytes + more.written_bytes,
-            )
 
 
 @dataclass(eq=False, slots=True)
@@ -264,7 +185,7 @@ class ClusterEngine:
         if pending:
             raise ClusterError(
                 f"{len(pending)} of {self.workers} Ray workers did not start within "
-                f"{ANNOUNCE_S + START_S} s. Each asks for {_asked(self._members[0].place)}, free "
+                f"{ANNOUNCE_S + START_S} s. Each asks for {asked(self._members[0].place)}, free "
                 f"on the cluster: {_free()}. Wait for it, or lower --workers.",
                 retryable=True,
             )
@@ -427,60 +348,6 @@ def _knock(address: str) -> None:
     socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_S).close()
 
 
-def place(
-    nodes: Sequence[Node], device: str, *, workers: int | None, memory_bytes: int | None
-) -> tuple[Place, ...]:
-    """Choose what each worker asks for and where it goes.
-
-    A worker on CPUs takes its share of its node's, a worker on CUDA one GPU and one CPU. Without a
-    number of workers there is one per GPU, or one per node with CPUs; else they are spread in
-    proportion to what the nodes have.
-
-    Raises:
-        ClusterError: More is asked for than there is; Ray would wait for it for ever.
-    """
-    cuda = device == "cuda"
-    has = [min(n.num_gpus, n.num_cpus) if cuda else n.num_cpus for n in nodes]
-    room = [
-        min(count, node.memory_bytes // memory_bytes) if memory_bytes else count
-        for count, node in zip(has, nodes, strict=True)
-    ]
-    given = [0] * len(nodes)
-    if workers is None:
-        given = has if cuda else [min(1, count) for count in has]
-    elif workers <= sum(room):
-        for _ in range(workers):
-            open_ = [i for i in range(len(nodes)) if given[i] < room[i]]
-            given[max(open_, key=lambda i: (has[i] / (given[i] + 1), -given[i]))] += 1
-    if not any(given) or any(g > r for g, r in zip(given, room, strict=True)):
-        one = Place(node="", num_cpus=1, num_gpus=int(cuda), memory_bytes=memory_bytes)
-        raise ClusterError(
-            f"{workers or sum(given) or 1} workers of {_asked(one)} each do not fit on the cluster:"
-            f" {'; '.join(map(_offer, nodes))}. Lower --workers or --memory, or add nodes."
-        )
-    return tuple(
-        Place(
-            node=node.id,
-            num_cpus=1 if cuda else node.num_cpus // count,
-            num_gpus=int(cuda),
-            memory_bytes=memory_bytes,
-        )
-        for node, count in zip(nodes, given, strict=True)
-        for _ in range(count)
-    )
-
-
-def versions() -> dict[str, str]:
-    """What has to be equal in driver and workers for bytes to be equal and units to be read."""
-    return {
-        "python": ".".join(platform.python_version_tuple()[:2]),
-        "raymerge": raymerge_version(),
-        "numpy": np.__version__,
-        "numba": numba.__version__,
-        "kernels": kernel_hash(),
-    }
-
-
 def _check_versions(report: Report) -> None:
     skewed = [
         f"{name} {report.versions.get(name)} there, {version} here"
@@ -520,17 +387,6 @@ def _nodes() -> list[Node]:
         )
         for node in alive
     ]
-
-
-def _asked(spot: Place) -> str:
-    gpus = f"{spot.num_gpus} GPU, " if spot.num_gpus else ""
-    memory = f", {format_bytes(spot.memory_bytes)}" if spot.memory_bytes else ""
-    return f"{gpus}{spot.num_cpus} CPU{memory}"
-
-
-def _offer(node: Node) -> str:
-    memory = format_bytes(node.memory_bytes)
-    return f"{node.host} has {node.num_gpus} GPU, {node.num_cpus} CPU, {memory}"
 
 
 def _free() -> str:

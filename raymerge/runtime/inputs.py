@@ -13,17 +13,17 @@ from threading import Event, Lock
 import numpy as np
 
 from raymerge.errors import RaymergeError
+from raymerge.kernels.constants import LANES
 from raymerge.kernels.tile import Bytes, Tile
 from raymerge.plan.graph import PlannedSource, Read, TensorNode
-from raymerge.plan.memory import Budget
+from raymerge.plan.memory import SAMPLE_ELEMENTS, Budget
 from raymerge.storage.posix import PosixFolder, PosixReader
 
 ALIGNMENT = 64
 """Buffers start at cache lines."""
 
 PROBES = 16
-PROBE_ELEMENTS = 2**14
-"""A sample of 2**18 entries places a density to within a fifth of a percent: a bin is wider."""
+"""Places a sample is taken from."""
 
 
 class StoppedError(RaymergeError):
@@ -136,11 +136,18 @@ class Inputs:
         self._loaded = True
 
     def sample(self) -> Iterator[Tile]:
-        """Evenly spaced pieces: all of a small tensor, at most `PROBES * PROBE_ELEMENTS` of one."""
-        step = max(PROBE_ELEMENTS, self.elements // PROBES // PROBE_ELEMENTS * PROBE_ELEMENTS)
-        for first in range(0, self.elements, step):
-            count = min(PROBE_ELEMENTS, self.tile_elements, self.elements - first)
-            yield Tile(self._tile(first, count), self.dtypes, first, count)
+        """Evenly spaced pieces, `SAMPLE_ELEMENTS` in all; the whole of a tensor that has no more."""
+        if self.elements <= SAMPLE_ELEMENTS:
+            yield from self.sweep()
+            return
+        piece = SAMPLE_ELEMENTS // PROBES
+        step = self.elements // PROBES // LANES * LANES
+        for probe in range(PROBES):
+            first, left = probe * step, piece
+            while left:
+                count = min(left, self.tile_elements)
+                yield Tile(self._tile(first, count), self.dtypes, first, count)
+                first, left = first + count, left - count
 
     def _tile(self, first: int, count: int) -> list[Bytes]:
         pieces = []

@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from raymerge.kernels.reduce import LANES, close_block, gram_matrix, new_sums, num_pairs
+from raymerge.kernels.constants import LANES
+from raymerge.kernels.reduce import close_block, gram_matrix, new_sums, num_pairs
 from raymerge.kernels.tile import Bytes, Counts, DeltaPass, Kernels, Selectors, Tile
 from raymerge.methods import methods
 from raymerge.methods.rules import KeepDrawn, KeepLargest

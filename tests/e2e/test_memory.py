@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -40,8 +41,6 @@ def write_large(folder: Path, seed: int) -> None:
 
 @pytest.fixture(scope="module")
 def large() -> Iterator[Place]:
-    import tempfile
-
     memory = Path("/dev/shm")
     where = memory if os.access(memory, os.W_OK) else None
     with tempfile.TemporaryDirectory(dir=where, prefix="raymerge-") as folder:

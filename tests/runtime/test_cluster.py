@@ -27,9 +27,12 @@ from raymerge.errors import ClusterError, NonFiniteError, SourceError
 from raymerge.plan.build import Plan
 from raymerge.plan.graph import Unit
 from raymerge.runtime import cluster
-from raymerge.runtime.cluster import ClusterEngine, Node, RemoteWorker
+from raymerge.runtime.cluster import ClusterEngine
 from raymerge.runtime.engine import Engine
 from raymerge.runtime.local import LocalEngine
+from raymerge.runtime.placement import Node
+from raymerge.runtime.placement import place as place_workers
+from raymerge.runtime.remote import RemoteWorker, versions
 from raymerge.runtime.settings import OnProgress, Progress, RunSettings
 from raymerge.runtime.survey import surveyed_units
 from raymerge.storage.posix import PosixShard
@@ -283,8 +286,8 @@ def test_only_small_things_travel(place: Place, planned: Plan) -> None:
 def test_a_node_with_other_code_is_refused(
     place: Place, planned: Plan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    here = {**cluster.versions(), "numba": "0.1"}
-    there = cluster.versions()["numba"]
+    here = {**versions(), "numba": "0.1"}
+    there = versions()["numba"]
     monkeypatch.setattr(cluster, "versions", lambda: here)
 
     with pytest.raises(
@@ -349,7 +352,7 @@ def node(name: str, num_cpus: int, num_gpus: int = 0, gib: int = 64) -> Node:
 def test_workers_share_the_nodes(
     nodes: list[Node], device: str, workers: int | None, expected: list[str]
 ) -> None:
-    places = cluster.place(nodes, device, workers=workers, memory_bytes=16 * GIB)
+    places = place_workers(nodes, device, workers=workers, memory_bytes=16 * GIB)
 
     assert [f"{place.node}{place.num_cpus}" for place in places] == expected
     assert {place.num_gpus for place in places} == {int(device == "cuda")}
@@ -368,7 +371,7 @@ def test_workers_share_the_nodes(
 )
 def test_what_fits_nowhere_is_refused(nodes: list[Node], device: str, workers: int | None) -> None:
     with pytest.raises(ClusterError, match="do not fit on the cluster"):
-        cluster.place(nodes, device, workers=workers, memory_bytes=16 * GIB)
+        place_workers(nodes, device, workers=workers, memory_bytes=16 * GIB)
 
 
 class Slow:
