@@ -107,7 +107,7 @@ def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(package_name="raymerge")
+@click.version_option(package_name="raymerge", prog_name="raymerge")
 def main() -> None:
     """Merge model checkpoints in weight space: planned first, whole or absent."""
 

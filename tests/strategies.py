@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from raymerge.checkpoint.dtypes import DType
-from raymerge.kernels.constants import HIGH_BINS, LOW_COLUMNS
+from raymerge.kernels.constants import HIGH_BINS, LANES, LOW_COLUMNS
 from raymerge.kernels.delta import (
     BITS,
     KEEP_ALL,
@@ -26,7 +26,7 @@ from raymerge.kernels.delta import (
     TIED,
 )
 from raymerge.kernels.philox import draw_key, draw_limit
-from raymerge.kernels.reduce import LANES, close_block, gram_matrix, new_sums, num_pairs
+from raymerge.kernels.reduce import close_block, gram_matrix, new_sums, num_pairs
 from raymerge.kernels.threshold import NOTHING, Threshold, high_bin, kept_count, threshold
 from raymerge.kernels.tile import Bytes, DeltaPass, Kernels, Selectors, Sums, Tile
 from raymerge.methods import Method, methods

@@ -136,7 +136,7 @@ class Inputs:
         self._loaded = True
 
     def sample(self) -> Iterator[Tile]:
-        """Evenly spaced pieces, `SAMPLE_ELEMENTS` in all; the whole of a tensor that has no more."""
+        """Evenly spaced pieces, `SAMPLE_ELEMENTS` in all; the whole of a tensor with no more."""
         if self.elements <= SAMPLE_ELEMENTS:
             yield from self.sweep()
             return

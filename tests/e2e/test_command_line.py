@@ -236,7 +236,7 @@ def test_help_is_quick() -> None:
     assert min(times) < 1.0, times
 
 
-HEAVY = {"torch", "ray", "transformers", "huggingface_hub", "pyarrow", "pandas", "scipy"}
+HEAVY = {"torch", "ray", "transformers", "huggingface_hub", "pyarrow", "pandas"}
 LOADED = """
 import json, sys
 from raymerge.cli import main
