@@ -121,7 +121,8 @@ class Unit:
     """Length of the shard's file."""
     start: int
     stop: int
-    """Half-open byte range of the shard that this unit writes."""
+    """Half-open byte range of the shard that this unit stands for. The first one begins at 0: the
+    header is in the file before a unit is begun."""
     nodes: tuple[TensorNode, ...]
     thresholds: tuple[Threshold, ...] = ()
     """The model's, one per source, once a survey has fixed them."""

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 
 from raymerge.checkpoint.layout import Shard
-from raymerge.plan.graph import TensorNode, Unit
+from raymerge.plan.graph import DeltaStep, TensorNode, Unit
 
 UNIT_BYTES = 64 * 2**20
-"""Output of a unit, where several share a shard. Small enough that the last ones end together,
-large enough that a receipt and its fsync cost nothing beside it."""
+"""Output of a unit of delta steps, where several share a shard: half a second's work of one core.
+Small enough that the last ones end together, so large that a receipt costs nothing beside it."""
+LIGHT_UNIT_BYTES = 256 * 2**20
+"""Output of any other unit, whose bytes take a quarter of the time. A shard of this size is one
+unit then, and the hash in its receipt is the shard's: it need not be read back."""
 MAX_UNIT_TENSORS = 128
 """Keeps a unit's description under 100 KB, however small its tensors are."""
 
@@ -33,7 +36,8 @@ def cut(
                     number=len(units),
                     shard=shard.name,
                     shard_bytes=shard.nbytes,
-                    start=group[0].slot.start,
+                    # The header is part of the first unit.
+                    start=group[0].slot.start if group[0] is not members[0] else 0,
                     stop=group[-1].slot.stop,
                     nodes=tuple(group),
                 )
@@ -51,10 +55,12 @@ def dispatch_order(units: Sequence[Unit]) -> tuple[Unit, ...]:
 
 
 def _groups(members: Sequence[TensorNode]) -> Iterator[list[TensorNode]]:
+    heavy = any(isinstance(node.step, DeltaStep) for node in members)
+    limit = UNIT_BYTES if heavy else LIGHT_UNIT_BYTES
     group: list[TensorNode] = []
     for node in members:
         group_bytes = node.slot.stop - group[0].slot.start if group else 0
-        if group and (group_bytes > UNIT_BYTES or len(group) == MAX_UNIT_TENSORS):
+        if group and (group_bytes > limit or len(group) == MAX_UNIT_TENSORS):
             yield group
             group = []
         group.append(node)

@@ -217,13 +217,17 @@ class _Run:
         self._claim.keep(receipt)
         self._left[unit.shard] -= 1
         if not self._left[unit.shard]:
-            self._hashes[unit.shard] = self._hashing.submit(self._hash, self._shards[unit.shard])
+            shard = self._shards[unit.shard]
+            self._hashes[shard.name] = self._hashing.submit(self._hash, shard, receipt)
 
-    def _hash(self, shard: Shard) -> str:
+    def _hash(self, shard: Shard, last: Receipt) -> str:
+        """The sha256 of a filled shard: its only unit's, or read back."""
         path = self._path(shard.name)
         with path.open("rb") as file:
             if file.read(len(shard.header)) != shard.header:
                 raise CommitError(f"{path} does not begin with its planned header", file=shard.name)
+        if (last.start, last.stop) == (0, shard.nbytes):
+            return last.sha256
         return _sha256(path, 0, shard.nbytes)
 
     def shard_records(self) -> tuple[ShardRecord, ...]:

@@ -203,6 +203,13 @@ class PosixShard:
         except OSError as error:
             raise _unwritable(error, self._path, view.nbytes - written) from error
 
+    def read(self, start: int, stop: int) -> bytes:
+        """The bytes `[start, stop)` as they are in the file now."""
+        try:
+            return os.pread(self._descriptor, stop - start, start)
+        except OSError as error:
+            raise _unwritable(error, self._path, 0) from error
+
     def sync(self) -> None:
         """Return once everything written is on the disk."""
         try:

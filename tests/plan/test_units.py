@@ -1,4 +1,4 @@
-"""Units: every byte of a shard is in exactly one of them or in the header."""
+"""Units: every byte of a shard is in exactly one of them."""
 
 from __future__ import annotations
 
@@ -11,9 +11,15 @@ from hypothesis import strategies as st
 
 from raymerge.checkpoint.dtypes import DType
 from raymerge.checkpoint.layout import Shard, lay_out
-from raymerge.plan.graph import TensorNode, Unit
+from raymerge.plan.graph import Step, TensorNode, Unit
 from raymerge.plan.steps import KEEP
-from raymerge.plan.units import MAX_UNIT_TENSORS, UNIT_BYTES, cut, dispatch_order
+from raymerge.plan.units import (
+    LIGHT_UNIT_BYTES,
+    MAX_UNIT_TENSORS,
+    UNIT_BYTES,
+    cut,
+    dispatch_order,
+)
 from tests.plans import catalog, plan, recipe
 
 MIB = 2**20
@@ -25,14 +31,18 @@ outputs = st.lists(st.tuples(dtypes, sizes), min_size=1, max_size=300).map(
 )
 
 
-def nodes_of(shards: tuple[Shard, ...]) -> dict[str, TensorNode]:
+MODEL = {"t": (DType.BF16, (8,))}
+HEAVY = plan(recipe("ties", "b", base="a"), [catalog(label, MODEL) for label in "ab"]).nodes[0].step
+
+
+def nodes_of(shards: tuple[Shard, ...], step: Step = KEEP) -> dict[str, TensorNode]:
     slots = [slot for shard in shards for slot in shard.slots]
-    return {slot.name: TensorNode(slot=slot, step=KEEP, inputs=()) for slot in slots}
+    return {slot.name: TensorNode(slot=slot, step=step, inputs=()) for slot in slots}
 
 
 @settings(deadline=None)
 @given(outputs=outputs, max_shard_bytes=st.integers(1, 2**31), whole_shards=st.booleans())
-def test_every_byte_is_in_one_unit_or_in_a_header(
+def test_every_byte_of_a_shard_is_in_one_unit(
     outputs: list[tuple[str, DType, tuple[int, ...]]], max_shard_bytes: int, *, whole_shards: bool
 ) -> None:
     shards = lay_out(outputs, max_shard_bytes=max_shard_bytes)
@@ -41,27 +51,28 @@ def test_every_byte_is_in_one_unit_or_in_a_header(
     assert [unit.number for unit in units] == list(range(len(units)))
     for shard in shards:
         members = [unit for unit in units if unit.shard == shard.name]
-        edges = [len(shard.header), *(unit.stop for unit in members)]
+        edges = [0, *(unit.stop for unit in members)]
         assert [unit.start for unit in members] == edges[:-1]
         assert edges[-1] == shard.nbytes == members[0].shard_bytes
         assert [node.slot for unit in members for node in unit.nodes] == list(shard.slots)
 
 
 @settings(deadline=None)
-@given(outputs=outputs)
-def test_units_are_of_one_tensor_or_of_at_most_unit_bytes_and_no_smaller_than_need_be(
-    outputs: list[tuple[str, DType, tuple[int, ...]]],
+@given(outputs=outputs, work=st.sampled_from([(KEEP, LIGHT_UNIT_BYTES), (HEAVY, UNIT_BYTES)]))
+def test_units_are_of_one_tensor_or_of_at_most_their_limit_and_no_smaller_than_need_be(
+    outputs: list[tuple[str, DType, tuple[int, ...]]], work: tuple[Step, int]
 ) -> None:
+    step, limit = work
     shards = lay_out(outputs, max_shard_bytes=2**31)
-    units = cut(shards, nodes_of(shards), whole_shards=False)
+    units = cut(shards, nodes_of(shards, step), whole_shards=False)
 
     for unit in units:
-        assert len(unit.nodes) == 1 or unit.nbytes <= UNIT_BYTES
+        assert len(unit.nodes) == 1 or unit.stop - unit.nodes[0].slot.start <= limit
         assert len(unit.nodes) <= MAX_UNIT_TENSORS
     for unit, following in pairwise(units):
         full = len(unit.nodes) == MAX_UNIT_TENSORS
-        joined = following.nodes[0].slot.stop - unit.start
-        assert unit.shard != following.shard or full or joined > UNIT_BYTES
+        joined = following.nodes[0].slot.stop - unit.nodes[0].slot.start
+        assert unit.shard != following.shard or full or joined > limit
 
 
 def test_a_file_with_one_writer_is_one_unit() -> None:
