@@ -22,6 +22,8 @@ from hypothesis import settings
 from safetensors.torch import load_file
 from torch import Tensor
 
+from raymerge.plan.build import Plan
+from raymerge.runtime.settings import RunSettings
 from tests.checkpoints import fine_tune, llama_config, tiny_llama_tensors, write_checkpoint
 
 settings.register_profile("default", deadline=None)
@@ -77,7 +79,7 @@ class Place:
         return write_checkpoint(self.path / name, tensors, **options)
 
     def llamas(self, number: int = 2, **options: Any) -> dict[str, Tensor]:
-        """Write `base` and its fine-tunes `a`, `b`, `c` with configs; returns the base's tensors."""
+        """Write `base` and its fine-tunes `a`, `b`, `c` with configs; returns the base."""
         base = tiny_llama_tensors(0, **options)
         tied = options.get("tied", False)
         self.model("base", base, config=llama_config(base, tied=tied), max_shard_bytes=9000)
@@ -96,7 +98,7 @@ class Place:
         **top: Any,
     ) -> Path:
         """Write a recipe; models and base are names of folders here."""
-        knobs = models if isinstance(models, Mapping) else dict.fromkeys(models, {})
+        knobs = models if isinstance(models, Mapping) else {model: {} for model in models}
         document: dict[str, Any] = {"merge_method": method}
         if base is not None:
             document["base_model"] = str(self.path / base)
@@ -176,7 +178,7 @@ def finish(process: subprocess.Popen[str], timeout_s: float = 60) -> Done:
 
 @pytest.fixture
 def quick_place(tmp_path: Path) -> Iterator[Place]:
-    """A place in memory, where there is one: what syncs a hundred times should not wait for a disk."""
+    """A place in memory, where there is one, for what syncs too often to wait for a disk."""
     memory = Path("/dev/shm")
     if not os.access(memory, os.W_OK):
         yield Place(tmp_path)
@@ -189,3 +191,15 @@ def quick_place(tmp_path: Path) -> Iterator[Place]:
 def place(tmp_path: Path) -> Place:
     """An empty folder to make checkpoints in."""
     return Place(tmp_path)
+
+
+def run_settings(plan: Plan, folder: Path) -> RunSettings:
+    """What a worker is told of a plan whose shards are filled in `folder`."""
+    return RunSettings(
+        sources=plan.sources,
+        folder=str(folder),
+        seed=plan.recipe.seed,
+        nan=plan.recipe.nan,
+        budget=plan.memory.budget,
+        device="cpu",
+    )

@@ -31,7 +31,7 @@ EACH_ERROR = pytest.mark.parametrize("name", EXIT_CODES)
 
 
 def kind(name: str) -> type[RaymergeError]:
-    found = getattr(errors, name)
+    found: type[RaymergeError] = getattr(errors, name)
     assert issubclass(found, RaymergeError)
     return found
 
@@ -76,5 +76,7 @@ def test_an_error_with_its_message_alone_has_no_other_field() -> None:
 
 def test_the_module_draws_every_error() -> None:
     for name, code in EXIT_CODES.items():
-        (line,) = (line for line in (errors.__doc__ or "").splitlines() if line.split()[:1] == [name])
+        (line,) = (
+            line for line in (errors.__doc__ or "").splitlines() if line.split()[:1] == [name]
+        )
         assert line.endswith(f"exit {code}")

@@ -27,7 +27,7 @@ def raymerge(*arguments: object, **environment: str) -> subprocess.CompletedProc
     )
 
 
-# --- what comes out ----------------------------------------------------------------------------------
+# --- what comes out ------------------------------------------------------------------------------
 
 
 def test_merge_prints_its_document(place: Place) -> None:
@@ -140,7 +140,7 @@ def test_methods_lists_describes_and_has_a_schema(place: Place) -> None:
     assert "'ties'" in unknown.error["message"]
 
 
-# --- streams and codes -------------------------------------------------------------------------------
+# --- streams and codes ---------------------------------------------------------------------------
 
 
 def test_data_goes_to_stdout_and_everything_else_to_stderr(place: Place) -> None:
@@ -223,7 +223,7 @@ def test_the_version_is_printed(place: Place) -> None:
     assert "raymerge" in place.run("--version").out
 
 
-# --- what starts -------------------------------------------------------------------------------------
+# --- what starts ---------------------------------------------------------------------------------
 
 
 def test_help_is_quick() -> None:

@@ -24,7 +24,17 @@ from tests.conftest import Done, Place, finish, shard_hashes, spawn
 INDEX = "model.safetensors.index.json"
 TENSORS = 1300
 """Eleven units of up to 128 tensors: a second of work, less than a MB."""
-OPTIONS = ("--engine", "local", "--device", "cpu", "--workers", 2, "--shard-size", "200kB", "--json")
+OPTIONS = (
+    "--engine",
+    "local",
+    "--device",
+    "cpu",
+    "--workers",
+    2,
+    "--shard-size",
+    "200kB",
+    "--json",
+)
 
 
 @pytest.fixture(scope="module")
@@ -199,7 +209,7 @@ def test_bytes_that_rotted_since_are_written_again(sources: Place, tmp_path: Pat
     assert shard_hashes(out) == shard_hashes(sources / "ref-ties")
 
 
-# --- sources that change -----------------------------------------------------------------------------
+# --- sources that change -------------------------------------------------------------------------
 
 
 def test_a_source_cut_short_while_it_is_read_is_an_error_and_no_bus_error(
@@ -247,7 +257,7 @@ def test_a_run_does_not_go_on_over_a_changed_source(own_sources: Place, tmp_path
     assert "sources that have changed" in done.error["message"]
 
 
-# --- destinations that fail --------------------------------------------------------------------------
+# --- destinations that fail ----------------------------------------------------------------------
 
 
 @contextmanager

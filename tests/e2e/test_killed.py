@@ -18,8 +18,6 @@ from pathlib import Path
 from signal import SIGKILL
 from typing import Any
 
-import pytest
-
 from tests.conftest import Place
 
 INDEX = "model.safetensors.index.json"
@@ -32,7 +30,7 @@ EVENTS = (
 """Functions of `os` through which everything durable goes."""
 
 
-# --- in the child ----------------------------------------------------------------------------------
+# --- in the child --------------------------------------------------------------------------------
 
 
 def kill_at(number: int) -> None:
@@ -72,10 +70,10 @@ def forked(act: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         leave(0)
     os.close(writing)
     with os.fdopen(reading, "rb") as pipe:
-        answer = pipe.read()
+        told = pipe.read()
     _, status = os.waitpid(child, 0)
     killed = os.WIFSIGNALED(status) and os.WTERMSIG(status) == SIGKILL
-    found: dict[str, Any] = {"killed": True} if killed else json.loads(answer)
+    found: dict[str, Any] = {"killed": True} if killed else json.loads(told)
     return found
 
 
@@ -145,7 +143,7 @@ def main() -> None:
             sys.stdout.write(json.dumps(record) + "\n")
 
 
-# --- in the test -----------------------------------------------------------------------------------
+# --- in the test ---------------------------------------------------------------------------------
 
 
 def killed_everywhere(recipe: Path, folder: Path, *rest: str) -> list[dict[str, Any]]:

@@ -6,7 +6,6 @@ import json
 import os
 import re
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -17,7 +16,7 @@ import pytest
 
 from raymerge.checkpoint.dtypes import DType
 from raymerge.checkpoint.header import build_header
-from tests.conftest import METHOD_KNOBS, NUM_SOURCES, Place, finish
+from tests.conftest import METHOD_KNOBS, Place, finish, spawn
 
 ELEMENTS = (24 * 2**20, 10 * 2**20, *[2**20] * 8, *[4096] * 50)
 """84 MB of bfloat16 a source. The largest tensor of three does not fit into the budget whole."""
@@ -67,11 +66,8 @@ def test_measured_memory_is_below_the_projection_and_the_budget(large: Place, me
     recipe = large.any_recipe(name, **({"trim": trim} if trim else {}))
     budget = ["--memory", f"{BUDGET_MIB}MiB", "--workers", "2", "--device", "cpu"]
     plan = large.run("plan", recipe, *budget, "--engine", "local", "--json").json["memory"]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "raymerge.cli", "merge", recipe, large / "out", *budget]
-        + ["--engine", "local", "--overwrite", "--json"],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+    local = ["--engine", "local", "--overwrite", "--json"]
+    process = spawn("merge", recipe, large / "out", *budget, *local)
     measured = peak_anonymous_bytes(process)
     done = finish(process)
 
@@ -83,5 +79,5 @@ def test_measured_memory_is_below_the_projection_and_the_budget(large: Place, me
     if method not in {"linear", "passthrough", "task_arithmetic", "dare_linear"}:
         swept = plan["held_tensors"] + plan["reread_tensors"]
         assert swept > 0 or trim
-    # Most of the process is the interpreter; a projection far off would still be a broken one.
-    assert measured > 60 * MIB, NUM_SOURCES
+    # No interpreter with numba in it is smaller: the sampling has seen the merge.
+    assert measured > 60 * MIB

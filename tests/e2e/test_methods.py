@@ -217,7 +217,7 @@ def test_a_float64_source_without_a_dtype_is_refused(place: Place) -> None:
     assert "dtype: float32" in done.error["message"]
 
 
-# --- knobs -----------------------------------------------------------------------------------------
+# --- knobs ---------------------------------------------------------------------------------------
 
 
 OTHER_KNOBS: list[tuple[str, dict[str, Any]]] = [
@@ -305,7 +305,7 @@ def test_slerp_by_mergekit_s_usual_gradient(place: Place) -> None:
         assert raw(tensor) == to_dtype(values, DType.BF16), name
 
 
-# --- trim: model -----------------------------------------------------------------------------------
+# --- trim: model ---------------------------------------------------------------------------------
 
 
 def model_masks(
@@ -332,7 +332,7 @@ def test_trim_model_selects_over_the_whole_model_in_the_order_of_its_bytes(
     for name, model in zip(("base", "a", "b"), models, strict=True):
         place.model(name, model)
     own = {label: {"density": value} for label, value in zip(LABELS, density, strict=True)}
-    top = {"parameters": {"weight": 0.7}, "trim": "model"}
+    top: dict[str, Any] = {"parameters": {"weight": 0.7}, "trim": "model"}
     recipe = place.recipe("ties", own, base="base", **top)
     plan = place.run("plan", recipe, "--json", "--shard-size", shard_size).json
     order = [tensor["name"] for tensor in plan["tensors"]]
@@ -384,7 +384,7 @@ def test_trim_model_leaves_kept_and_dropped_tensors_out_of_the_count(place: Plac
         assert raw(found[name]) == to_dtype(values, DType.BF16), name
 
 
-# --- what is not merged ----------------------------------------------------------------------------
+# --- what is not merged --------------------------------------------------------------------------
 
 
 def test_kept_tensors_are_the_donor_s_bytes_and_dropped_ones_are_not_there(place: Place) -> None:
@@ -431,7 +431,7 @@ def test_identical_models_merge_to_the_model(place: Place) -> None:
         assert {n: raw(t) for n, t in found.items()} == {n: raw(t) for n, t in base.items()}, method
 
 
-# --- heads -----------------------------------------------------------------------------------------
+# --- heads ---------------------------------------------------------------------------------------
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 

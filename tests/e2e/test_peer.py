@@ -98,8 +98,11 @@ EXACT: dict[str, tuple[str, Mapping[str, Mapping[str, Any]] | list[str], dict[st
         {"parameters": {"lambda": 0.7}},
     ),
     "slerp": ("slerp", ["base", "a"], {"parameters": {"t": ATTENTION_AND_MLP}}),
-    "passthrough": ("passthrough", {"a": {"scale": [{"filter": "mlp", "value": 0.5}, {"value": 1}]}},
-                    {}),
+    "passthrough": (
+        "passthrough",
+        {"a": {"scale": [{"filter": "mlp", "value": 0.5}, {"value": 1}]}},
+        {},
+    ),
 }  # fmt: skip
 
 

@@ -31,10 +31,10 @@ def no_output(place: Place) -> bool:
 
 def listed_as_json(done: Done) -> bool:
     fields = {"type", "message", "source", "tensor", "file", "retryable"}
-    return done.json.keys() == {"error"} and done.error.keys() == fields
+    return set(done.json) == {"error"} and set(done.error) == fields
 
 
-# --- the recipe --------------------------------------------------------------------------------------
+# --- the recipe ----------------------------------------------------------------------------------
 
 RECIPE = """\
 merge_method: {method}
@@ -122,7 +122,7 @@ def test_a_broken_recipe_is_refused(place: Place, text: str, hint: str) -> None:
     assert untouched(place)
 
 
-# --- sources that do not fit -------------------------------------------------------------------------
+# --- sources that do not fit ---------------------------------------------------------------------
 
 
 def with_extra(tensors: dict[str, Tensor], number: int) -> dict[str, Tensor]:
@@ -179,7 +179,9 @@ def test_a_pattern_that_covers_nothing_is_refused(place: Place) -> None:
     assert "no tensor of any source matches '*.mpl.*'" in done.err
 
 
-QUANTISED: dict[str, tuple[Callable[[dict[str, Tensor]], dict[str, Tensor]], dict[str, Any], str]] = {
+QUANTISED: dict[
+    str, tuple[Callable[[dict[str, Tensor]], dict[str, Tensor]], dict[str, Any], str]
+] = {
     "FP8": (lambda t: t | {UP: t[UP].to(torch.float8_e4m3fn)}, {}, "F8_E4M3"),
     "GPTQ": (
         lambda t: t | {"l.qweight": torch.zeros(4, dtype=torch.int32), "l.g_idx": torch.zeros(4)},
@@ -211,7 +213,7 @@ def test_a_quantised_source_is_refused_by_the_name_of_its_scheme(place: Place, s
     assert untouched(place)
 
 
-# --- weights that cannot be divided by ---------------------------------------------------------------
+# --- weights that cannot be divided by -----------------------------------------------------------
 
 
 CANCELLING: list[tuple[str, list[float], dict[str, Any], str]] = [
@@ -238,7 +240,9 @@ def test_weights_that_cancel_are_refused_and_named(
     assert named in done.error["message"]
     assert "normalize" in done.error["message"]
     assert untouched(place)
-    assert place.merge(place.recipe(method, own, base=base, parameters={"normalize": False})).rc == 0
+    assert (
+        place.merge(place.recipe(method, own, base=base, parameters={"normalize": False})).rc == 0
+    )
 
 
 @pytest.mark.parametrize("method", ["task_arithmetic", "ties", "dare_linear", "dare_ties"])
@@ -260,7 +264,7 @@ def test_weights_of_0_give_the_base_and_the_plan_says_so(
     assert raw(found["model.norm.weight"]) != raw(base["model.norm.weight"])
 
 
-# --- malformed sources -------------------------------------------------------------------------------
+# --- malformed sources ---------------------------------------------------------------------------
 
 
 def rewrite_header(path: Path, change: Callable[[bytes], bytes]) -> None:
@@ -313,7 +317,7 @@ def empty(folder: Path) -> None:
 def lying_index(folder: Path) -> None:
     index = json.loads((folder / INDEX).read_text())["weight_map"]
     names = sorted(set(index.values()))
-    write_index(folder, {name: names[-1] for name in index})
+    write_index(folder, dict.fromkeys(index, names[-1]))
 
 
 def index_names_a_stranger(folder: Path) -> None:
@@ -371,7 +375,7 @@ def test_an_absent_source_is_refused(place: Place) -> None:
     assert untouched(place)
 
 
-# --- NaN and Inf -------------------------------------------------------------------------------------
+# --- NaN and Inf ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("method", sorted(METHOD_KNOBS))
@@ -404,9 +408,7 @@ def test_a_nan_in_a_tensor_that_is_copied_or_of_weight_0_is_an_error_too(place: 
     broken[UP].view(-1)[0] = float("nan")
     place.model("a", broken, config=llama_config(base))
     copied = place.recipe("passthrough", ["a"])
-    unused = place.recipe(
-        "linear", {"a": {"weight": 0}, "b": {"weight": 1}}, name="unused.yaml"
-    )
+    unused = place.recipe("linear", {"a": {"weight": 0}, "b": {"weight": 1}}, name="unused.yaml")
 
     for number, recipe in enumerate((copied, unused)):
         done = place.merge(recipe, f"out-{number}", "--json")
@@ -435,7 +437,7 @@ def test_a_result_beyond_the_output_s_range_is_an_error(place: Place) -> None:
     assert "float16" in done.error["message"]
 
 
-# --- the destination ---------------------------------------------------------------------------------
+# --- the destination -----------------------------------------------------------------------------
 
 
 def test_a_finished_checkpoint_is_not_overwritten_unasked(place: Place) -> None:

@@ -1,4 +1,4 @@
-"""Same recipe, same bytes: whatever the engine, the workers, the tiles, and where the sources lie.
+"""Same recipe, same bytes: whatever the workers, the tiles, and where the sources lie.
 
 `tests/golden/shards.json` holds the sha256 of every method's output over checkpoints made of
 integers, so that no library's random numbers are in it. After a change of the numeric contract,
@@ -13,7 +13,6 @@ import json
 import sys
 import tempfile
 from collections.abc import Iterator
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +22,7 @@ from torch import Tensor
 
 import raymerge
 from tests.checkpoints import fine_tune, tiny_llama_tensors
-from tests.conftest import METHOD_KNOBS, Place, finish, raw, read_tensors, shard_hashes, spawn
+from tests.conftest import METHOD_KNOBS, Place, raw, read_tensors, shard_hashes
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "shards.json"
 SHARD_BYTES = 40_000
@@ -108,7 +107,7 @@ def references(sources: Place) -> dict[str, dict[str, str]]:
 @EACH_CASE
 @pytest.mark.parametrize("workers", [1, 2])
 @pytest.mark.parametrize("tile_elements", [2**14, 256 * 1001, 2**22])
-def test_neither_workers_nor_tiles_change_a_byte(
+def test_neither_workers_nor_tiles_change_a_byte(  # noqa: PLR0917 - all combinations
     sources: Place,
     references: dict[str, dict[str, str]],
     tmp_path: Path,
@@ -149,29 +148,7 @@ def test_reading_again_what_does_not_fit_changes_no_byte(
     assert shard_hashes(tmp_path / "out") == references[case]
 
 
-@pytest.mark.ray
-@pytest.mark.skipif(
-    find_spec("raymerge.runtime.cluster") is None, reason="there is no Ray engine in this tree"
-)
-def test_ray_gives_the_bytes_of_the_local_engine(
-    sources: Place, references: dict[str, dict[str, str]], tmp_path: Path
-) -> None:
-    """One start of Ray costs some 15 s; `tests/runtime/test_cluster.py` has the other methods."""
-    case = "ties, trim: model"
-    method, top = CASES[case]
-    process = spawn(
-        "merge", sources.any_recipe(method, **top), tmp_path / "out", "--engine", "ray",
-        "--device", "cpu", "--workers", 2, "--shard-size", SHARD_BYTES, "--json", "--quiet",
-        "--memory", "2GiB",
-    )  # fmt: skip
-    done = finish(process, 120)
-
-    assert done.rc == 0, done.err
-    assert (done.json["engine"], done.json["workers"]) == ("ray", 2)
-    assert shard_hashes(tmp_path / "out") == references[case]
-
-
-# --- where sources lie, and in which order they are named -------------------------------------------
+# --- where sources lie, and in which order they are named ----------------------------------------
 
 
 def moved(place: Place, path: str) -> Iterator[tuple[str, Path]]:

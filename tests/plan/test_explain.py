@@ -55,8 +55,8 @@ def test_a_plan_in_full() -> None:
         "reads    15.0 KiB",
         "writes   5.4 KiB",
         "shards   1, the largest 5.4 KiB: model-00001-of-00001.safetensors",
-        "units    1, the largest 5.0 KiB",
-        f"peak     {host} of 4.0 GiB, 2 threads, tiles of 1,048,576 elements",
+        "units    1, the largest 5.4 KiB",
+        f"peak     {host} of 4.0 GiB, 2 threads, tiles of 65,536 elements",
         "tie      lm_head.weight is not written: the recipe drops it",
         f"digest   {made.digest}",
     ]

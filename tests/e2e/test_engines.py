@@ -1,0 +1,72 @@
+"""Both engines give equal bytes: every method, for one worker and for two."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import ray
+
+import raymerge
+from raymerge.runtime import cluster
+from tests.conftest import METHOD_KNOBS, Place, finish, shard_hashes, spawn
+
+# Ray leaves its processes' handles and pipes to the garbage collector.
+pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("ignore::ResourceWarning")]
+CASES = {
+    **{method: (method, {}) for method in METHOD_KNOBS},
+    "ties, trim: model": ("ties", {"trim": "model"}),
+}
+SHARD_BYTES = 4000
+
+
+@pytest.fixture(scope="module")
+def _local_ray() -> Iterator[None]:
+    cluster.connect(None, workers=2)
+    yield
+    ray.shutdown()
+
+
+@pytest.mark.usefixtures("_local_ray")
+@pytest.mark.parametrize("case", CASES)
+def test_ray_gives_the_bytes_of_the_local_engine(place: Place, case: str) -> None:
+    place.llamas()
+    method, top = CASES[case]
+    recipe = place.any_recipe(method, **top)
+    merges = [
+        raymerge.merge(
+            recipe,
+            place / f"{engine}-{workers}",
+            engine=engine,
+            device="cpu",
+            workers=workers,
+            memory_bytes=2**30,
+            shard_bytes=SHARD_BYTES,
+        )
+        for engine, workers in (("local", 2), ("ray", 1), ("ray", 2))  # type: ignore[assignment]
+    ]
+    hashes = [{shard.name: shard.sha256 for shard in merge.shards} for merge in merges]
+
+    assert [merge.engine for merge in merges] == ["local", "ray", "ray"]
+    assert hashes[0] == hashes[1] == hashes[2]
+    assert len(hashes[0]) > 2
+    for merge in merges:
+        assert shard_hashes(Path(merge.output)) == hashes[0]
+    assert {(m.tensors, m.bytes_read, m.bytes_written) for m in merges} == {
+        (merges[0].tensors, merges[0].bytes_read, merges[0].bytes_written)
+    }
+
+
+def test_the_command_line_starts_a_ray_of_its_own(place: Place) -> None:
+    place.llamas()
+    recipe = place.any_recipe("dare_ties")
+    options = ["--device", "cpu", "--workers", 2, "--shard-size", SHARD_BYTES, "--memory", "1GiB"]
+    local = place.run("merge", recipe, place / "local", "--engine", "local", "--json", *options)
+    process = spawn("merge", recipe, place / "ray", "--engine", "ray", "--json", *options)
+    done = finish(process, 120)
+
+    assert done.rc == 0, done.err
+    assert (done.json["engine"], done.json["workers"], done.json["retries"]) == ("ray", 2, 0)
+    assert done.json["shards"] == local.json["shards"]
+    assert "engine ray (as asked)" in done.err
