@@ -72,7 +72,7 @@ def llama_config(
     }
 
 
-def tiny_llama_tensors(  # noqa: PLR0913 - what a tiny model can be asked to be
+def tiny_llama_tensors(
     seed: int,
     *,
     layers: int = 2,

@@ -64,6 +64,13 @@ def test_the_digest_knows_nothing_of_the_machine(place: Place) -> None:
     assert raymerge.plan(recipe, shard_bytes=6000, **HERE).digest not in digests
 
 
+@pytest.mark.parametrize("tile_elements", [0, -256, 1, 300])
+def test_a_tile_that_would_change_bytes_is_refused(place: Place, tile_elements: int) -> None:
+    place.llamas()
+    with pytest.raises(PlanError, match="a positive multiple of 256"):
+        raymerge.plan(place.any_recipe("dare_ties"), tile_elements=tile_elements, **HERE)
+
+
 @pytest.mark.parametrize(
     "change",
     [{"dtype": "float32"}, {"nan": "pass"}, {"keep": "*norm*"}, {"drop": "lm_head.weight"},

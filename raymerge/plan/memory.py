@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from raymerge.errors import PlanError
-from raymerge.kernels.constants import BLOCK, HIGH_BINS, LOW_BINS, STRIPES
+from raymerge.kernels.constants import BLOCK, HIGH_BINS, LANES, LOW_BINS, STRIPES
 from raymerge.plan.graph import CopyStep, DeltaStep, TensorNode
 from raymerge.units import format_bytes
 
@@ -129,8 +129,10 @@ def project(
         tile_elements: A fixed tile instead of the chosen one, a multiple of 256.
 
     Raises:
-        PlanError: The largest tensor does not fit as the smallest tile.
+        PlanError: The largest tensor does not fit as the smallest tile, or the fixed one is none.
     """
+    if tile_elements is not None and (tile_elements <= 0 or tile_elements % LANES):
+        raise PlanError(f"tile_elements is {tile_elements}; give a positive multiple of {LANES}")
     process_bytes = PROCESS_BYTES + (TORCH_BYTES if device == "cuda" else 0)
     fixed_bytes = process_bytes + PLAN_BYTES_PER_TENSOR * sum(1 + len(n.inputs) for n in nodes)
     thread_bytes = max(0, budget_bytes - fixed_bytes) // threads - THREAD_BYTES

@@ -7,6 +7,7 @@ claim -> trust what an earlier run wrote -> survey, if the plan has one
 
 from __future__ import annotations
 
+import gc
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -35,8 +36,9 @@ from raymerge.storage.mounts import free_bytes
 from raymerge.storage.posix import PosixFolder, PosixShard
 from raymerge.units import format_bytes
 
-HASH_THREADS = 2
-"""Shards hashed at once, beside the workers: hashing a shard takes less time than filling it."""
+BESIDE_THREADS = 2
+"""Shards that are allocated or hashed at once, beside the workers: either takes less time than
+filling one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -145,20 +147,23 @@ def _perform(
     plan: Plan, claim: Claim, start_engine: Callable[[str, OnProgress], Engine], meter: Meter
 ) -> tuple[Engine, int, tuple[ShardRecord, ...]]:
     """Run what is left and publish; returns the engine, the units resumed and the shards."""
-    run = _Run(plan, claim)
     # Read before hours of work: what cannot be read at the end is found now.
     beside = side_files(plan, PosixFolder(plan.donor.location))
     found = claim.receipts()
     _check_space(plan, claim.folder)
-    resumed = run.trust(found)
-    with closing(start_engine(str(claim.folder), meter.add)) as engine:
-        units = plan.units
-        if plan.surveyed and len(resumed) < len(units):
-            units = surveyed_units(plan, engine, claim.folder)
-        left = [unit for unit in dispatch_order(units) if unit.number not in resumed]
-        for unit, receipt in engine.run("merge", left, before=run.prepare):
-            run.land(unit, receipt)
-    shards = run.shard_records()
+    # A plan has millions of objects and all of them stay: the collector need not walk them.
+    gc.freeze()
+    with closing(_Run(plan, claim)) as run:
+        resumed = run.trust(found)
+        run.prepare_ahead()
+        with closing(start_engine(str(claim.folder), meter.add)) as engine:
+            units = plan.units
+            if plan.surveyed and len(resumed) < len(units):
+                units = surveyed_units(plan, engine, claim.folder)
+            left = [unit for unit in dispatch_order(units) if unit.number not in resumed]
+            for unit, receipt in engine.run("merge", left, before=run.prepare):
+                run.land(unit, receipt)
+        shards = run.shard_records()
     files = {
         **beside,
         CARD_NAME: model_card(plan),
@@ -176,9 +181,8 @@ class _Run:
         self._claim = claim
         self._shards: Mapping[str, Shard] = {shard.name: shard for shard in plan.shards}
         self._left = Counter(unit.shard for unit in plan.units)
-        self._locks = {shard.name: Lock() for shard in plan.shards}
-        self._prepared: set[str] = set()
-        self._hashing = ThreadPoolExecutor(HASH_THREADS)
+        self._prepared: dict[str, Future[None]] = {}
+        self._pool = ThreadPoolExecutor(BESIDE_THREADS)
         self._hashes: dict[str, Future[str]] = {}
         self.receipts: dict[int, Receipt] = {}
 
@@ -199,15 +203,21 @@ class _Run:
         path = self._path(unit.shard)
         return path.exists() and _sha256(path, unit.start, unit.stop) == receipt.sha256
 
+    def prepare_ahead(self) -> None:
+        """Begin to give every shard that is not filled its length, while the engine starts."""
+        for unit in dispatch_order(self._plan.units):
+            if self._left[unit.shard] and unit.shard not in self._prepared:
+                shard = self._shards[unit.shard]
+                self._prepared[shard.name] = self._pool.submit(self._prepare, shard)
+
+    def _prepare(self, shard: Shard) -> None:
+        with PosixShard(self._claim.folder / shard.name, shard.nbytes) as file:
+            file.write_at(shard.header, 0)
+
     def prepare(self, unit: Unit) -> None:
         """Before a unit is begun: the destination is still ours, its shard has its full length."""
         self._claim.check()
-        with self._locks[unit.shard]:
-            if unit.shard not in self._prepared:
-                shard = self._shards[unit.shard]
-                with PosixShard(self._claim.folder / shard.name, shard.nbytes) as file:
-                    file.write_at(shard.header, 0)
-                self._prepared.add(unit.shard)
+        self._prepared[unit.shard].result()
 
     def land(self, unit: Unit, receipt: Receipt) -> None:
         """Keep a unit's receipt, and hash its shard if it was the last one."""
@@ -218,7 +228,7 @@ class _Run:
         self._left[unit.shard] -= 1
         if not self._left[unit.shard]:
             shard = self._shards[unit.shard]
-            self._hashes[shard.name] = self._hashing.submit(self._hash, shard, receipt)
+            self._hashes[shard.name] = self._pool.submit(self._hash, shard, receipt)
 
     def _hash(self, shard: Shard, last: Receipt) -> str:
         """The sha256 of a filled shard: its only unit's, or read back."""
@@ -232,11 +242,16 @@ class _Run:
 
     def shard_records(self) -> tuple[ShardRecord, ...]:
         """Name, length and sha256 of every shard, once all are filled."""
-        with self._hashing:
-            return tuple(
-                ShardRecord(shard.name, shard.nbytes, self._hashes[shard.name].result())
-                for shard in self._plan.shards
-            )
+        if lost := [unit.number for unit in self._plan.units if unit.number not in self.receipts]:
+            raise CommitError(f"{len(lost)} units have no receipt, number {lost[0]} first")
+        return tuple(
+            ShardRecord(shard.name, shard.nbytes, self._hashes[shard.name].result())
+            for shard in self._plan.shards
+        )
+
+    def close(self) -> None:
+        """Drop what has not begun; a run that failed does not wait for it."""
+        self._pool.shutdown(cancel_futures=True)
 
     def _path(self, shard: str) -> Path:
         return self._claim.folder / shard

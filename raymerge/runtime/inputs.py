@@ -108,14 +108,14 @@ class Inputs:
         stop: Event,
         on_read: Callable[[int], None],
     ) -> None:
-        self._node = node
-        self._readers = readers
+        self._places = [(readers[read], read.entry.start) for read in node.inputs]
         self._stop = stop
         self._on_read = on_read
         self.elements = node.inputs[0].entry.num_elements
         # An empty tensor has no tile, and no tile is empty.
         self.tile_elements = max(1, min(self.elements, budget.tile_elements))
         self.dtypes = [read.entry.dtype for read in node.inputs]
+        self._widths = [dtype.bits // 8 for dtype in self.dtypes]
         self._held = budget.holds(node)
         self._loaded = False
         buffered = self.elements if self._held else self.tile_elements
@@ -152,12 +152,13 @@ class Inputs:
     def _tile(self, first: int, count: int) -> list[Bytes]:
         pieces = []
         num_read = 0
-        for read, dtype, buffer in zip(self._node.inputs, self.dtypes, self._buffers, strict=True):
-            width = dtype.bits // 8
+        for (reader, start), width, buffer in zip(
+            self._places, self._widths, self._buffers, strict=True
+        ):
             offset, nbytes = first * width, count * width
             piece = buffer[offset : offset + nbytes] if self._held else buffer[:nbytes]
             if not (self._held and self._loaded):
-                self._readers.fill(read, piece, offset)
+                reader.read_into(piece.data, start + offset)
                 num_read += nbytes
             pieces.append(piece)
         self._on_read(num_read)

@@ -194,12 +194,14 @@ class PosixShard:
 
     def write_at(self, data: bytes | bytearray | memoryview, offset: int) -> None:
         """Write all of `data` at `offset` of the file."""
-        view = memoryview(data).cast("B")
+        view = memoryview(data)
         assert offset + view.nbytes <= self._nbytes, (offset, view.nbytes, self._nbytes)
         written = 0
         try:
+            written = os.pwrite(self._descriptor, view, offset)
             while written < view.nbytes:
-                written += os.pwrite(self._descriptor, view[written:], offset + written)
+                rest = view.cast("B")[written:]
+                written += os.pwrite(self._descriptor, rest, offset + written)
         except OSError as error:
             raise _unwritable(error, self._path, view.nbytes - written) from error
 
@@ -282,10 +284,10 @@ def _read(descriptor: int, start: int, stop: int) -> bytes:
 
 def _fill(descriptor: int, buffer: memoryview, offset: int) -> int:
     """Read until the buffer is full or the file ends; returns the bytes read."""
-    view = buffer.cast("B")
-    done = 0
-    while done < view.nbytes:
-        num_read = os.preadv(descriptor, [view[done:]], offset + done)
+    done = os.preadv(descriptor, [buffer], offset)
+    while done < buffer.nbytes:
+        # A file system may hand over less than was asked for; only nothing at all is the end.
+        num_read = os.preadv(descriptor, [buffer.cast("B")[done:]], offset + done)
         if num_read == 0:
             break
         done += num_read

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, Literal
 
 import pytest
 import ray
@@ -14,7 +15,7 @@ from tests.conftest import METHOD_KNOBS, Place, finish, shard_hashes, spawn
 
 # Ray leaves its processes' handles and pipes to the garbage collector.
 pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("ignore::ResourceWarning")]
-CASES = {
+CASES: dict[str, tuple[str, dict[str, Any]]] = {
     **{method: (method, {}) for method in METHOD_KNOBS},
     "ties, trim: model": ("ties", {"trim": "model"}),
 }
@@ -34,6 +35,7 @@ def test_ray_gives_the_bytes_of_the_local_engine(place: Place, case: str) -> Non
     place.llamas()
     method, top = CASES[case]
     recipe = place.any_recipe(method, **top)
+    runs: list[tuple[Literal["local", "ray"], int]] = [("local", 2), ("ray", 1), ("ray", 2)]
     merges = [
         raymerge.merge(
             recipe,
@@ -44,7 +46,7 @@ def test_ray_gives_the_bytes_of_the_local_engine(place: Place, case: str) -> Non
             memory_bytes=2**30,
             shard_bytes=SHARD_BYTES,
         )
-        for engine, workers in (("local", 2), ("ray", 1), ("ray", 2))  # type: ignore[assignment]
+        for engine, workers in runs
     ]
     hashes = [{shard.name: shard.sha256 for shard in merge.shards} for merge in merges]
 
