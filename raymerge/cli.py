@@ -7,6 +7,7 @@ reached or read; 5 `verify` found a mismatch; 130 interrupted and 143 terminated
 
 from __future__ import annotations
 
+import gc
 import json
 import signal
 import sys
@@ -18,7 +19,7 @@ from typing import Any, NoReturn
 
 import click
 
-from raymerge.errors import PlanError, RaymergeError, StorageError
+from raymerge.errors import RaymergeError, StorageError
 from raymerge.units import parse_bytes
 
 INTERRUPTED = 130
@@ -146,10 +147,14 @@ def merge(recipe: Path, out: Path, *, as_json: bool, quiet: bool, **options: Any
         from raymerge.progress import Display
         from raymerge.units import format_bytes
 
+        # numba looks for BLAS in scipy: a quarter of a second of imports that no kernel here uses.
+        sys.modules.setdefault("scipy", None)  # type: ignore[arg-type]
         display = Display()
 
         def on_plan(planned: Any, machine: Any) -> None:
             display.begin(planned)
+            # A plan has millions of objects and all of them stay: the collector need not walk them.
+            gc.freeze()
             if not quiet:
                 click.echo(
                     f"engine {machine.engine} ({machine.why}), device {machine.device}, plan "
@@ -233,11 +238,13 @@ def reported(*, as_json: bool, resume: str | None = None) -> Iterator[None]:
         yield
     except RaymergeError as error:
         _fail(error, as_json=as_json)
+    except BrokenPipeError:
+        raise  # whoever read our output has enough; click ends quietly
     except OSError as error:
         # The storage room names what it knows; this is a file nobody thought of.
         _fail(StorageError(f"{error.filename or 'a file'}: {error.strerror}"), as_json=as_json)
     except MemoryError:
-        _fail(PlanError("out of memory; lower --memory or --workers"), as_json=as_json)
+        _fail(RaymergeError("out of memory; lower --memory or --workers"), as_json=as_json)
     except KeyboardInterrupt:
         _stopped("interrupted", resume, INTERRUPTED)
     except TerminatedError:

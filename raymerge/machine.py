@@ -9,6 +9,8 @@ from typing import Literal
 
 from raymerge.errors import PlanError
 
+GPU_THREADS = 2
+"""Units in progress on a GPU: one's reads and writes beside the other's kernels."""
 MEMORY_SHARE = 0.6
 """Of the memory there is, by default. The rest is page cache and whoever else is at home."""
 
@@ -56,10 +58,9 @@ def inspect_machine(
     cpus = num_cpus()
     processes = workers if chosen == "ray" else 1
     if chosen == "local":
-        threads = workers or cpus
+        threads = workers or (GPU_THREADS if on_gpu else cpus)
     else:
-        # On a GPU two units in progress: one's reads and writes beside the other's kernels.
-        threads = 2 if on_gpu else max(1, cpus // (workers or 1))
+        threads = GPU_THREADS if on_gpu else max(1, cpus // (workers or 1))
     # Left to Ray there is one worker per GPU of a node, or one per node.
     sharing = processes or (max(1, gpus) if on_gpu else 1)
     share = int(memory_limit_bytes() * MEMORY_SHARE) // sharing
@@ -89,8 +90,16 @@ def _has_cuda(*, required: bool) -> bool:
 
 
 def num_cpus() -> int:
-    """CPUs this process may run on."""
-    return len(os.sched_getaffinity(0))
+    """CPUs this process may use: its affinity, and the quota of its cgroups."""
+    counts = [len(os.sched_getaffinity(0))]
+    for folder in _cgroups():
+        try:
+            quota, period = map(int, (folder / "cpu.max").read_text().split())
+        except (OSError, ValueError):
+            # No such limit, or `max`.
+            continue
+        counts.append(max(1, round(quota / period)))
+    return min(counts)
 
 
 def num_gpus() -> int:
@@ -103,15 +112,25 @@ def num_gpus() -> int:
 
 
 def memory_limit_bytes() -> int:
-    """The smaller of physical memory and this process's cgroup limits."""
+    """The smallest of physical memory and the limits of this process's cgroups."""
     limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
-    for path in (
-        Path("/sys/fs/cgroup/memory.max"),
-        Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
-    ):
+    paths = [folder / "memory.max" for folder in _cgroups()]
+    for path in (*paths, Path("/sys/fs/cgroup/memory/memory.limit_in_bytes")):
         try:
             limits.append(int(path.read_text()))
         except (OSError, ValueError):
             # Another cgroup version, or `max`: no limit.
             continue
     return min(limits)
+
+
+def _cgroups() -> list[Path]:
+    """This process's cgroup (version 2) and those above it."""
+    root = Path("/sys/fs/cgroup")
+    try:
+        lines = Path("/proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return [root]
+    own = next((line[3:] for line in lines if line.startswith("0::")), "/")
+    inside = Path(own.lstrip("/"))
+    return [root / inside, *(root / above for above in inside.parents)]

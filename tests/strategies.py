@@ -31,7 +31,7 @@ from raymerge.kernels.threshold import NOTHING, Threshold, high_bin, kept_count,
 from raymerge.kernels.tile import Bytes, DeltaPass, Kernels, Selectors, Sums, Tile
 from raymerge.methods import Method, methods
 from raymerge.methods.registry import Family, Over
-from raymerge.methods.rules import DeltaRule, KeepAll, KeepDrawn, KeepLargest, Rescale
+from raymerge.methods.rules import DeltaRule, KeepDrawn, KeepLargest, Rescale
 from tests.oracles import Doubles, Floats, from_dtype, to_dtype
 
 quick = settings(deadline=None, max_examples=60)
@@ -338,14 +338,12 @@ def _delta_pass(
     step: int | None,
 ) -> DeltaPass:
     match rule.keep:
-        case KeepAll():
-            selectors = keep_all(len(keys))
         case KeepLargest(density=density):
             selectors = keep_largest(find_thresholds(kernels, inputs, density, step=step))
         case KeepDrawn(density=density):
             selectors = keep_drawn(density, keys)
     rescaling = [1.0] * len(keys)
-    if rule.rescale is Rescale.DENSITY and not isinstance(rule.keep, KeepAll):
+    if rule.rescale is Rescale.DENSITY and isinstance(rule.keep, KeepDrawn):
         rescaling = [1 / value if draw_limit(value) else 1.0 for value in rule.keep.density]
     elif rule.rescale is Rescale.L1:
         norms = find_norms(kernels, inputs, selectors, step=step).tolist()

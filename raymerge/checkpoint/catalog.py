@@ -29,7 +29,7 @@ _PARALLEL_READS = 16
 _ADAPTER = "adapter_model.safetensors"
 _PICKLED = (".bin", ".pt", ".pth")
 # Never copied beside a merged model: other people's weights, which are not merged.
-_WEIGHTS = (*_PICKLED, ".safetensors", ".index.json", ".h5", ".msgpack", ".gguf", ".onnx", ".ckpt")
+WEIGHTS = (*_PICKLED, ".safetensors", ".index.json", ".h5", ".msgpack", ".gguf", ".onnx", ".ckpt")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,7 +63,7 @@ def read_catalog(folder: Folder, *, label: str) -> Catalog:
     tensors = _join(headers, source=label)
     if weight_map is not None:
         _check_index(tensors, weight_map, source=label)
-    side_files = tuple(sorted(name for name in sizes if not name.endswith(_WEIGHTS)))
+    side_files = tuple(sorted(name for name in sizes if not name.endswith(WEIGHTS)))
     return Catalog(
         label=label,
         location=folder.location,

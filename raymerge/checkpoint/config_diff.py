@@ -28,6 +28,8 @@ _BY_CONTENT = (
     "vocab.json",
     "vocab.txt",
 )
+SIDE_NAMES = frozenset({CONFIG_NAME, *_BY_KEY, *_BY_CONTENT})
+"""What loaders read beside the weights: configs, tokenizer, chat template, processor."""
 # The largest tokenizers are some 30 MB; beyond this only sizes are compared.
 _MAX_HASHED_BYTES = 64_000_000
 _ABSENT = "absent"

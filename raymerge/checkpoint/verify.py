@@ -25,7 +25,7 @@ from raymerge.checkpoint.catalog import (
     index_faults,
     read_weight_map,
 )
-from raymerge.checkpoint.claims import (
+from raymerge.checkpoint.consistency import (
     Recorded,
     config_problems,
     dtype_notes,

@@ -89,7 +89,7 @@ def _half(word: Any) -> Any:
     sign = (word >> np.uint32(16)) & np.uint32(0x8000)
     magnitude = word & np.uint32(0x7FFFFFFF)
     if magnitude > np.uint32(0x7F800000):
-        return sign | np.uint32(0x7E00)
+        return np.uint32(0x7E00)
     if magnitude >= np.uint32(0x477FF000):  # 65520 and above round to Inf
         return sign | np.uint32(0x7C00)
     if magnitude >= np.uint32(0x38800000):  # normal halves: rebias the exponent, round 13 bits off
@@ -118,9 +118,9 @@ def narrow(values: Any, count: int, address: int, code: int, start: int) -> bool
             rounded = (
                 word + np.uint32(0x7FFF) + ((word >> np.uint32(16)) & np.uint32(1))
             ) >> np.uint32(16)
-            # Rounding would carry a NaN's mantissa over into the sign.
+            # One NaN for all: which one arithmetic makes differs from device to device.
             if (word & np.uint32(0x7FFFFFFF)) > np.uint32(0x7F800000):
-                rounded = (word >> np.uint32(16)) | np.uint32(0x40)
+                rounded = np.uint32(0x7FC0)
             halves[i] = np.uint16(rounded)
             worst = max(worst, rounded & np.uint32(0x7FFF))
         return bool(worst >= np.uint32(0x7F80))
@@ -133,6 +133,7 @@ def narrow(values: Any, count: int, address: int, code: int, start: int) -> bool
         return bool(worst >= np.uint32(0x7C00))
     floats = carray(pointer(address + 4 * start), (count,), np.float32)
     for i in range(count):
-        floats[i] = values[i]
-        worst = max(worst, bits[i] & np.uint32(0x7FFFFFFF))
+        magnitude = bits[i] & np.uint32(0x7FFFFFFF)
+        floats[i] = values[i] if magnitude <= np.uint32(0x7F800000) else np.float32(np.nan)
+        worst = max(worst, magnitude)
     return bool(worst >= np.uint32(0x7F800000))

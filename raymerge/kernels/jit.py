@@ -8,7 +8,6 @@ none can be written, kernels are compiled by each process, with one warning.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import tempfile
 import warnings
@@ -20,14 +19,7 @@ from typing import Any
 
 import numba
 
-
-@cache
-def kernel_hash() -> str:
-    """Hash of the kernel sources and of numba's version, 16 hex digits."""
-    digest = hashlib.sha256(numba.__version__.encode())
-    for file in sorted(Path(__file__).parent.glob("*.py")):
-        digest.update(file.read_bytes())
-    return digest.hexdigest()[:16]
+from raymerge.kernels.identity import kernel_hash
 
 
 def _cache_folders() -> list[Path]:

@@ -31,6 +31,8 @@ from raymerge.kernels.reduce import REDUCTION_BLOCK, close_block
 from raymerge.kernels.tile import ALL_FINITE, Bytes, Counts, DeltaPass, Selectors, Sums, Tile
 
 MAGNITUDE = 0x7FFFFFFF
+NANS = {DType.F16: 0x7E00, DType.BF16: 0x7FC0, DType.F32: 0x7FC00000}
+"""The bits that every NaN of a result is written as."""
 LOW_WORD = 0xFFFFFFFF
 DTYPES = {
     DType.F16: torch.float16,
@@ -137,6 +139,9 @@ class TorchKernels:
 
     def _narrow(self, inputs: list[Tensor], values: Tensor, out: Bytes, dtype: DType) -> int:
         result = values.to(DTYPES[dtype])
+        # One NaN for all: which one arithmetic makes differs from device to device.
+        words = result.view(torch.int32 if dtype is DType.F32 else torch.int16)
+        words[result.isnan()] = NANS[dtype]
         target = torch.from_numpy(out).view(DTYPES[dtype])[: values.numel()]
         target.copy_(result)
         return first_non_finite([*inputs, result])

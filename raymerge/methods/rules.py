@@ -2,7 +2,7 @@
 
 For every entry of a tensor, with task vectors d_i (source minus base, float32):
 
-    keep     which entries of d_i stay                      KeepAll | KeepLargest | KeepDrawn
+    keep     which entries of d_i stay                      KeepLargest | KeepDrawn
     share    D_i = d_i * c_i, c_i = weight_i * rescaling
     elect    S = sign(sum D_i), a zero sum counts as +; shares of the other sign are left out
     fuse     mix = sum D_i over those left; under `normalize` divided by the sum of their weights
@@ -38,11 +38,6 @@ class Rescale(StrEnum):
     """Scale so that the tensor's L1 norm is what it was."""
 
 
-@dataclass(frozen=True, slots=True)
-class KeepAll:
-    """Every entry stays."""
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KeepLargest:
     """The `max(1, int(density * n))` largest of n entries by magnitude stay; none at density 0."""
@@ -60,7 +55,7 @@ class KeepDrawn:
     """One per source, 0 to 1."""
 
 
-Keep = KeepAll | KeepLargest | KeepDrawn
+Keep = KeepLargest | KeepDrawn
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -56,6 +56,8 @@ class PlanOptions:
     """What one CUDA device may use; None leaves it to the device."""
     whole_shards: bool = False
     """A unit is a whole shard, for destinations where a file has one writer."""
+    hold: bool = True
+    """Whether what is swept more than once is kept in memory where it fits, not read again."""
     tile_elements: int | None = None
     """A fixed tile instead of the chosen one, a multiple of 256."""
 
@@ -106,7 +108,8 @@ class Plan:
             if isinstance(node.step, DeltaStep) and node.step.surveyed
         )
         again = self.memory.reread_bytes + SURVEY_SWEEPS * surveyed
-        return once + compared + again + sum(map(sample_bytes, self.nodes))
+        sampled = sum(sample_bytes(node, self.memory.budget) for node in self.nodes)
+        return once + compared + again + sampled
 
     @property
     def bytes_written(self) -> int:
@@ -157,6 +160,7 @@ def build(
             device_budget_bytes=options.device_memory_bytes,
             threads=options.threads,
             tile_elements=options.tile_elements,
+            hold=options.hold,
         ),
         tie=matched.tie,
         dropped=matched.dropped,
@@ -185,8 +189,9 @@ def _nodes(recipe: Recipe, catalogs: Sequence[Catalog], matched: Match) -> list[
             continue
         reads = inputs_of(name, catalogs, order, matched.tie)
         check_shapes(name, reads, catalogs)
-        dtype = output_dtype(name, reads, recipe)
-        step = settle(maker.make(name, resolve(name)), reads, dtype)
+        step = maker.make(name, resolve(name))
+        dtype = output_dtype(name, reads, recipe, step)
+        step = settle(step, reads, dtype)
         drafts.append((name, dtype, step, reads))
     return drafts
 

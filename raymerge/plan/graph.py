@@ -16,7 +16,7 @@ from raymerge.checkpoint.folder import Pin
 from raymerge.checkpoint.header import TensorEntry
 from raymerge.checkpoint.layout import Slot
 from raymerge.kernels.threshold import Threshold
-from raymerge.methods.rules import DeltaRule, KeepAll, KeepLargest, Rescale, Scope
+from raymerge.methods.rules import DeltaRule, KeepLargest, Rescale, Scope
 from raymerge.recipe import Knobs
 
 
@@ -82,7 +82,7 @@ class DeltaStep:
     @property
     def normed(self) -> bool:
         """Whether L1 norms have to be summed before the rescaling is known."""
-        return self.rule.rescale is Rescale.L1 and not isinstance(self.rule.keep, KeepAll)
+        return self.rule.rescale is Rescale.L1
 
     @property
     def passes(self) -> tuple[str, ...]:

@@ -43,12 +43,22 @@ def match(recipe: Recipe, catalogs: Sequence[Catalog]) -> Match:
     """
     donor = next(c for c in catalogs if c.label == recipe.donor.label)
     every = dict.fromkeys(name for catalog in (donor, *catalogs) for name in catalog.tensors)
-    _check_patterns(recipe, every)
+    tie = decide_tie(catalogs)
+    in_donor = dict.fromkeys(donor.tensors)
+    if tie and donor.label in tie.stand_ins:
+        in_donor[tie.head] = None
+    _check_patterns(recipe, "drop", recipe.drop, every)
+    _check_patterns(recipe, "keep", recipe.keep, in_donor)
     dropped = frozenset(name for name in every if matches(recipe.drop, name))
     kept = frozenset(
-        name for name in donor.tensors if name not in dropped and matches(recipe.keep, name)
+        name for name in in_donor if name not in dropped and matches(recipe.keep, name)
     )
-    tie = decide_tie(catalogs)
+    if tie and tie.tied and tie.embedding in dropped and tie.head not in dropped:
+        raise PlanError(
+            f"{recipe.path}: drop: {tie.embedding} is also the head, {tie.head}, which is tied to "
+            "it; drop both, or neither",
+            tensor=tie.embedding,
+        )
     tied_heads = {tie.head} if tie and tie.tied else set()
     names = tuple(name for name in every if name not in dropped and name not in tied_heads)
     for catalog in catalogs:
@@ -92,21 +102,32 @@ def twins(matched: Match, catalogs: Sequence[Catalog]) -> tuple[tuple[Read, Read
     tie = matched.tie
     if tie is None or tie.head in matched.dropped:
         return ()
-    return tuple(
-        (Read(i, catalog.tensors[tie.head]), Read(i, catalog.tensors[tie.embedding]))
-        for i, catalog in enumerate(catalogs)
-        if catalog.label in tie.must_equal
-    )
-
-
-def _check_patterns(recipe: Recipe, names: Mapping[str, None]) -> None:
-    for key, patterns in (("drop", recipe.drop), ("keep", recipe.keep)):
-        for pattern in patterns:
-            if not any(matches((pattern,), name) for name in names):
+    pairs = []
+    for i, catalog in enumerate(catalogs):
+        if catalog.label in tie.must_equal and tie.embedding in catalog.tensors:
+            head, embedding = catalog.tensors[tie.head], catalog.tensors[tie.embedding]
+            if (head.dtype, head.shape) != (embedding.dtype, embedding.shape):
                 raise PlanError(
-                    f"{recipe.path}: {key}: no tensor of any source matches {pattern!r}; tensors "
-                    f"are named like {next(iter(names))!r}, and `*` stands for any characters"
+                    f"{catalog.label}: config.json says the head is tied, but {tie.head} is "
+                    f"{head.dtype} {_shape(head)} and {tie.embedding} is {embedding.dtype} "
+                    f"{_shape(embedding)}",
+                    source=catalog.label,
+                    tensor=tie.head,
                 )
+            pairs.append((Read(i, head), Read(i, embedding)))
+    return tuple(pairs)
+
+
+def _check_patterns(
+    recipe: Recipe, key: str, patterns: Iterable[str], names: Mapping[str, None]
+) -> None:
+    whose = "any source" if key == "drop" else f"{recipe.donor.label}, which is copied from,"
+    for pattern in patterns:
+        if not any(matches((pattern,), name) for name in names):
+            raise PlanError(
+                f"{recipe.path}: {key}: no tensor of {whose} matches {pattern!r}; tensors are "
+                f"named like {next(iter(names))!r}, and `*` stands for any characters"
+            )
 
 
 def _check_complete(

@@ -6,8 +6,9 @@ A worker runs several units at once, one per thread, and a thread works on one t
     working set = a tile of every input and of the output, and the method's counters;
                   a tensor that is swept more than once is held whole instead, if that fits
 
-What does not fit whole is read again for every pass. What does not fit as the smallest tile is a
-PlanError with the numbers.
+What does not fit whole is read again for every pass; so is everything where reading again is
+cheaper than keeping, as it is from a local file that the kernel has just cached. What does not fit
+as the smallest tile is a PlanError with the numbers.
 """
 
 from __future__ import annotations
@@ -34,6 +35,8 @@ LARGEST_TILE = 2**16
 """A tile of four bfloat16 inputs is 512 KiB then: it stays in a core's own cache between the read
 that brings it and the kernel that uses it. At 2**20 the same reads took twice as long."""
 SMALLEST_TILE = 2**14
+CACHED_BYTES = 4 * 2**20
+"""Inputs of a tensor that stay in the caches between sweeps: they are held whatever else is not."""
 SAMPLE_ELEMENTS = 2**18
 """Entries that name the bin of a threshold before all are counted. They place a density to within a
 fifth of a percent, and a bin is wider."""
@@ -47,11 +50,14 @@ class Budget:
 
     thread_bytes: int
     tile_elements: int
+    hold: bool = True
+    """Whether what fits is kept between sweeps; else a large tensor is read again for each."""
 
     def holds(self, node: TensorNode) -> bool:
         """Whether a tensor that is swept more than once stays in memory between its passes."""
         held = node.input_bytes + working_bytes(node, self.tile_elements)
-        return len(node.step.passes) > 1 and held <= self.thread_bytes
+        wanted = self.hold or node.input_bytes <= CACHED_BYTES
+        return wanted and len(node.step.passes) > 1 and held <= self.thread_bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,12 +95,17 @@ def _counter_bytes(node: TensorNode) -> int:
     return 0
 
 
-def sample_bytes(node: TensorNode) -> int:
-    """Bytes of the inputs that are read once more for a sample; a small tensor is its own."""
+def sample_bytes(node: TensorNode, budget: Budget) -> int:
+    """Bytes of the inputs that are read once more for a sample.
+
+    A small tensor is its own sample, which costs nothing if it is held.
+    """
+    elements = node.inputs[0].entry.num_elements
     selects = isinstance(node.step, DeltaStep) and node.step.selects and not node.step.surveyed
-    if not selects or node.inputs[0].entry.num_elements <= SAMPLE_ELEMENTS:
+    if not selects or (elements <= SAMPLE_ELEMENTS and budget.holds(node)):
         return 0
-    return sum(read.entry.dtype.num_bytes((SAMPLE_ELEMENTS,)) for read in node.inputs)
+    sampled = min(elements, SAMPLE_ELEMENTS)
+    return sum(read.entry.dtype.num_bytes((sampled,)) for read in node.inputs)
 
 
 def device_bytes(node: TensorNode, tile_elements: int) -> int:
@@ -117,6 +128,7 @@ def project(
     device_budget_bytes: int | None,
     threads: int,
     tile_elements: int | None,
+    hold: bool = True,
 ) -> Memory:
     """Choose tiles and what is held, and project the peak.
 
@@ -127,6 +139,7 @@ def project(
         device_budget_bytes: What one CUDA device may use; None projects without a limit.
         threads: Units in progress at once in a worker.
         tile_elements: A fixed tile instead of the chosen one, a multiple of 256.
+        hold: Whether a tensor that is swept more than once is kept in memory where it fits.
 
     Raises:
         PlanError: The largest tensor does not fit as the smallest tile, or the fixed one is none.
@@ -156,7 +169,7 @@ def project(
             threads=threads,
             fixed_bytes=fixed_bytes,
         )
-    budget = Budget(thread_bytes=thread_bytes, tile_elements=tile)
+    budget = Budget(thread_bytes=thread_bytes, tile_elements=tile, hold=hold)
     swept = [node for node in nodes if len(node.step.passes) > 1]
     held = [node for node in swept if budget.holds(node)]
     held_bytes = max((n.input_bytes + working_bytes(n, tile) for n in held), default=0)

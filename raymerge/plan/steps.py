@@ -58,7 +58,7 @@ class StepMaker:
         )
 
 
-def output_dtype(name: str, reads: tuple[Read, ...], recipe: Recipe) -> DType:
+def output_dtype(name: str, reads: tuple[Read, ...], recipe: Recipe, step: Step) -> DType:
     """The dtype of an output tensor: the recipe's, else torch's promotion over its inputs.
 
     Raises:
@@ -77,6 +77,8 @@ def output_dtype(name: str, reads: tuple[Read, ...], recipe: Recipe) -> DType:
         return kinds.pop()
     if recipe.dtype is not None:
         return recipe.dtype
+    if _is_copy(step):
+        return reads[0].entry.dtype
     if DType.F64 in kinds:
         raise PlanError(
             f"{name} is float64 in a source, and arithmetic is float32: name the narrower type to "
@@ -86,11 +88,15 @@ def output_dtype(name: str, reads: tuple[Read, ...], recipe: Recipe) -> DType:
     return promote(kinds)
 
 
+def _is_copy(step: Step) -> bool:
+    """Whether the step is its one input, as it is."""
+    return isinstance(step, SpanStep) and not step.relative and step.coefficients == (1.0,)
+
+
 def settle(step: Step, reads: tuple[Read, ...], dtype: DType) -> Step:
     """The step once dtypes are known: nothing is computed where bytes can be copied."""
     if not dtype.mergeable:
         return NOT_FLOATING
-    unscaled = isinstance(step, SpanStep) and not step.relative and step.coefficients == (1.0,)
-    if unscaled and reads[0].entry.dtype is dtype:
+    if _is_copy(step) and reads[0].entry.dtype is dtype:
         return COPY
     return step

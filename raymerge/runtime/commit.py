@@ -21,11 +21,14 @@ import secrets
 import shutil
 import socket
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
+from raymerge.checkpoint.catalog import WEIGHTS
+from raymerge.checkpoint.config_diff import SIDE_NAMES
 from raymerge.checkpoint.index import INDEX_NAME, RECORD_NAME, SINGLE_NAME, build_index
 from raymerge.errors import CommitError, ConflictError, RaymergeError, StorageError
 from raymerge.plan.build import Plan
@@ -42,13 +45,16 @@ class Claim:
     Args:
         out: The destination folder.
         digest: Digest of the plan that is to be written.
+        names: Files that are going to be published.
         overwrite: Take the destination whoever holds it, and remove what is there.
 
     Raises:
         ConflictError: A live driver, another plan or a finished checkpoint holds the destination.
     """
 
-    def __init__(self, out: Path, *, digest: str, overwrite: bool) -> None:
+    def __init__(
+        self, out: Path, *, digest: str, overwrite: bool, names: Collection[str] = ()
+    ) -> None:
         self.out = out
         self.digest = digest
         self._driver = secrets.token_hex(8)
@@ -58,7 +64,7 @@ class Claim:
         with self._exclusive():
             found = _read_claim(self._path)
             if not overwrite:
-                self._refuse_others(found)
+                self._refuse_others(found, names)
             if overwrite:
                 self._clear()
             write_atomically(self._path, self._content())
@@ -77,12 +83,15 @@ class Claim:
         }
         return json.dumps(claim, indent=2).encode() + b"\n"
 
-    def _refuse_others(self, found: Mapping[str, object] | None) -> None:
+    def _refuse_others(self, found: Mapping[str, object] | None, names: Collection[str]) -> None:
         if found is None:
-            taken = next((n for n in (INDEX_NAME, SINGLE_NAME) if (self.out / n).exists()), None)
-            if taken:
+            wanted = (INDEX_NAME, SINGLE_NAME, *names)
+            if taken := next((name for name in wanted if (self.out / name).exists()), None):
+                what = (
+                    "a checkpoint" if taken in {INDEX_NAME, SINGLE_NAME} else "a file of that name"
+                )
                 raise ConflictError(
-                    f"{self.out} already holds a checkpoint ({taken}); give another folder, or "
+                    f"{self.out} already holds {what} ({taken}); give another folder, or "
                     "--overwrite to replace it"
                 )
             return
@@ -102,8 +111,10 @@ class Claim:
         """Remove what another merge left, the index first: no reader finds half of anything."""
         for name in (INDEX_NAME, SINGLE_NAME, RECORD_NAME):
             (self.out / name).unlink(missing_ok=True)
-        for shard in self.out.glob("model-*-of-*.safetensors"):
-            shard.unlink()
+        for path in self.out.iterdir():
+            # What loaders read beside the weights would change how the new model loads.
+            if path.is_file() and (path.name.endswith(WEIGHTS) or path.name in SIDE_NAMES):
+                path.unlink()
         for child in (self.out / STATE_FOLDER).iterdir():
             if child.is_dir() and child != self.folder:
                 shutil.rmtree(child)
@@ -214,20 +225,23 @@ class Claim:
                 shutil.rmtree(self.folder, ignore_errors=True)
 
 
-def finished_record(out: Path, digest: str) -> dict[str, object] | None:
+def finished_record(out: Path, digest: str) -> dict[str, Any] | None:
     """raymerge.json of a checkpoint in `out` that this very plan has written, if there is one."""
+    record: dict[str, Any]
     try:
         record = json.loads((out / RECORD_NAME).read_bytes())
-    except (OSError, ValueError):
-        return None
-    whole = (out / INDEX_NAME).exists() and not (out / STATE_FOLDER / CLAIM_NAME).exists()
-    if not whole or not isinstance(record, dict) or record.get("digest") != digest:
+        written = {shard["name"]: shard["bytes"] for shard in record["shards"]}
+        ours = record["digest"] == digest and (out / INDEX_NAME).exists()
+    except (OSError, ValueError, KeyError, TypeError):
         return None
     sizes = {path.name: path.stat().st_size for path in out.glob("*.safetensors")}
-    if any(sizes.get(shard["name"]) != shard["bytes"] for shard in record["shards"]):
+    if not ours or any(sizes.get(name) != nbytes for name, nbytes in written.items()):
         return None
-    # A driver killed while it tidied up has left some of its receipts.
-    shutil.rmtree(out / STATE_FOLDER, ignore_errors=True)
+    # The index is there, so this was published: a driver killed while it tidied up has left its
+    # claim or some receipts. Whoever lives holds the claim's lock.
+    claim = out / STATE_FOLDER / CLAIM_NAME
+    if not claim.exists() or not _is_locked(claim):
+        shutil.rmtree(out / STATE_FOLDER, ignore_errors=True)
     return record
 
 

@@ -39,10 +39,12 @@ def require_equal(
     *,
     readers: Readers,
     sources: Sequence[PlannedSource],
+    on_read: Callable[[int], None],
 ) -> None:
     """Raise unless `other` holds the bytes of `piece`, which are those of `one` at `offset`."""
     compared = np.empty_like(piece)
     readers.fill(other, compared, offset)
+    on_read(compared.nbytes)
     if np.array_equal(piece, compared):
         return
     first, second = (sources[read.source].label for read in (one, other))

@@ -7,7 +7,6 @@ claim -> trust what an earlier run wrote -> survey, if the plan has one
 
 from __future__ import annotations
 
-import gc
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -22,6 +21,7 @@ from typing import Any
 from raymerge.checkpoint.index import RECORD_NAME
 from raymerge.checkpoint.layout import Shard
 from raymerge.errors import CommitError, ConflictError, StorageError
+from raymerge.kernels.identity import kernel_hash
 from raymerge.plan.build import Plan
 from raymerge.plan.graph import Unit
 from raymerge.plan.units import dispatch_order
@@ -109,10 +109,12 @@ def execute(
     _refuse_sources(plan, out)
     record = None if overwrite else finished_record(out, plan.digest)
     if record is not None:
-        shards = tuple(ShardRecord(**shard) for shard in record["shards"])  # type: ignore[attr-defined]
+        shards = tuple(ShardRecord(**shard) for shard in record["shards"])
         return _result(plan, out, shards, engine="none", resumed=len(plan.units), began=began)
     meter = Meter(on_progress)
-    with closing(Claim(out, digest=plan.digest, overwrite=overwrite)) as claim:
+    names = [shard.name for shard in plan.shards] + [CARD_NAME, RECORD_NAME]
+    claim = Claim(out, digest=plan.digest, overwrite=overwrite, names=names)
+    with closing(claim):
         try:
             engine, resumed, shards = _perform(plan, claim, start_engine, meter)
         except (CommitError, OSError):
@@ -151,8 +153,6 @@ def _perform(
     beside = side_files(plan, PosixFolder(plan.donor.location))
     found = claim.receipts()
     _check_space(plan, claim.folder)
-    # A plan has millions of objects and all of them stay: the collector need not walk them.
-    gc.freeze()
     with closing(_Run(plan, claim)) as run:
         resumed = run.trust(found)
         run.prepare_ahead()
@@ -167,7 +167,7 @@ def _perform(
     files = {
         **beside,
         CARD_NAME: model_card(plan),
-        RECORD_NAME: run_record(plan, shards=shards),
+        RECORD_NAME: run_record(plan, shards=shards, kernels=kernel_hash()),
     }
     claim.publish(plan, run.receipts, files)
     return engine, len(resumed), shards
@@ -189,9 +189,8 @@ class _Run:
     def trust(self, found: Mapping[int, Receipt]) -> set[int]:
         """Accept the receipts whose bytes are still what they say; returns their units."""
         known = [unit for unit in self._plan.units if unit.number in found]
-        with ThreadPoolExecutor() as pool:
-            whole = pool.map(lambda unit: self._is_whole(unit, found[unit.number]), known)
-            trusted = [unit for unit, good in zip(known, whole, strict=True) if good]
+        whole = self._pool.map(lambda unit: self._is_whole(unit, found[unit.number]), known)
+        trusted = [unit for unit, good in zip(known, whole, strict=True) if good]
         for unit in trusted:
             self.land(unit, found[unit.number])
         return {unit.number for unit in trusted}
@@ -211,6 +210,7 @@ class _Run:
                 self._prepared[shard.name] = self._pool.submit(self._prepare, shard)
 
     def _prepare(self, shard: Shard) -> None:
+        self._claim.check()
         with PosixShard(self._claim.folder / shard.name, shard.nbytes) as file:
             file.write_at(shard.header, 0)
 

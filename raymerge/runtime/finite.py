@@ -51,6 +51,8 @@ def check_finite(
         return
     if not pass_through and bad < len(node.inputs):
         finite = is_finite(tile.buffers[bad], tile.dtypes[bad])
+        if finite.all():
+            raise _beyond_float32(node, node.inputs[bad], tile, bad, sources)
         refuse(node, node.inputs[bad], tile.first + int(np.argmin(finite)), sources=sources)
     if out is None:
         return
@@ -64,6 +66,22 @@ def check_finite(
             "Write a wider dtype, or smaller weights.",
             tensor=node.slot.name,
         )
+
+
+def _beyond_float32(
+    node: TensorNode, read: Read, tile: Tile, position: int, sources: Sequence[PlannedSource]
+) -> NonFiniteError:
+    """A float64 that arithmetic cannot hold."""
+    values = np.abs(tile.buffers[position].view(np.float64))
+    index = tile.first + int(np.argmax(values > np.finfo(np.float32).max))
+    label = sources[read.source].label
+    return NonFiniteError(
+        f"{label}: element {index} of {read.entry.name} is beyond the range of float32, in which "
+        f"arithmetic is done ({read.entry.file})",
+        source=label,
+        tensor=node.slot.name,
+        file=read.entry.file,
+    )
 
 
 def refuse(

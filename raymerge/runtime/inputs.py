@@ -7,6 +7,7 @@ any other is read again for each.
 
 from __future__ import annotations
 
+import resource
 from collections.abc import Callable, Iterator, Sequence
 from threading import Event, Lock
 
@@ -60,6 +61,10 @@ class Readers:
         self._sources = sources
         self._open: dict[tuple[int, str], PosixReader] = {}
         self._lock = Lock()
+        # Every file of every source stays open: three of 163 shards each are past a usual limit.
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        if soft < hard:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
     def __getitem__(self, read: Read) -> PosixReader:
         key = read.source, read.entry.file
@@ -85,7 +90,7 @@ class Readers:
 
     def check_unchanged(self) -> None:
         """Raise SourceError if a file that was read is no longer the planned one."""
-        for reader in self._open.values():
+        for reader in list(self._open.values()):  # other threads open more meanwhile
             reader.check_unchanged()
 
     def close(self) -> None:

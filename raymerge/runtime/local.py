@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from queue import SimpleQueue
 from threading import Event, Thread
 from typing import Any
@@ -41,7 +42,7 @@ class LocalEngine:
                     return
                 try:
                     before(unit)
-                    if queue:
+                    with suppress(IndexError):  # the last one is begun
                         self._worker.will_need(queue[0])
                     results.put((unit, getattr(self._worker, call)(unit, *args)))
                 except BaseException as error:  # noqa: BLE001 - raised again in the main thread

@@ -23,13 +23,13 @@ class ShardRecord:
     sha256: str
 
 
-def run_record(plan: Plan, *, shards: Sequence[ShardRecord], kernels: str | None = None) -> bytes:
+def run_record(plan: Plan, *, shards: Sequence[ShardRecord], kernels: str) -> bytes:
     """raymerge.json: what is needed to check the output, and to make it again.
 
     Args:
         plan: What was run.
         shards: What was written.
-        kernels: Hash of the compiled kernels' source, where they ran.
+        kernels: Hash of the kernels' source.
     """
     record = {
         "raymerge": raymerge_version(),

@@ -14,7 +14,7 @@ from typing import Any
 import numba
 import numpy as np
 
-from raymerge.kernels.jit import kernel_hash
+from raymerge.kernels.identity import kernel_hash
 from raymerge.plan.graph import Unit
 from raymerge.runtime.engine import Call
 from raymerge.runtime.inputs import StoppedError

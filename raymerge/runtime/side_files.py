@@ -82,6 +82,12 @@ def side_files(plan: Plan, donor: Folder) -> dict[str, bytes]:
                 file=name,
             )
         files[name] = donor.read(name, 0, sizes[name])
+        if donor.pin(name) != plan.donor.side_pins.get(name, donor.pin(name)):
+            raise SourceError(
+                f"{plan.donor.label}: {name} changed since the merge was planned; plan again",
+                source=plan.donor.label,
+                file=name,
+            )
     if CONFIG_NAME in files:
         files[CONFIG_NAME] = fitted_config(plan, files[CONFIG_NAME])
     return files

@@ -28,13 +28,16 @@ SURVEY_NAME = "survey.json"
 def surveyed_units(plan: Plan, engine: Engine, folder: Path) -> tuple[Unit, ...]:
     """The plan's units with the model's thresholds in them."""
     path = folder / SURVEY_NAME
-    if path.exists():
-        kept = json.loads(path.read_bytes())
+    # Ties are counted per unit: figures of units that were cut otherwise are of no use.
+    ranges = [[unit.shard, unit.start, unit.stop] for unit in plan.units]
+    kept = json.loads(path.read_bytes()) if path.exists() else {}
+    if kept.get("units") == ranges:
         thresholds = tuple(Threshold(**fields) for fields in kept["thresholds"])
         ties = {int(number): found for number, found in kept["ties"].items()}
     else:
         thresholds, ties = _survey(plan, engine)
-        kept = {"thresholds": [asdict(found) for found in thresholds], "ties": ties}
+        figures = [asdict(found) for found in thresholds]
+        kept = {"units": ranges, "thresholds": figures, "ties": ties}
         write_atomically(path, json.dumps(kept).encode())
     return _with_figures(plan.units, thresholds, ties)
 

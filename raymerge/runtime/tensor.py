@@ -10,7 +10,7 @@ from raymerge.kernels.constants import LANES
 from raymerge.kernels.reduce import close_block, gram_matrix, new_sums, num_pairs
 from raymerge.kernels.tile import Bytes, Counts, DeltaPass, Kernels, Selectors, Tile
 from raymerge.methods import methods
-from raymerge.methods.rules import KeepDrawn, KeepLargest
+from raymerge.methods.rules import KeepDrawn
 from raymerge.plan.graph import DeltaStep, SpanStep, TensorNode
 from raymerge.plan.steps import arguments
 from raymerge.runtime.figures import delta_pass, drawn, find_thresholds, largest
@@ -108,6 +108,6 @@ class TensorMerge:
             assert surveyed is not None, self._node.slot
             return surveyed
         nothing_before = [0] * len(step.rule.weight)
-        if isinstance(keep, KeepLargest) and step.selects:
+        if step.selects:
             return largest(find_thresholds(keep, self._inputs, self), nothing_before)
         return largest([None] * len(step.rule.weight), nothing_before)

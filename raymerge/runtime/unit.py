@@ -64,6 +64,8 @@ class Worker:
                 self._merge_tensor(node, surveyed, write)
                 assert position == node.slot.stop, (node.slot, position)
             shard.sync()
+        # Before the receipt: bytes of a source that changed must not be trusted by a later run.
+        self._readers.check_unchanged()
         return Receipt(
             unit=unit.number,
             shard=unit.shard,
@@ -130,11 +132,20 @@ class Worker:
         sources = len(surveyed[0].inputs) - 1 if surveyed else 0
         counts = np.zeros((sources, bins), np.int64)
         for node in surveyed:
-            inputs = self._inputs(node)
-            merge = TensorMerge(node, inputs, self._kernels, self._settings)
-            for tile in inputs.sweep():
-                count(merge, tile, counts)
+            self._count(node, count, counts)
         return counts
+
+    def _count(
+        self,
+        node: TensorNode,
+        count: Callable[[TensorMerge, Tile, Counts], None],
+        counts: Counts,
+    ) -> None:
+        # A function of its own: what it holds of the arena has to go before the next tensor's.
+        inputs = self._inputs(node)
+        merge = TensorMerge(node, inputs, self._kernels, self._settings)
+        for tile in inputs.sweep():
+            count(merge, tile, counts)
 
     def _copy(self, node: TensorNode, write: Callable[[Bytes], None]) -> None:
         donor, *others = node.inputs
@@ -157,8 +168,15 @@ class Worker:
         return pieces(read, self._readers, stop=self._stop, on_read=self._on_read)
 
     def _require_equal(self, one: Read, other: Read, piece: Bytes, offset: int) -> None:
-        sources = self._settings.sources
-        require_equal(one, other, piece, offset, readers=self._readers, sources=sources)
+        require_equal(
+            one,
+            other,
+            piece,
+            offset,
+            readers=self._readers,
+            sources=self._settings.sources,
+            on_read=self._on_read,
+        )
 
     def _on_read(self, nbytes: int) -> None:
         self._on_progress(Progress(read_bytes=nbytes))

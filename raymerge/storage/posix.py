@@ -250,26 +250,6 @@ def move(path: str | os.PathLike[str], target: str | os.PathLike[str]) -> None:
         raise _unwritable(error, Path(target), 0) from error
 
 
-def create_exclusively(path: str | os.PathLike[str], data: bytes) -> bool:
-    """Write a file unless there is one; of any number of callers exactly one gets True.
-
-    The file appears with its content: nobody sees it empty.
-    """
-    target = Path(path)
-    try:
-        draft = _write_draft(target, data)
-        try:
-            os.link(draft, target)
-        except FileExistsError:
-            return False
-        finally:
-            draft.unlink()
-        _sync_folder(target.parent)
-    except OSError as error:
-        raise _unwritable(error, target, len(data)) from error
-    return True
-
-
 def _read(descriptor: int, start: int, stop: int) -> bytes:
     """The bytes of a range, fewer where the file ends."""
     content = os.pread(descriptor, stop - start, start)

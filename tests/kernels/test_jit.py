@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from raymerge.kernels.jit import kernel_hash
+from raymerge.kernels.identity import kernel_hash
 
 ROOT = Path(__file__).resolve().parents[2]
 KNOWN_ANSWER = 0x6627E8D5

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from raymerge.methods.rules import (
     MAX_MIXED_SIGN_SOURCES,
     DeltaRule,
-    KeepAll,
+    KeepDrawn,
     Rescale,
     check_divisors,
     drawn_rescale,
@@ -24,7 +24,7 @@ EVERY_SUBSET = pytest.mark.parametrize("every_subset", [False, True])
 
 def rule(weight: tuple[float, ...], *, elect: bool, normalize: bool) -> DeltaRule:
     return DeltaRule(
-        keep=KeepAll(),
+        keep=KeepDrawn(density=(1.0,) * len(weight)),
         weight=weight,
         rescale=Rescale.NONE,
         elect=elect,

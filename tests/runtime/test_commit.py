@@ -101,8 +101,9 @@ def test_a_checkpoint_is_refused_and_left_as_it_is(tmp_path: Path, name: str) ->
 
 
 def test_overwriting_removes_what_loaders_would_read_and_nothing_else(tmp_path: Path) -> None:
-    gone = {INDEX, "model.safetensors", "raymerge.json", "model-00002-of-00007.safetensors"}
-    stays = {"notes.txt", "tokenizer.json", "adapter.safetensors"}
+    weights = {"model.safetensors", "model-00002-of-00007.safetensors", "pytorch_model.bin"}
+    gone = weights | {INDEX, "raymerge.json", "tokenizer.json", "chat_template.jinja"}
+    stays = {"notes.txt", "eval.json"}
     for name in gone | stays:
         (tmp_path / name).write_text("{}")
 
@@ -264,7 +265,6 @@ def test_a_finished_checkpoint_is_known_by_its_record(tmp_path: Path) -> None:
         ("raymerge.json", "[]"),
         ("a.safetensors", None),
         ("a.safetensors", "12345"),
-        (".raymerge/claim.json", "{}"),
     ],
 )
 def test_what_is_not_whole_is_not_finished(tmp_path: Path, name: str, content: str | None) -> None:

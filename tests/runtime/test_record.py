@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from raymerge.checkpoint.claims import recorded_shards
+from raymerge.checkpoint.consistency import recorded_shards
 from raymerge.runtime.record import ShardRecord, run_record
 from tests.plans import NORM, plan, recipe
 
@@ -41,7 +41,7 @@ def test_the_record_has_what_a_check_and_a_repeat_need() -> None:
 
 def test_verify_reads_the_record() -> None:
     shards = [ShardRecord("model-00001-of-00002.safetensors", 12, "ab" * 32)]
-    record = json.loads(run_record(plan(recipe("linear", "a", "b")), shards=shards))
+    record = json.loads(run_record(plan(recipe("linear", "a", "b")), shards=shards, kernels="k"))
 
     found = recorded_shards(record)
     assert found[shards[0].name].size_bytes == 12
@@ -51,4 +51,4 @@ def test_verify_reads_the_record() -> None:
 def test_a_record_is_the_same_every_time() -> None:
     made = plan(recipe("ties", "a", "b", base="base"))
 
-    assert run_record(made, shards=[]) == run_record(made, shards=[])
+    assert run_record(made, shards=[], kernels="k") == run_record(made, shards=[], kernels="k")

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raymerge.checkpoint.catalog import read_catalog
-from raymerge.checkpoint.claims import config_problems
+from raymerge.checkpoint.consistency import config_problems
 from raymerge.checkpoint.dtypes import DType
 from raymerge.errors import SourceError
 from raymerge.plan.build import Plan

@@ -135,7 +135,7 @@ def test_a_survey_is_three_sweeps_and_is_not_done_again(
     assert none == []
     assert first == again
     kept = json.loads((place / "claim" / "survey.json").read_text())
-    assert kept.keys() == {"thresholds", "ties"}
+    assert kept.keys() == {"units", "thresholds", "ties"}
 
 
 def test_densities_of_0_and_1_keep_nothing_and_everything(

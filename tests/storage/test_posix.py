@@ -17,7 +17,6 @@ from raymerge.storage.posix import (
     PosixFolder,
     PosixReader,
     PosixShard,
-    create_exclusively,
     write_atomically,
 )
 
@@ -251,8 +250,6 @@ def test_a_place_that_cannot_be_written_is_a_storage_error(place: str) -> None:
         PosixShard(place, 10)
     with pytest.raises(StorageError, match="cannot be written"):
         write_atomically(place, b"")
-    with pytest.raises(StorageError, match="cannot be written"):
-        create_exclusively(place, b"")
 
     assert not caught.value.retryable
 
@@ -291,18 +288,4 @@ def test_an_atomic_write_that_fails_leaves_the_old_file(tmp_path: Path) -> None:
         write_atomically(path, bytes(1000))
 
     assert path.read_bytes() == b"old"
-    assert list(tmp_path.iterdir()) == [path]
-
-
-def test_of_many_creators_one_wins_and_its_content_stands(tmp_path: Path) -> None:
-    path = tmp_path / "claim.json"
-
-    def create(i: int) -> bool:
-        return create_exclusively(path, f"driver {i}".encode())
-
-    with ThreadPoolExecutor(8) as pool:
-        won = list(pool.map(create, range(16)))
-
-    assert won.count(True) == 1
-    assert path.read_text() == f"driver {won.index(True)}"
     assert list(tmp_path.iterdir()) == [path]
