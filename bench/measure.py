@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Self
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-SAMPLE_S = 0.02
+SAMPLE_S = 0.05
 BLOCK_BYTES = 1 << 20
 
 

@@ -126,6 +126,8 @@ def plan(recipe: Path, *, as_json: bool, tensor: str | None, **options: Any) -> 
         from raymerge.plan.explain import explain
         from raymerge.plan.explain_tensor import explain_tensor
 
+        # A plan has millions of objects and all of them stay: the collector need not walk them.
+        gc.disable()
         planned = raymerge.plan(recipe, **options)
         if as_json:
             click.echo(json.dumps(document(planned)))
@@ -149,12 +151,14 @@ def merge(recipe: Path, out: Path, *, as_json: bool, quiet: bool, **options: Any
 
         # numba looks for BLAS in scipy: a quarter of a second of imports that no kernel here uses.
         sys.modules.setdefault("scipy", None)  # type: ignore[arg-type]
+        # A plan has millions of objects and all of them stay: the collector need not walk them.
+        gc.disable()
         display = Display()
 
         def on_plan(planned: Any, machine: Any) -> None:
             display.begin(planned)
-            # A plan has millions of objects and all of them stay: the collector need not walk them.
             gc.freeze()
+            gc.enable()
             if not quiet:
                 click.echo(
                     f"engine {machine.engine} ({machine.why}), device {machine.device}, plan "

@@ -54,7 +54,7 @@ class Shard:
     @property
     def data_bytes(self) -> int:
         """Bytes of its tensors."""
-        return sum(slot.nbytes for slot in self.slots)
+        return self.slots[-1].stop - len(self.header) if self.slots else 0
 
 
 def lay_out(

@@ -171,10 +171,11 @@ def project(
         )
     budget = Budget(thread_bytes=thread_bytes, tile_elements=tile, hold=hold)
     swept = [node for node in nodes if len(node.step.passes) > 1]
-    held = [node for node in swept if budget.holds(node)]
+    kept = [budget.holds(node) for node in swept]
+    held = [node for node, keep in zip(swept, kept, strict=True) if keep]
     held_bytes = max((n.input_bytes + working_bytes(n, tile) for n in held), default=0)
     peak = max(held_bytes, working_bytes(worst, tile))
-    again = [node for node in swept if not budget.holds(node)]
+    again = [node for node, keep in zip(swept, kept, strict=True) if not keep]
     return Memory(
         budget_bytes=budget_bytes,
         threads=threads,

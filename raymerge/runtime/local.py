@@ -42,6 +42,7 @@ class LocalEngine:
                     return
                 try:
                     before(unit)
+                    self._worker.will_need(unit)
                     with suppress(IndexError):  # the last one is begun
                         self._worker.will_need(queue[0])
                     results.put((unit, getattr(self._worker, call)(unit, *args)))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from threading import Event, local
 
@@ -50,7 +51,9 @@ class Worker:
         with PosixShard(Path(self._settings.folder, unit.shard), unit.shard_bytes) as shard:
             # The first unit of a shard answers for its header, which is there already.
             digest.update(shard.read(unit.start, unit.nodes[0].slot.start))
-            for node in unit.nodes:
+            for node, following in zip_longest(unit.nodes, unit.nodes[1:]):
+                if following:
+                    self._readers.will_need(following.inputs)
                 self._check_twins(node)
                 position = node.slot.start
 
@@ -76,7 +79,7 @@ class Worker:
 
     def will_need(self, unit: Unit) -> None:
         """Advise the kernel that this unit comes next."""
-        self._readers.will_need([read for node in unit.nodes for read in node.inputs])
+        self._readers.will_need(unit.nodes[0].inputs)
 
     def count_high(self, unit: Unit) -> Counts:
         """A survey's first sweep: upper magnitude bits of the unit's surveyed deltas."""
