@@ -26,7 +26,7 @@ def source(location: str, revision: str | None = None) -> PlannedSource:
     [
         ("hf://org/name", None, "org/name"),
         ("hf://org/name@main", "abc", "org/name"),
-        ("/root/.cache/huggingface/hub/models--org--my--name/snapshots/0af1", None, "org/my--name"),
+        ("/srv/cache/huggingface/hub/models--org--my--name/snapshots/0af1", None, "org/my--name"),
         ("org/name", "v1.0", "org/name"),
         ("org/name", None, None),  # as likely a folder
         ("models/llama-3", None, None),
