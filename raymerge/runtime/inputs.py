@@ -24,8 +24,8 @@ ALIGNMENT = 64
 """Buffers start at cache lines."""
 
 AHEAD_BYTES = 2**23
-"""How far ahead of the reads of a tensor the kernel is asked to fetch. On a cold disk this doubled
-the speed of its own read-ahead, which loses its place when threads share a file."""
+"""How far ahead of the reads of a tensor the kernel is asked to fetch. One thread read a cold file
+at 1.0 to 1.5 GB/s when it asked ahead, and at 0.5 to 0.7 when it left that to the kernel."""
 PROBES = 16
 """Places a sample is taken from."""
 
