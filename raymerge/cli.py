@@ -158,6 +158,8 @@ def merge(recipe: Path, out: Path, *, as_json: bool, quiet: bool, **options: Any
         def on_plan(planned: Any, machine: Any) -> None:
             display.begin(planned)
             gc.freeze()
+            # numba makes as many as it starts: seldom enough not to be noticed, still bounded.
+            gc.set_threshold(100_000)
             gc.enable()
             if not quiet:
                 click.echo(

@@ -17,7 +17,7 @@ from numba.extending import intrinsic
 
 from raymerge.kernels.constants import BLOCK
 from raymerge.kernels.floats import narrow, widen
-from raymerge.kernels.jit import kernel
+from raymerge.kernels.jit import kernel, part
 from raymerge.kernels.philox import philox_words
 from raymerge.kernels.reduce import REDUCTION_BLOCK, add_products, close_block
 
@@ -45,7 +45,7 @@ def equal_mask(_typing: Any, address: Any, _value: Any) -> Any:
     return types.uint64(types.int64, types.uint32), generate
 
 
-@kernel("void(float32[::1], int64, uint64[::1], uint32[::1])")
+@part
 def drop_tied(delta: Any, count: int, selector: Any, magnitudes: Any) -> None:
     """Keep `kept` of every `tied` entries at the threshold, evenly spread in index order.
 
@@ -67,7 +67,7 @@ def drop_tied(delta: Any, count: int, selector: Any, magnitudes: Any) -> None:
     selector[SEEN] = seen
 
 
-@kernel("void(float32[::1], int64, uint64, uint64[::1], uint32[::1])")
+@part
 def keep_entries(delta: Any, count: int, first: int, selector: Any, words: Any) -> None:
     """Zero the entries of `delta` that its selector drops; `first` is the flat index of entry 0."""
     if selector[MODE] == KEEP_DRAWN:

@@ -14,7 +14,7 @@ from numba import carray, types
 from numba.extending import intrinsic
 
 from raymerge.checkpoint.dtypes import DType
-from raymerge.kernels.jit import kernel
+from raymerge.kernels.jit import part
 
 BF16, F16, F32, F64 = 0, 1, 2, 3
 CODES = {DType.BF16: BF16, DType.F16: F16, DType.F32: F32, DType.F64: F64}
@@ -30,7 +30,7 @@ def pointer(_typing: Any, address: Any) -> Any:
     return types.voidptr(types.int64), generate
 
 
-@kernel("boolean(int64, int64, int64, int64, float32[::1])")
+@part
 def widen(address: int, code: int, start: int, count: int, out: Any) -> bool:
     """Write elements `[start, start + count)` as float32; True if one of them is NaN or Inf."""
     worst = np.uint32(0)
@@ -83,7 +83,7 @@ def _bits(_typing: Any, value: Any) -> Any:
     return types.uint32(types.float32), generate
 
 
-@kernel("uint32(uint32)")
+@part
 def _half(word: Any) -> Any:
     """float32 bits -> float16 bits, to nearest even."""
     sign = (word >> np.uint32(16)) & np.uint32(0x8000)
@@ -103,7 +103,7 @@ def _half(word: Any) -> Any:
     return sign | (_bits(shifted) - np.uint32(0x3F000000))
 
 
-@kernel("boolean(float32[::1], int64, int64, int64, int64)")
+@part
 def narrow(values: Any, count: int, address: int, code: int, start: int) -> bool:
     """Write float32 `values` at elements `[start, start + count)`; True if one became NaN or Inf.
 

@@ -13,7 +13,7 @@ import tempfile
 import warnings
 from collections.abc import Callable
 from contextlib import suppress
-from functools import cache
+from functools import cache, wraps
 from pathlib import Path
 from typing import Any
 
@@ -57,12 +57,36 @@ def _keeps_cache() -> bool:
     return False
 
 
-def kernel(*signature: str) -> Callable[[Callable[..., Any]], Any]:
-    """Compile a function to machine code that releases the GIL.
-
-    No fastmath and no fused multiply-add: the bytes are a contract. No threads of numba's own:
-    threads belong to the runtime.
-    """
+def _compiled(function: Callable[..., Any]) -> Any:
+    # No fastmath and no fused multiply-add: the bytes are a contract. No threads of numba's own:
+    # threads belong to the runtime.
     options = {"nogil": True, "cache": _keeps_cache(), "error_model": "numpy", "boundscheck": False}
-    compile_function: Callable[[Callable[..., Any]], Any] = numba.njit(*signature, **options)
-    return compile_function
+    return numba.njit(**options)(function)
+
+
+def kernel(signature: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Compile a function to machine code that releases the GIL, at its first call.
+
+    Not before: a merge calls two or three of the kernels, and loading one takes 10 ms.
+    """
+
+    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+        @cache
+        def load() -> Any:
+            dispatcher = _compiled(function)
+            dispatcher.compile(signature)
+            dispatcher.disable_compile()
+            return dispatcher
+
+        @wraps(function)
+        def call(*args: Any) -> Any:
+            return load()(*args)
+
+        return call
+
+    return decorate
+
+
+def part(function: Callable[..., Any]) -> Any:
+    """Let kernels call a function: it is compiled into each, for the types it is called with."""
+    return _compiled(function)

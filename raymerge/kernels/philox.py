@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from raymerge.kernels.jit import kernel
+from raymerge.kernels.jit import part
 
 ROUNDS = 10
 MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
@@ -34,13 +34,14 @@ def draw_limit(density: float) -> int:
     return int(density * 2**32)
 
 
-@kernel("void(uint64, uint64, int64, uint32[::1])")
+@part
 def philox_words(key: int, first: int, count: int, words: Any) -> None:
     """Write the words of entries `[first, first + count)`; both are multiples of 4."""
     low = np.uint64(0xFFFFFFFF)
     half = np.uint64(32)
+    begin = np.uint64(first) // np.uint64(4)
     for group in range(count // 4):
-        counter = first // np.uint64(4) + np.uint64(group)
+        counter = begin + np.uint64(group)
         a, b = counter & low, counter >> half
         c, d = np.uint64(0), np.uint64(0)
         k, m = key & low, key >> half

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from raymerge.kernels.constants import BLOCK, LANES
 from raymerge.kernels.floats import widen
-from raymerge.kernels.jit import kernel
+from raymerge.kernels.jit import kernel, part
 
 REDUCTION_BLOCK = 2**20
 
@@ -30,7 +30,7 @@ def new_sums(count: int) -> npt.NDArray[np.float64]:
     return np.zeros((count, LANES + 1))
 
 
-@kernel("void(float64[:, ::1])")
+@part
 def close_block(sums: Any) -> None:
     """Fold the lanes of the open block in halves and add them to the totals."""
     for row in range(sums.shape[0]):
@@ -43,7 +43,7 @@ def close_block(sums: Any) -> None:
         sums[row, :LANES] = 0.0
 
 
-@kernel("void(float64[:, ::1], int64, float32[::1], float32[::1], int64)")
+@part
 def add_products(sums: Any, row: int, left: Any, right: Any, count: int) -> None:
     """Add `left * right` over `count` elements, the first of which belongs to lane 0."""
     lanes = sums[row]

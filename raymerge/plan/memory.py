@@ -34,10 +34,10 @@ PLAN_BYTES_PER_TENSOR = 1200
 THREAD_BYTES = 8 * 2**20
 """Stack, hash state and the small arrays around a thread's tiles."""
 
-LARGEST_TILE = 2**16
-"""A tile of four bfloat16 inputs is 512 KiB then: it stays in a core's own cache between the read
-that brings it and the kernel that uses it. Profiled, the reads of one merge took 1.4 s in tiles of
-2**15 elements and 2.9 s in tiles of 2**20."""
+LARGEST_TILE = 2**18
+"""A tile of four bfloat16 inputs is 2 MiB then. Smaller ones stay in a core's own cache, but every
+tile costs some 50 microseconds of Python, for which threads wait on each other: a linear merge on
+two threads took 3.6 s in tiles of 2**16 elements, 2.3 s in tiles of 2**18."""
 SMALLEST_TILE = 2**14
 CACHED_BYTES = 4 * 2**20
 """Inputs of a tensor that stay in the caches between sweeps: they are held whatever else is not."""

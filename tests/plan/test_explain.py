@@ -56,7 +56,7 @@ def test_a_plan_in_full() -> None:
         "writes   5.4 KiB",
         "shards   1, the largest 5.4 KiB: model-00001-of-00001.safetensors",
         "units    1, the largest 5.4 KiB",
-        f"peak     {host} of 4.0 GiB, 2 threads, tiles of 65,536 elements",
+        f"peak     {host} of 4.0 GiB, 2 threads, tiles of 262,144 elements",
         "tie      lm_head.weight is not written: the recipe drops it",
         f"digest   {made.digest}",
     ]
