@@ -14,9 +14,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
-from raymerge.checkpoint.catalog import Catalog
 from raymerge.errors import PlanError
 
 # Last components, as the model families name them.
@@ -34,6 +33,30 @@ _SECTIONS = ("text_config", "llm_config", "language_config", "thinker_config")
 # Classes that compute logits; a bare model, such as an embedding model, has no head to miss.
 _WITH_HEAD = ("ForCausalLM", "ForConditionalGeneration", "LMHeadModel")
 _MATRIX = 2
+
+
+class Shaped(Protocol):
+    """A tensor of which the shape is known."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Its shape."""
+
+
+class Holder(Protocol):
+    """A source, as far as its tie is concerned: a catalog, or a plan's view of one."""
+
+    @property
+    def label(self) -> str:
+        """What messages call it."""
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        """config.json."""
+
+    @property
+    def tensors(self) -> Mapping[str, Shaped]:
+        """By name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +82,7 @@ class TiePolicy:
     embedding's, or loaders disagree about which counts."""
 
 
-def find_tie(catalog: Catalog) -> Tie | None:
+def find_tie(catalog: Holder) -> Tie | None:
     """The head and the embedding of a source that holds both, in one two-dimensional shape.
 
     Of several candidates the least nested head counts, and the embedding that shares most of its
@@ -75,7 +98,7 @@ def find_tie(catalog: Catalog) -> Tie | None:
     return None
 
 
-def find_embedding(catalog: Catalog) -> str | None:
+def find_embedding(catalog: Holder) -> str | None:
     """The input embedding: of a tie, else the least nested candidate."""
     if tie := find_tie(catalog):
         return tie.embedding
@@ -103,7 +126,7 @@ def needs_head(config: Mapping[str, Any]) -> bool:
     return any(isinstance(name, str) and name.endswith(_WITH_HEAD) for name in classes)
 
 
-def decide_tie(catalogs: Sequence[Catalog]) -> TiePolicy | None:
+def decide_tie(catalogs: Sequence[Holder]) -> TiePolicy | None:
     """Settle the head over all sources, or None where no source has one.
 
     The output's head is its own as soon as one source's is; sources that tie then supply their
@@ -131,7 +154,7 @@ def decide_tie(catalogs: Sequence[Catalog]) -> TiePolicy | None:
     )
 
 
-def _refuse_lost_head(catalog: Catalog, tie: Tie | None) -> None:
+def _refuse_lost_head(catalog: Holder, tie: Tie | None) -> None:
     """Raise for a source that claims a head of its own and does not have one."""
     if tied_by_config(catalog.config) is not False:
         return
@@ -147,7 +170,7 @@ def _refuse_lost_head(catalog: Catalog, tie: Tie | None) -> None:
         )
 
 
-def _lacks_any_head(catalog: Catalog) -> bool:
+def _lacks_any_head(catalog: Holder) -> bool:
     return (
         needs_head(catalog.config)
         and find_embedding(catalog) is not None
@@ -155,11 +178,11 @@ def _lacks_any_head(catalog: Catalog) -> bool:
     )
 
 
-def _holds_either(catalog: Catalog, tie: Tie) -> bool:
+def _holds_either(catalog: Holder, tie: Tie) -> bool:
     return tie.head in catalog.tensors or tie.embedding in catalog.tensors
 
 
-def _matrices(catalog: Catalog, endings: tuple[str, ...]) -> list[str]:
+def _matrices(catalog: Holder, endings: tuple[str, ...]) -> list[str]:
     return [
         name
         for name, entry in catalog.tensors.items()
@@ -186,5 +209,5 @@ def _shared_path(one: str, other: str) -> int:
     return shared
 
 
-def _labels(catalogs: Iterable[Catalog]) -> tuple[str, ...]:
+def _labels(catalogs: Iterable[Holder]) -> tuple[str, ...]:
     return tuple(catalog.label for catalog in catalogs)

@@ -20,8 +20,8 @@ from raymerge.methods.registry import Over
 from raymerge.plan.graph import (
     CopyStep,
     DeltaStep,
+    Input,
     PlannedSource,
-    Read,
     SpanStep,
     Step,
     TensorNode,
@@ -31,6 +31,7 @@ from raymerge.plan.match import Match, check_shapes, inputs_of, match, twins
 from raymerge.plan.memory import Memory, project, sample_bytes
 from raymerge.plan.steps import KEEP, StepMaker, output_dtype, settle
 from raymerge.plan.units import cut
+from raymerge.plan.views import View, views
 from raymerge.recipe import Recipe
 
 CONTRACT = "1"
@@ -101,7 +102,7 @@ class Plan:
     def bytes_read(self) -> int:
         """Bytes the run reads, sweeps that do not fit in memory and samples counted again."""
         once = sum(node.input_bytes for node in self.nodes)
-        compared = sum(a.entry.nbytes + b.entry.nbytes for n in self.nodes for a, b in n.twins)
+        compared = sum(a.read_bytes + b.read_bytes for n in self.nodes for a, b in n.twins)
         surveyed = sum(
             node.input_bytes
             for node in self.nodes
@@ -136,16 +137,17 @@ def build(
         PlanError: Sources do not match each other or the recipe, are quantised, or do not fit.
     """
     _refuse_quantised(catalogs)
-    matched = match(recipe, catalogs)
-    nodes = _nodes(recipe, catalogs, matched)
+    seen = views(catalogs)
+    matched = match(recipe, seen)
+    nodes = _nodes(recipe, seen, matched)
     if not nodes:
         raise PlanError(f"{recipe.path}: nothing is left to write: `drop:` covers every tensor")
-    outputs = [(name, dtype, reads[0].entry.shape) for name, dtype, _, reads in nodes]
+    outputs = [(name, dtype, inputs[0].shape) for name, dtype, _, inputs in nodes]
     shard_bytes = options.shard_bytes or auto_shard_bytes(
         sum(dtype.num_bytes(shape) for _, dtype, shape in outputs)
     )
     shards = lay_out(outputs, max_shard_bytes=shard_bytes)
-    placed = _place(nodes, shards, twins(matched, catalogs), matched.tie)
+    placed = _place(nodes, shards, twins(matched, seen), matched.tie)
     sources = tuple(_pin(recipe, catalog) for catalog in catalogs)
     plan = Plan(
         recipe=recipe,
@@ -170,11 +172,11 @@ def build(
     return replace(plan, digest=digest(plan))
 
 
-_Draft = tuple[str, DType, Step, tuple[Read, ...]]
+_Draft = tuple[str, DType, Step, tuple[Input, ...]]
 
 
-def _nodes(recipe: Recipe, catalogs: Sequence[Catalog], matched: Match) -> list[_Draft]:
-    labels = [catalog.label for catalog in catalogs]
+def _nodes(recipe: Recipe, seen: Sequence[View], matched: Match) -> list[_Draft]:
+    labels = [view.label for view in seen]
     order = [labels.index(source.label) for source in recipe.sources]
     if recipe.base is not None and recipe.method.over is not Over.SOURCES:
         order.insert(0, labels.index(recipe.base.label))
@@ -184,11 +186,11 @@ def _nodes(recipe: Recipe, catalogs: Sequence[Catalog], matched: Match) -> list[
     drafts: list[_Draft] = []
     for name in matched.names:
         if name in matched.kept:
-            reads = inputs_of(name, catalogs, donor, matched.tie)
-            drafts.append((name, reads[0].entry.dtype, KEEP, reads))
+            reads = inputs_of(name, seen, donor, matched.tie)
+            drafts.append((name, reads[0].dtype, KEEP, reads))
             continue
-        reads = inputs_of(name, catalogs, order, matched.tie)
-        check_shapes(name, reads, catalogs)
+        reads = inputs_of(name, seen, order, matched.tie)
+        check_shapes(name, reads, seen)
         step = maker.make(name, resolve(name))
         dtype = output_dtype(name, reads, recipe, step)
         step = settle(step, reads, dtype)
@@ -199,7 +201,7 @@ def _nodes(recipe: Recipe, catalogs: Sequence[Catalog], matched: Match) -> list[
 def _place(
     drafts: Iterable[_Draft],
     shards: Sequence[Shard],
-    pairs: tuple[tuple[Read, Read], ...],
+    pairs: tuple[tuple[Input, Input], ...],
     tie: TiePolicy | None,
 ) -> dict[str, TensorNode]:
     """Nodes by name, in the order of their bytes."""
@@ -242,7 +244,7 @@ def _refuse_quantised(catalogs: Sequence[Catalog]) -> None:
 def _narrowings(nodes: Iterable[TensorNode]) -> list[str]:
     counts: Counter[tuple[str, str]] = Counter()
     for node in nodes:
-        kinds = {read.entry.dtype for read in node.inputs}
+        kinds = {one.dtype for one in node.inputs}
         if node.slot.dtype.mergeable and promote({*kinds, node.slot.dtype}) is not node.slot.dtype:
             counts[promote(kinds), node.slot.dtype] += 1
     return [
@@ -287,7 +289,7 @@ def digest(plan: Plan) -> str:
         if text is None:
             text = texts[id(node.step)] = _canonical(node.step)
         slot = node.slot
-        reads = [(read.source, read.entry.file, read.entry.start) for read in node.inputs]
+        reads = [one.identity for one in node.inputs]
         hashed.update(
             f"{slot.name}\0{slot.dtype}\0{slot.shape}\0{slot.start}\0{text}\0{reads}\n".encode()
         )

@@ -8,7 +8,8 @@ Complete, without times or machine names, and in this order of keys:
               span, null where the run decides them), passes, surveyed, tensors (how many)
     tensors   name, dtype, shape, step (its index), inputs, shard, start, stop
     inputs    source (its index), tensor (only where it has another name there), file, start, stop,
-              dtype
+              dtype; of one worked out from stored tensors, instead of file, start and stop: derived
+              (how), reads (the stored ones)
     shards    name, bytes, tensors (how many)
     units     number, shard, start, stop, read_bytes, tensors (names)
     memory    budget_bytes, projected_host_bytes, projected_device_bytes, threads, thread_bytes,
@@ -29,7 +30,16 @@ from typing import Any
 
 from raymerge.plan.build import Plan
 from raymerge.plan.explain import distinct_steps
-from raymerge.plan.graph import CopyStep, DeltaStep, PlannedSource, Read, SpanStep, Step, TensorNode
+from raymerge.plan.graph import (
+    CopyStep,
+    DeltaStep,
+    Derived,
+    Input,
+    PlannedSource,
+    SpanStep,
+    Step,
+    TensorNode,
+)
 
 Document = dict[str, Any]
 
@@ -111,22 +121,23 @@ def _tensor(node: TensorNode, step: int, shard: str) -> Document:
         "dtype": slot.dtype.value,
         "shape": list(slot.shape),
         "step": step,
-        "inputs": [_input(read, slot.name) for read in node.inputs],
+        "inputs": [_input(one, slot.name) for one in node.inputs],
         "shard": shard,
         "start": slot.start,
         "stop": slot.stop,
     }
 
 
-def _input(read: Read, name: str) -> Document:
-    entry = read.entry
-    document: Document = {"source": read.source}
-    if entry.name != name:
-        document["tensor"] = entry.name
-    document["file"] = entry.file
-    document["start"] = entry.start
-    document["stop"] = entry.stop
-    document["dtype"] = entry.dtype.value
+def _input(one: Input, name: str) -> Document:
+    document: Document = {"source": one.source}
+    if one.name != name:
+        document["tensor"] = one.name
+    if isinstance(one, Derived):
+        document["derived"] = one.how
+        document["reads"] = [_input(read, one.name) for read in one.reads]
+    else:
+        document |= {"file": one.file, "start": one.entry.start, "stop": one.entry.stop}
+    document["dtype"] = one.dtype.value
     return document
 
 

@@ -59,7 +59,7 @@ def _method(plan: Plan) -> str:
     noun = f"{number} source{'s' if number > 1 else ''}"
     if plan.recipe.base is not None and plan.recipe.base not in plan.recipe.sources:
         noun += " and a base"
-    inputs = {read.entry.dtype for node in plan.nodes for read in node.inputs}
+    inputs = {one.dtype for node in plan.nodes for one in node.inputs}
     outputs = {node.slot.dtype for node in plan.nodes}
     dtypes = f"{_dtype_names(inputs)} -> {_dtype_names(outputs)}"
     return f"{method.name} ({method.paper}), {noun}, {dtypes}, seed {plan.recipe.seed}"

@@ -10,7 +10,7 @@ from raymerge.errors import PlanError
 from raymerge.methods.registry import KnobValue
 from raymerge.plan.build import SURVEY_SWEEPS, Plan
 from raymerge.plan.explain import columns, format_value, step_title
-from raymerge.plan.graph import CopyStep, DeltaStep, Read, SpanStep, Step, TensorNode
+from raymerge.plan.graph import CopyStep, DeltaStep, Derived, Input, SpanStep, Step, TensorNode
 from raymerge.recipe.wording import did_you_mean
 
 _PASSES = {
@@ -41,7 +41,7 @@ def explain_tensor(plan: Plan, name: str) -> str:
         _Branch("writes", [address]),
     ]
     if node.twins:
-        twins = (f"{plan.sources[a.source].label}: {a.entry.name}" for a, _ in node.twins)
+        twins = (f"{plan.sources[a.source].label}: {a.name}" for a, _ in node.twins)
         branches.insert(1, _Branch("compares, byte for byte, with", list(twins)))
     return "\n".join([name, *_tree(branches)])
 
@@ -71,21 +71,21 @@ def _why_absent(plan: Plan, name: str) -> str:
 
 
 def _input_rows(plan: Plan, node: TensorNode) -> Iterator[list[str]]:
-    for position, read in enumerate(node.inputs):
-        entry = read.entry
+    for position, one in enumerate(node.inputs):
         yield [
-            plan.sources[read.source].label,
-            _stored_name(read, node),
-            entry.file,
-            _span(entry.start, entry.stop),
-            _typed(entry.dtype, entry.shape),
+            plan.sources[one.source].label,
+            "" if one.name == node.slot.name else one.name,
+            *_where(one),
+            _typed(one.dtype, one.shape),
             _own_knobs(node, position),
         ]
 
 
-def _stored_name(read: Read, node: TensorNode) -> str:
-    """The tensor's name in its source, where it is another: an embedding that is the head, too."""
-    return "" if read.entry.name == node.slot.name else read.entry.name
+def _where(one: Input) -> tuple[str, str]:
+    """The bytes of a stored input, or what a derived one is worked out from."""
+    if isinstance(one, Derived):
+        return one.how, f"{len(one.reads)} stored tensors"
+    return one.file, _span(one.entry.start, one.entry.stop)
 
 
 def _own_knobs(node: TensorNode, position: int) -> str:

@@ -1,8 +1,10 @@
 """The nouns of a plan: what is read, what is done to it, where it goes. All frozen, all picklable.
 
-    Read ----.
-    Read -----> Step -> Slot          one TensorNode per output tensor
-    Read ----'
+    Input ---.
+    Input ----> Step -> Slot          one TensorNode per output tensor
+    Input ---'
+
+An input is a `Read`, the bytes of a stored tensor, or `Derived` from such bytes as they are read.
 
 Steps are shared: tensors with the same method and the same resolved knobs hold the same object.
 """
@@ -11,7 +13,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from math import prod
 
+from raymerge.checkpoint.dtypes import DType
 from raymerge.checkpoint.folder import Pin
 from raymerge.checkpoint.header import TensorEntry
 from raymerge.checkpoint.layout import Slot
@@ -27,6 +31,99 @@ class Read:
     source: int
     """Position in `Plan.sources`."""
     entry: TensorEntry
+
+    @property
+    def name(self) -> str:
+        """The tensor's name in its source."""
+        return self.entry.name
+
+    @property
+    def dtype(self) -> DType:
+        """Its element type."""
+        return self.entry.dtype
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Its shape."""
+        return self.entry.shape
+
+    @property
+    def num_elements(self) -> int:
+        """Its elements."""
+        return self.entry.num_elements
+
+    @property
+    def file(self) -> str:
+        """The file it lies in."""
+        return self.entry.file
+
+    @property
+    def read_bytes(self) -> int:
+        """What one sweep over it reads."""
+        return self.entry.nbytes
+
+    @property
+    def reads(self) -> tuple[Read, ...]:
+        """The stored tensors it comes from."""
+        return (self,)
+
+    @property
+    def identity(self) -> tuple[object, ...]:
+        """What names it in the plan's digest."""
+        return self.source, self.entry.file, self.entry.start
+
+    def scratch_bytes(self, tile_elements: int) -> int:  # noqa: ARG002 - a derived one needs it
+        """What a thread needs to fill a tile, besides the tile."""
+        return 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Derived:
+    """A tensor that is worked out, tile by tile, from stored ones whenever it is read.
+
+    Each kind is a subclass, and `runtime/derived/` has a file for it that does the work.
+    """
+
+    source: int
+    """Position in `Plan.sources` of the source that it stands for."""
+    name: str
+    dtype: DType
+    shape: tuple[int, ...]
+    reads: tuple[Read, ...]
+    """The stored tensors it is worked out from, the one with most bytes first."""
+
+    @property
+    def num_elements(self) -> int:
+        """Its elements."""
+        return prod(self.shape)
+
+    @property
+    def file(self) -> str:
+        """The file that its largest part lies in."""
+        return self.reads[0].file
+
+    @property
+    def read_bytes(self) -> int:
+        """What one sweep over it reads."""
+        return sum(read.read_bytes for read in self.reads)
+
+    @property
+    def how(self) -> str:
+        """How it is worked out, in a few words for `plan --graph`."""
+        raise NotImplementedError
+
+    @property
+    def identity(self) -> tuple[object, ...]:
+        """What names it in the plan's digest."""
+        stored = tuple(read.identity for read in self.reads)
+        return type(self).__name__, self.source, self.name, self.dtype.value, self.shape, stored
+
+    def scratch_bytes(self, tile_elements: int) -> int:
+        """Upper bound of what a thread needs to fill a tile, besides the tile."""
+        raise NotImplementedError
+
+
+Input = Read | Derived
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,15 +197,20 @@ class TensorNode:
 
     slot: Slot
     step: Step
-    inputs: tuple[Read, ...]
+    inputs: tuple[Input, ...]
     """In recipe order. The base comes first for base-relative steps."""
-    twins: tuple[tuple[Read, Read], ...] = ()
+    twins: tuple[tuple[Input, Input], ...] = ()
     """Pairs of tensors of one source whose bytes must agree: a tied head and its embedding."""
 
     @property
     def input_bytes(self) -> int:
-        """Bytes of all inputs."""
-        return sum(read.entry.nbytes for read in self.inputs)
+        """What one sweep over all inputs reads."""
+        return sum(one.read_bytes for one in self.inputs)
+
+    @property
+    def held_bytes(self) -> int:
+        """Bytes of all inputs in memory."""
+        return sum(one.dtype.num_bytes(one.shape) for one in self.inputs)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

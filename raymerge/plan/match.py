@@ -9,11 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from raymerge.checkpoint.catalog import Catalog
-from raymerge.checkpoint.header import TensorEntry
 from raymerge.checkpoint.ties import TiePolicy, decide_tie
 from raymerge.errors import PlanError
-from raymerge.plan.graph import Read
+from raymerge.plan.graph import Input
+from raymerge.plan.views import View
 from raymerge.recipe import Recipe
 from raymerge.recipe.patterns import matches
 
@@ -31,19 +30,19 @@ class Match:
     tie: TiePolicy | None
 
 
-def match(recipe: Recipe, catalogs: Sequence[Catalog]) -> Match:
+def match(recipe: Recipe, views: Sequence[View]) -> Match:
     """Decide the names of the output.
 
     Args:
         recipe: The recipe.
-        catalogs: One per `recipe.all_sources`, in that order.
+        views: One per `recipe.all_sources`, in that order.
 
     Raises:
         PlanError: A source lacks a tensor or has one more, or a pattern covers nothing.
     """
-    donor = next(c for c in catalogs if c.label == recipe.donor.label)
-    every = dict.fromkeys(name for catalog in (donor, *catalogs) for name in catalog.tensors)
-    tie = decide_tie(catalogs)
+    donor = next(c for c in views if c.label == recipe.donor.label)
+    every = dict.fromkeys(name for view in (donor, *views) for name in view.tensors)
+    tie = decide_tie(views)
     in_donor = dict.fromkeys(donor.tensors)
     if tie and donor.label in tie.stand_ins:
         in_donor[tie.head] = None
@@ -61,32 +60,31 @@ def match(recipe: Recipe, catalogs: Sequence[Catalog]) -> Match:
         )
     tied_heads = {tie.head} if tie and tie.tied else set()
     names = tuple(name for name in every if name not in dropped and name not in tied_heads)
-    for catalog in catalogs:
-        _check_complete(catalog, donor, names, kept, tie)
+    for view in views:
+        _check_complete(view, donor, names, kept, tie)
     return Match(names=names, kept=kept, dropped=tuple(n for n in every if n in dropped), tie=tie)
 
 
 def inputs_of(
-    name: str, catalogs: Sequence[Catalog], order: Iterable[int], tie: TiePolicy | None
-) -> tuple[Read, ...]:
+    name: str, views: Sequence[View], order: Iterable[int], tie: TiePolicy | None
+) -> tuple[Input, ...]:
     """The tensors that go into the output tensor `name`, from the sources at `order`."""
-    reads = []
+    inputs = []
     for position in order:
-        catalog = catalogs[position]
-        stands_in = tie and name == tie.head and catalog.label in tie.stand_ins
-        entry = catalog.tensors[tie.embedding if tie and stands_in else name]
-        reads.append(Read(position, entry))
-    return tuple(reads)
+        view = views[position]
+        stands_in = tie and name == tie.head and view.label in tie.stand_ins
+        inputs.append(view.tensors[tie.embedding if tie and stands_in else name])
+    return tuple(inputs)
 
 
-def check_shapes(name: str, reads: Sequence[Read], catalogs: Sequence[Catalog]) -> None:
+def check_shapes(name: str, inputs: Sequence[Input], views: Sequence[View]) -> None:
     """Raise unless all inputs have one shape."""
-    first = reads[0]
-    for read in reads[1:]:
-        if read.entry.shape != first.entry.shape:
-            one, other = catalogs[first.source].label, catalogs[read.source].label
+    first = inputs[0]
+    for another in inputs[1:]:
+        if another.shape != first.shape:
+            one, other = views[first.source].label, views[another.source].label
             raise PlanError(
-                f"{name} has shape {_shape(first.entry)} in {one} and {_shape(read.entry)} in "
+                f"{name} has shape {_shape(first)} in {one} and {_shape(another)} in "
                 f"{other}; sources must be of one architecture. To leave it out write "
                 f"`drop: [{name}]`, to copy the donor's write `keep: [{name}]`.",
                 source=other,
@@ -94,7 +92,7 @@ def check_shapes(name: str, reads: Sequence[Read], catalogs: Sequence[Catalog]) 
             )
 
 
-def twins(matched: Match, catalogs: Sequence[Catalog]) -> tuple[tuple[Read, Read], ...]:
+def twins(matched: Match, views: Sequence[View]) -> tuple[tuple[Input, Input], ...]:
     """Heads that are tied by their config and stored all the same: the run compares their bytes.
 
     A head that the recipe drops is none of the merge's business.
@@ -103,18 +101,18 @@ def twins(matched: Match, catalogs: Sequence[Catalog]) -> tuple[tuple[Read, Read
     if tie is None or tie.head in matched.dropped:
         return ()
     pairs = []
-    for i, catalog in enumerate(catalogs):
-        if catalog.label in tie.must_equal and tie.embedding in catalog.tensors:
-            head, embedding = catalog.tensors[tie.head], catalog.tensors[tie.embedding]
+    for view in views:
+        if view.label in tie.must_equal and tie.embedding in view.tensors:
+            head, embedding = view.tensors[tie.head], view.tensors[tie.embedding]
             if (head.dtype, head.shape) != (embedding.dtype, embedding.shape):
                 raise PlanError(
-                    f"{catalog.label}: config.json says the head is tied, but {tie.head} is "
+                    f"{view.label}: config.json says the head is tied, but {tie.head} is "
                     f"{head.dtype} {_shape(head)} and {tie.embedding} is {embedding.dtype} "
                     f"{_shape(embedding)}",
-                    source=catalog.label,
+                    source=view.label,
                     tensor=tie.head,
                 )
-            pairs.append((Read(i, head), Read(i, embedding)))
+            pairs.append((head, embedding))
     return tuple(pairs)
 
 
@@ -131,20 +129,20 @@ def _check_patterns(
 
 
 def _check_complete(
-    catalog: Catalog,
-    donor: Catalog,
+    view: View,
+    donor: View,
     names: Sequence[str],
     kept: frozenset[str],
     tie: TiePolicy | None,
 ) -> None:
-    absent = [name for name in names if name not in catalog.tensors and name not in kept]
-    if tie and catalog.label in tie.stand_ins:
+    absent = [name for name in names if name not in view.tensors and name not in kept]
+    if tie and view.label in tie.stand_ins:
         absent = [name for name in absent if name != tie.head]
     if not absent:
         return
     listed = ", ".join(absent[:3]) + (f" and {len(absent) - 3} more" if absent[3:] else "")
     extra = [name for name in absent if name not in donor.tensors]
-    if catalog is donor or len(extra) == len(absent):
+    if view is donor or len(extra) == len(absent):
         accept = "To leave them out write `drop:` with their names or a pattern"
     else:
         accept = (
@@ -152,12 +150,12 @@ def _check_complete(
             "leave them out `drop:`"
         )
     raise PlanError(
-        f"{catalog.label} lacks {len(absent)} tensors that other sources have: {listed}. {accept}; "
+        f"{view.label} lacks {len(absent)} tensors that other sources have: {listed}. {accept}; "
         f"for the first: `[{absent[0]}]`.",
-        source=catalog.label,
+        source=view.label,
         tensor=absent[0],
     )
 
 
-def _shape(entry: TensorEntry) -> str:
-    return str(list(entry.shape))
+def _shape(tensor: Input) -> str:
+    return str(list(tensor.shape))

@@ -59,8 +59,8 @@ class Budget:
 
     def holds(self, node: TensorNode) -> bool:
         """Whether a tensor that is swept more than once stays in memory between its passes."""
-        held = node.input_bytes + working_bytes(node, self.tile_elements)
-        wanted = self.hold or node.input_bytes <= CACHED_BYTES
+        held = node.held_bytes + working_bytes(node, self.tile_elements)
+        wanted = self.hold or node.held_bytes <= CACHED_BYTES
         return wanted and len(node.step.passes) > 1 and held <= self.thread_bytes
 
 
@@ -84,13 +84,13 @@ class Memory:
 
 def working_bytes(node: TensorNode, tile_elements: int) -> int:
     """Bytes a thread needs for one tensor besides what it holds of it."""
-    shape_elements = node.inputs[0].entry.num_elements
-    elements = min(shape_elements, tile_elements)
-    widths = [read.entry.dtype.bits for read in node.inputs] + [node.slot.dtype.bits]
+    elements = min(node.inputs[0].num_elements, tile_elements)
+    widths = [one.dtype.bits for one in node.inputs] + [node.slot.dtype.bits]
     if isinstance(node.step, CopyStep):
         widths = [node.slot.dtype.bits] * 2
     scratch = 4 * BLOCK * (len(node.inputs) + 4)
-    return sum(widths) * elements // 8 + scratch + _counter_bytes(node)
+    derived = sum(one.scratch_bytes(elements) for one in node.inputs)
+    return sum(widths) * elements // 8 + scratch + derived + _counter_bytes(node)
 
 
 def _counter_bytes(node: TensorNode) -> int:
@@ -104,17 +104,17 @@ def sample_bytes(node: TensorNode, budget: Budget) -> int:
 
     A small tensor is its own sample, which costs nothing if it is held.
     """
-    elements = node.inputs[0].entry.num_elements
+    elements = node.inputs[0].num_elements
     selects = isinstance(node.step, DeltaStep) and node.step.selects and not node.step.surveyed
     if not selects or (elements <= SAMPLE_ELEMENTS and budget.holds(node)):
         return 0
     sampled = min(elements, SAMPLE_ELEMENTS)
-    return sum(read.entry.dtype.num_bytes((sampled,)) for read in node.inputs)
+    return sum(one.dtype.num_bytes((sampled,)) for one in node.inputs)
 
 
 def device_bytes(node: TensorNode, tile_elements: int) -> int:
     """Upper bound of what the torch kernels allocate on a device for a tile of `node`."""
-    elements = min(node.inputs[0].entry.num_elements, tile_elements)
+    elements = min(node.inputs[0].num_elements, tile_elements)
     inputs = len(node.inputs)
     if isinstance(node.step, CopyStep):
         return 0
@@ -177,7 +177,7 @@ def project(
     swept = [node for node in nodes if len(node.step.passes) > 1]
     kept = [budget.holds(node) for node in swept]
     held = [node for node, keep in zip(swept, kept, strict=True) if keep]
-    held_bytes = max((n.input_bytes + working_bytes(n, tile) for n in held), default=0)
+    held_bytes = max((n.held_bytes + working_bytes(n, tile) for n in held), default=0)
     peak = max(held_bytes, working_bytes(worst, tile))
     again = [node for node, keep in zip(swept, kept, strict=True) if not keep]
     return Memory(

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from raymerge.checkpoint.dtypes import DType, promote
 from raymerge.errors import PlanError
 from raymerge.methods.registry import Family, Over
-from raymerge.plan.graph import CopyStep, DeltaStep, Read, SpanStep, Step
+from raymerge.plan.graph import CopyStep, DeltaStep, Input, SpanStep, Step
 from raymerge.recipe import Knobs, Recipe
 
 KEEP = CopyStep("keep")
@@ -58,14 +58,14 @@ class StepMaker:
         )
 
 
-def output_dtype(name: str, reads: tuple[Read, ...], recipe: Recipe, step: Step) -> DType:
+def output_dtype(name: str, inputs: tuple[Input, ...], recipe: Recipe, step: Step) -> DType:
     """The dtype of an output tensor: the recipe's, else torch's promotion over its inputs.
 
     Raises:
         PlanError: A float64 input and no dtype to narrow it to, or floating-point inputs among
             others.
     """
-    kinds = {read.entry.dtype for read in reads}
+    kinds = {one.dtype for one in inputs}
     if not all(kind.mergeable for kind in kinds):
         if len(kinds) > 1:
             listed = ", ".join(sorted(kinds))
@@ -78,7 +78,7 @@ def output_dtype(name: str, reads: tuple[Read, ...], recipe: Recipe, step: Step)
     if recipe.dtype is not None:
         return recipe.dtype
     if _is_copy(step):
-        return reads[0].entry.dtype
+        return inputs[0].dtype
     if DType.F64 in kinds:
         raise PlanError(
             f"{name} is float64 in a source, and arithmetic is float32: name the narrower type to "
@@ -93,10 +93,10 @@ def _is_copy(step: Step) -> bool:
     return isinstance(step, SpanStep) and not step.relative and step.coefficients == (1.0,)
 
 
-def settle(step: Step, reads: tuple[Read, ...], dtype: DType) -> Step:
+def settle(step: Step, inputs: tuple[Input, ...], dtype: DType) -> Step:
     """The step once dtypes are known: nothing is computed where bytes can be copied."""
     if not dtype.mergeable:
         return NOT_FLOATING
-    if _is_copy(step) and reads[0].entry.dtype is dtype:
+    if _is_copy(step) and inputs[0].dtype is dtype:
         return COPY
     return step

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from raymerge.checkpoint.dtypes import DType
 from raymerge.errors import NonFiniteError
 from raymerge.kernels.tile import ALL_FINITE, Bytes, Tile
-from raymerge.plan.graph import PlannedSource, Read, TensorNode
+from raymerge.plan.graph import Input, PlannedSource, TensorNode
 
 BF16_EXPONENT = 0x7F80
 _FLOATS = {DType.F16: np.float16, DType.F32: np.float32, DType.F64: np.float64}
@@ -69,30 +69,30 @@ def check_finite(
 
 
 def _beyond_float32(
-    node: TensorNode, read: Read, tile: Tile, position: int, sources: Sequence[PlannedSource]
+    node: TensorNode, read: Input, tile: Tile, position: int, sources: Sequence[PlannedSource]
 ) -> NonFiniteError:
     """A float64 that arithmetic cannot hold."""
     values = np.abs(tile.buffers[position].view(np.float64))
     index = tile.first + int(np.argmax(values > np.finfo(np.float32).max))
     label = sources[read.source].label
     return NonFiniteError(
-        f"{label}: element {index} of {read.entry.name} is beyond the range of float32, in which "
-        f"arithmetic is done ({read.entry.file})",
+        f"{label}: element {index} of {read.name} is beyond the range of float32, in which "
+        f"arithmetic is done ({read.file})",
         source=label,
         tensor=node.slot.name,
-        file=read.entry.file,
+        file=read.file,
     )
 
 
 def refuse(
-    node: TensorNode, read: Read, index: int, *, sources: Sequence[PlannedSource]
+    node: TensorNode, read: Input, index: int, *, sources: Sequence[PlannedSource]
 ) -> NoReturn:
     """Raise for element `index` of an input."""
     label = sources[read.source].label
     raise NonFiniteError(
-        f"{label}: {read.entry.name} holds a NaN or Inf at element {index} ({read.entry.file}). "
+        f"{label}: {read.name} holds a NaN or Inf at element {index} ({read.file}). "
         "`nan: pass` in the recipe lets it through.",
         source=label,
         tensor=node.slot.name,
-        file=read.entry.file,
+        file=read.file,
     )

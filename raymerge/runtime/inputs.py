@@ -7,25 +7,21 @@ any other is read again for each.
 
 from __future__ import annotations
 
-import resource
-from collections.abc import Callable, Iterator, Sequence
-from threading import Event, Lock
+from collections.abc import Callable, Iterator
+from threading import Event
 
 import numpy as np
 
 from raymerge.errors import RaymergeError
 from raymerge.kernels.constants import LANES
 from raymerge.kernels.tile import Bytes, Tile
-from raymerge.plan.graph import PlannedSource, Read, TensorNode
+from raymerge.plan.graph import TensorNode
 from raymerge.plan.memory import SAMPLE_ELEMENTS, Budget
-from raymerge.storage.posix import PosixFolder, PosixReader
+from raymerge.runtime.readers import AHEAD_BYTES, Readers
 
 ALIGNMENT = 64
 """Buffers start at cache lines."""
 
-AHEAD_BYTES = 2**23
-"""How far ahead of the reads of a tensor the kernel is asked to fetch. One thread read a cold file
-at 1.0 to 1.5 GB/s when it asked ahead, and at 0.5 to 0.7 when it left that to the kernel."""
 PROBES = 16
 """Places a sample is taken from."""
 
@@ -57,52 +53,6 @@ class Arena:
         return self._memory[start : start + nbytes]
 
 
-class Readers:
-    """The open files of all sources; one set serves all threads of a process."""
-
-    def __init__(self, sources: Sequence[PlannedSource]) -> None:
-        self._sources = sources
-        self._open: dict[tuple[int, str], PosixReader] = {}
-        self._lock = Lock()
-        # Every file of every source stays open: three of 163 shards each are past a usual limit.
-        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        if soft < hard:
-            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-
-    def __getitem__(self, read: Read) -> PosixReader:
-        key = read.source, read.entry.file
-        reader = self._open.get(key)
-        if reader is None:
-            source = self._sources[read.source]
-            path = PosixFolder(source.location).path(read.entry.file)
-            with self._lock:
-                if key not in self._open:
-                    pin = source.pins[read.entry.file]
-                    self._open[key] = PosixReader(path, pin, source=source.label)
-                reader = self._open[key]
-        return reader
-
-    def fill(self, read: Read, buffer: Bytes, offset: int) -> None:
-        """Read `buffer.nbytes` from byte `offset` of a tensor on."""
-        self[read].read_into(buffer.data, read.entry.start + offset)
-
-    def will_need(self, reads: Sequence[Read]) -> None:
-        """Have the kernel fetch the beginnings of these tensors while others are computed."""
-        for read in reads:
-            self[read].will_need(read.entry.start, min(read.entry.nbytes, AHEAD_BYTES))
-
-    def check_unchanged(self) -> None:
-        """Raise SourceError if a file that was read is no longer the planned one."""
-        for reader in list(self._open.values()):  # other threads open more meanwhile
-            reader.check_unchanged()
-
-    def close(self) -> None:
-        """Close all files."""
-        for reader in self._open.values():
-            reader.close()
-        self._open.clear()
-
-
 class Inputs:
     """The inputs of one tensor, swept as often as its step needs."""
 
@@ -116,13 +66,13 @@ class Inputs:
         stop: Event,
         on_read: Callable[[int], None],
     ) -> None:
-        self._places = [(readers[read], read.entry.start) for read in node.inputs]
+        self._fillers = [readers.filler(one) for one in node.inputs]
         self._stop = stop
         self._on_read = on_read
-        self.elements = node.inputs[0].entry.num_elements
+        self.elements = node.inputs[0].num_elements
         # An empty tensor has no tile, and no tile is empty.
         self.tile_elements = max(1, min(self.elements, budget.tile_elements))
-        self.dtypes = [read.entry.dtype for read in node.inputs]
+        self.dtypes = [one.dtype for one in node.inputs]
         self._widths = [dtype.bits // 8 for dtype in self.dtypes]
         self._held = budget.holds(node)
         self._loaded = False
@@ -143,13 +93,6 @@ class Inputs:
             yield Tile(self._tile(first, count), self.dtypes, first, count)
         self._loaded = True
 
-    @staticmethod
-    def _advise(reader: PosixReader, start: int, end: int, offset: int, nbytes: int) -> None:
-        """Have the kernel fetch what follows; what is nearer has been asked for already."""
-        left = end - offset - AHEAD_BYTES
-        if left > 0:
-            reader.will_need(start + offset + AHEAD_BYTES, min(nbytes, left))
-
     def sample(self) -> Iterator[Tile]:
         """Evenly spaced pieces, `SAMPLE_ELEMENTS` in all; the whole of a tensor with no more."""
         if self.elements <= SAMPLE_ELEMENTS:
@@ -167,16 +110,13 @@ class Inputs:
     def _tile(self, first: int, count: int) -> list[Bytes]:
         pieces = []
         num_read = 0
-        for (reader, start), width, buffer in zip(
-            self._places, self._widths, self._buffers, strict=True
-        ):
+        for filler, width, buffer in zip(self._fillers, self._widths, self._buffers, strict=True):
             offset, nbytes = first * width, count * width
             piece = buffer[offset : offset + nbytes] if self._held else buffer[:nbytes]
             if not self._loaded:
-                self._advise(reader, start, self.elements * width, offset, nbytes)
+                filler.will_need(offset + AHEAD_BYTES, nbytes)
             if not (self._held and self._loaded):
-                reader.read_into(piece.data, start + offset)
-                num_read += nbytes
+                num_read += filler.fill(piece, offset)
             pieces.append(piece)
         self._on_read(num_read)
         return pieces

@@ -135,7 +135,7 @@ def _set_dtype(plan: Plan, config: dict[str, Any]) -> None:
     parameters: Counter[DType] = Counter()
     for node in plan.nodes:
         if node.slot.dtype.mergeable:
-            parameters[node.slot.dtype] += node.inputs[0].entry.num_elements
+            parameters[node.slot.dtype] += node.inputs[0].num_elements
     if not parameters:
         return
     most = parameters.most_common(1)[0][0].torch_name

@@ -47,7 +47,7 @@ def _survey(plan: Plan, engine: Engine) -> tuple[tuple[Threshold, ...], dict[int
     nodes = [node for unit in units for node in unit.nodes if _is_surveyed(node)]
     rule = nodes[0].step.rule  # type: ignore[union-attr]  # surveyed nodes hold delta steps
     assert isinstance(rule.keep, KeepLargest)
-    total = sum(node.inputs[0].entry.num_elements for node in nodes)
+    total = sum(node.inputs[0].num_elements for node in nodes)
     wanted = [kept_count(density, total) for density in rule.keep.density]
 
     def run(call: Call, *args: Any) -> Any:

@@ -17,12 +17,13 @@ import numpy as np
 from raymerge.kernels.constants import HIGH_BINS, LOW_BINS, LOW_COLUMNS
 from raymerge.kernels.threshold import Threshold
 from raymerge.kernels.tile import Bytes, Counts, Kernels, Selectors, Tile
-from raymerge.plan.graph import CopyStep, DeltaStep, Read, TensorNode, Unit
+from raymerge.plan.graph import CopyStep, DeltaStep, Input, TensorNode, Unit
 from raymerge.plan.steps import COPY
 from raymerge.runtime.copies import pieces, require_equal
 from raymerge.runtime.figures import largest
 from raymerge.runtime.finite import is_finite, refuse
-from raymerge.runtime.inputs import Arena, Inputs, Readers
+from raymerge.runtime.inputs import Arena, Inputs
+from raymerge.runtime.readers import Filler, Readers
 from raymerge.runtime.settings import OnProgress, Progress, Receipt, RunSettings
 from raymerge.runtime.tensor import TensorMerge
 from raymerge.storage.posix import PosixShard
@@ -152,11 +153,12 @@ class Worker:
 
     def _copy(self, node: TensorNode, write: Callable[[Bytes], None]) -> None:
         donor, *others = node.inputs
-        dtype = donor.entry.dtype
+        fillers = [self._readers.filler(other) for other in others]
+        dtype = donor.dtype
         checked = node.step == COPY and dtype.mergeable and self._settings.nan == "error"
         for offset, piece in self._pieces(donor):
-            for other in others:
-                self._require_equal(donor, other, piece, offset)
+            for other, filler in zip(others, fillers, strict=True):
+                self._require_equal(donor, other, piece, offset, filler)
             if checked and not (finite := is_finite(piece, dtype)).all():
                 index = offset * 8 // dtype.bits + int(np.argmin(finite))
                 refuse(node, donor, index, sources=self._settings.sources)
@@ -164,19 +166,22 @@ class Worker:
 
     def _check_twins(self, node: TensorNode) -> None:
         for head, embedding in node.twins:
+            filler = self._readers.filler(head)
             for offset, piece in self._pieces(embedding):
-                self._require_equal(embedding, head, piece, offset)
+                self._require_equal(embedding, head, piece, offset, filler)
 
-    def _pieces(self, read: Read) -> Iterator[tuple[int, Bytes]]:
-        return pieces(read, self._readers, stop=self._stop, on_read=self._on_read)
+    def _pieces(self, one: Input) -> Iterator[tuple[int, Bytes]]:
+        return pieces(one, self._readers, stop=self._stop, on_read=self._on_read)
 
-    def _require_equal(self, one: Read, other: Read, piece: Bytes, offset: int) -> None:
+    def _require_equal(
+        self, one: Input, other: Input, piece: Bytes, offset: int, filler: Filler
+    ) -> None:
         require_equal(
             one,
             other,
             piece,
             offset,
-            readers=self._readers,
+            filler=filler,
             sources=self._settings.sources,
             on_read=self._on_read,
         )

@@ -270,7 +270,7 @@ def test_tensors_lie_in_the_order_of_their_bytes() -> None:
     slots = [(shard.name, slot) for shard in made.shards for slot in shard.slots]
     assert [node.slot for node in made.nodes] == [slot for _, slot in slots]
     assert made.bytes_written == sum(shard.nbytes for shard in made.shards)
-    assert made.parameters == sum(node.inputs[0].entry.num_elements for node in made.nodes)
+    assert made.parameters == sum(node.inputs[0].num_elements for node in made.nodes)
     assert len(made.shards) > 1
 
 

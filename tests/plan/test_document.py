@@ -78,7 +78,7 @@ def test_every_tensor_points_at_its_step_its_bytes_and_its_shard() -> None:
         assert made["steps"][tensor["step"]]["passes"] == list(node.step.passes)
         assert [each["source"] for each in tensor["inputs"]] == [0, 1, 2]
         for read, each in zip(node.inputs, tensor["inputs"], strict=True):
-            entry = read.entry
+            entry = read.reads[0].entry
             assert (each["start"], each["stop"]) == (entry.start, entry.stop)
             assert each["file"] in {f["name"] for f in made["sources"][read.source]["files"]}
         assert tensor["stop"] - tensor["start"] == node.slot.nbytes

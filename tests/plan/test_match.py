@@ -13,6 +13,7 @@ from raymerge.checkpoint.dtypes import DType
 from raymerge.errors import PlanError
 from raymerge.plan.match import Match, inputs_of, match, twins
 from raymerge.plan.steps import KEEP
+from raymerge.plan.views import views
 from tests.plans import DOWN, EMBEDDING, HEAD, MODEL, NORM, TIED, UP, catalog, plan, recipe, without
 
 SAYS_TIED, SAYS_UNTIED = {"tie_word_embeddings": True}, {"tie_word_embeddings": False}
@@ -23,7 +24,7 @@ WITH_MTP = {**MODEL, MTP: (DType.BF16, (16, 16))}
 def matched(*catalogs: Catalog, base: str | None = None, **top: Any) -> Match:
     labels = [catalog.label for catalog in catalogs if catalog.label != base]
     method = "task_arithmetic" if base else "linear"
-    return match(recipe(method, *labels, base=base, **top), catalogs)
+    return match(recipe(method, *labels, base=base, **top), views(catalogs))
 
 
 def test_sources_of_one_skeleton_need_no_word() -> None:
@@ -125,7 +126,7 @@ def test_a_kept_head_is_the_embedding_of_a_donor_that_ties_it() -> None:
     node = next(node for node in plan(merge, catalogs).nodes if node.slot.name == HEAD)
 
     assert node.step is KEEP
-    assert [read.entry.name for read in node.inputs] == [EMBEDDING]
+    assert [read.name for read in node.inputs] == [EMBEDDING]
 
 
 def test_an_embedding_that_is_also_the_head_is_not_dropped_alone() -> None:
@@ -185,7 +186,7 @@ def test_a_head_stored_beside_a_config_that_says_tied_is_compared_and_not_writte
 
     assert HEAD not in {node.slot.name for node in made.nodes}
     embedding = next(node for node in made.nodes if node.slot.name == EMBEDDING)
-    compared = [(a.source, a.entry.name, b.entry.name) for a, b in embedding.twins]
+    compared = [(a.source, a.name, b.name) for a, b in embedding.twins]
     assert compared == [(0, HEAD, EMBEDDING)]
 
 
@@ -194,7 +195,7 @@ def test_where_one_head_is_its_own_the_tied_sources_supply_their_embedding() -> 
     made = plan(recipe("linear", "a", "b"), catalogs)
 
     head = next(node for node in made.nodes if node.slot.name == HEAD)
-    assert [read.entry.name for read in head.inputs] == [HEAD, EMBEDDING]
+    assert [read.name for read in head.inputs] == [HEAD, EMBEDDING]
 
 
 def test_a_dropped_head_is_not_compared_any_more() -> None:
@@ -202,14 +203,14 @@ def test_a_dropped_head_is_not_compared_any_more() -> None:
     catalogs = [catalog("a", config=SAYS_TIED), catalog("b", config=SAYS_TIED)]
     found = matched(*catalogs)
 
-    assert len(twins(found, catalogs)) == 2
-    assert twins(matched(*catalogs, drop=[HEAD]), catalogs) == ()
+    assert len(twins(found, views(catalogs))) == 2
+    assert twins(matched(*catalogs, drop=[HEAD]), views(catalogs)) == ()
 
 
 def test_inputs_come_in_the_order_asked_for() -> None:
     catalogs = [catalog("a"), catalog("b"), catalog("c")]
 
-    assert [read.source for read in inputs_of(UP, catalogs, [2, 0, 1], None)] == [2, 0, 1]
+    assert [read.source for read in inputs_of(UP, views(catalogs), [2, 0, 1], None)] == [2, 0, 1]
 
 
 names = st.sampled_from([f"layers.{i}.weight" for i in range(8)])

@@ -119,7 +119,7 @@ def test_ties_before_a_unit_are_those_of_all_units_before_it(
         seen = 0
         for unit in units:
             assert unit.ties_before[source - 1] == tied[:seen].sum()
-            seen += sum(node.inputs[0].entry.num_elements for node in unit.nodes)
+            seen += sum(node.inputs[0].num_elements for node in unit.nodes)
         assert tied.sum() > 1
 
 

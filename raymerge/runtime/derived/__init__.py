@@ -1,0 +1,17 @@
+"""Inputs that are worked out as they are read: a file for each kind of `plan.graph.Derived`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from raymerge.plan.graph import Derived
+from raymerge.runtime.readers import Filler, Readers
+
+FILLERS: Mapping[type[Derived], Callable[[Any, Readers], Filler]] = {}
+"""What fills buffers for each kind, made from the input and the open files."""
+
+
+def derived_filler(one: Derived, readers: Readers) -> Filler:
+    """What fills buffers with the bytes of a derived input, for the calling thread."""
+    return FILLERS[type(one)](one, readers)
