@@ -14,9 +14,11 @@ from raymerge.checkpoint.dtypes import DType, promote
 from raymerge.checkpoint.folder import Pin
 from raymerge.checkpoint.layout import Shard, auto_shard_bytes, lay_out
 from raymerge.checkpoint.quantised import quantisation
+from raymerge.checkpoint.scaled import scaled_codes
 from raymerge.checkpoint.ties import TiePolicy
 from raymerge.errors import PlanError
 from raymerge.methods.registry import Over
+from raymerge.plan.dequantised import dequantised, dequantised_note
 from raymerge.plan.graph import (
     CopyStep,
     DeltaStep,
@@ -137,7 +139,7 @@ def build(
         PlanError: Sources do not match each other or the recipe, are quantised, or do not fit.
     """
     _refuse_quantised(catalogs)
-    seen = views(catalogs)
+    seen = dequantised(views(catalogs), catalogs)
     matched = match(recipe, seen)
     nodes = _nodes(recipe, seen, matched)
     if not nodes:
@@ -166,7 +168,13 @@ def build(
         ),
         tie=matched.tie,
         dropped=matched.dropped,
-        notes=(*recipe.no_effect, *_narrowings(placed.values()), *_idle(placed.values()), *remarks),
+        notes=(
+            *recipe.no_effect,
+            *filter(None, map(dequantised_note, catalogs)),
+            *_narrowings(placed.values()),
+            *_idle(placed.values()),
+            *remarks,
+        ),
         digest="",
     )
     return replace(plan, digest=digest(plan))
@@ -233,7 +241,7 @@ def _pin(recipe: Recipe, catalog: Catalog) -> PlannedSource:
 
 def _refuse_quantised(catalogs: Sequence[Catalog]) -> None:
     for catalog in catalogs:
-        if scheme := quantisation(catalog):
+        if scaled_codes(catalog) is None and (scheme := quantisation(catalog)):
             raise PlanError(
                 f"{catalog.label} is quantised: {scheme}. Its codes are not weights and cannot be "
                 "averaged; merge the unquantised checkpoint it was made from.",

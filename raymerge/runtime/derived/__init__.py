@@ -5,10 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from raymerge.plan.dequantised import Dequantised
 from raymerge.plan.graph import Derived
+from raymerge.runtime.derived.dequantised import DequantisedFiller
 from raymerge.runtime.readers import Filler, Readers
 
-FILLERS: Mapping[type[Derived], Callable[[Any, Readers], Filler]] = {}
+FILLERS: Mapping[type[Derived], Callable[[Any, Readers], Filler]] = {
+    Dequantised: DequantisedFiller,
+}
 """What fills buffers for each kind, made from the input and the open files."""
 
 
