@@ -19,6 +19,7 @@ from raymerge.checkpoint.ties import TiePolicy
 from raymerge.errors import PlanError
 from raymerge.methods.registry import Over
 from raymerge.plan.dequantised import dequantised, dequantised_note
+from raymerge.plan.experts import experts_note, in_one_layout
 from raymerge.plan.graph import (
     CopyStep,
     DeltaStep,
@@ -139,7 +140,8 @@ def build(
         PlanError: Sources do not match each other or the recipe, are quantised, or do not fit.
     """
     _refuse_quantised(catalogs)
-    seen = dequantised(views(catalogs), catalogs)
+    plain = dequantised(views(catalogs), catalogs)
+    seen = in_one_layout(plain, recipe.donor.label)
     matched = match(recipe, seen)
     nodes = _nodes(recipe, seen, matched)
     if not nodes:
@@ -171,6 +173,7 @@ def build(
         notes=(
             *recipe.no_effect,
             *filter(None, map(dequantised_note, catalogs)),
+            *filter(None, [experts_note(plain, seen, recipe.donor.label)]),
             *_narrowings(placed.values()),
             *_idle(placed.values()),
             *remarks,
