@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -166,7 +167,7 @@ def run_group_span(
     groups: Groups,
     kernels: Kernels,
     inputs: Sequence[Stored],
-    coefficients: Sequence[Any],
+    coefficients: npt.ArrayLike,
     *,
     relative: bool = False,
     dtype: DType = DType.F32,

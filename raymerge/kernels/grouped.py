@@ -12,7 +12,7 @@ import numpy as np
 from raymerge.kernels.constants import BLOCK, LANES
 from raymerge.kernels.floats import narrow, widen
 from raymerge.kernels.jit import kernel, part
-from raymerge.kernels.reduce import REDUCTION_BLOCK
+from raymerge.kernels.reduce import REDUCTION_BLOCK, subtract
 
 
 @part
@@ -115,8 +115,7 @@ def group_gram_tile(
             if widen(addresses[i], codes[i], start, width, values[i]):
                 bad = min(bad, i)
             if relative and i > 0:
-                for k in range(width):
-                    values[i, k] -= values[0, k]
+                subtract(values[i], values[0], width)
         pair = 0
         for i in range(skip, inputs):
             for j in range(i, inputs):
@@ -141,7 +140,9 @@ def spread(
         if by_row:
             factors[done : done + width] = coefficients[row]
         else:
-            factors[done : done + width] = coefficients[at : at + width]
+            own, out = coefficients[at : at + width], factors[done : done + width]
+            for k in range(width):
+                out[k] = own[k]
         done += width
 
 

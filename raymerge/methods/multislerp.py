@@ -45,10 +45,10 @@ def multislerp(
     the task vectors of a frozen tensor are, give zero; there they are refused. Weights that cancel
     are refused; there they give NaN or Inf.
     """
-    shares = _normalised(weight) if normalize_weights else list(weight)
-    count = len(shares)
+    count = len(weight)
     if count == 1:
         return [1.0]
+    shares = _normalised(weight) if normalize_weights else list(weight)
     lengths = [math.sqrt(gram[i, i]) for i in range(count)]
     if not any(lengths) or not all(map(math.isfinite, lengths)):
         return shares
