@@ -8,6 +8,15 @@ from typing import Any
 
 from raymerge.errors import RecipeError
 from raymerge.methods import Knob, Method, methods
+from raymerge.methods.registry import Over
+
+_BASE = {
+    Over.SOURCES: "one more source",
+    Over.BASE_AND_SOURCES: "required",
+    Over.DELTAS: "required",
+    Over.DELTAS_IF_BASE: "optional",
+}
+"""What a base is to a method."""
 
 
 def listing() -> str:
@@ -15,7 +24,7 @@ def listing() -> str:
     rows = [("method", "sources", "base", "knobs", "paper")]
     for method in methods().values():
         knobs = ", ".join(map(_short, method.knobs.values()))
-        base = "required" if method.needs_base else "one more source"
+        base = _BASE[method.over]
         rows.append((method.name, _sources(method), base, knobs, method.paper))
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     return "\n".join(
@@ -54,7 +63,7 @@ def _method_json(method: Method) -> dict[str, Any]:
         "summary": method.summary,
         "family": str(method.family),
         "paper": method.paper,
-        "base": "required" if method.needs_base else "source",
+        "base": {"one more source": "source"}.get(_BASE[method.over], _BASE[method.over]),
         "min_sources": method.min_sources,
         "max_sources": method.max_sources,
         "knobs": [

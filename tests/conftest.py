@@ -33,7 +33,11 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 METHOD_KNOBS: dict[str, dict[str, Any]] = {
     "dare_linear": {"weight": 0.6, "density": 0.4},
     "dare_ties": {"weight": 0.6, "density": 0.4, "rescale": "l1"},
+    "karcher": {"max_iter": 5},
     "linear": {"weight": 0.6},
+    "model_stock": {"filter_wise": True},
+    "multislerp": {"weight": 0.6},
+    "nuslerp": {"weight": 0.6, "nuslerp_flatten": False},
     "passthrough": {"scale": 0.9},
     "slerp": {"t": 0.3},
     "task_arithmetic": {"weight": 0.6, "lambda": 0.8},
@@ -42,7 +46,7 @@ METHOD_KNOBS: dict[str, dict[str, Any]] = {
 """Knobs under which a method takes all its passes; `test_every_method_is_held_to_this` counts."""
 NUM_SOURCES = {"passthrough": 1, "slerp": 1}
 """Of the methods that do not take any number."""
-WITHOUT_BASE = frozenset({"linear", "passthrough"})
+WITHOUT_BASE = frozenset({"karcher", "linear", "passthrough"})
 
 
 @dataclass(frozen=True, slots=True)

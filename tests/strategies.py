@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -25,6 +27,7 @@ from raymerge.kernels.delta import (
     SELECTOR_COLUMNS,
     TIED,
 )
+from raymerge.kernels.groups import Group, Groups, GroupSums
 from raymerge.kernels.philox import draw_key, draw_limit
 from raymerge.kernels.reduce import close_block, gram_matrix, new_sums, num_pairs
 from raymerge.kernels.threshold import NOTHING, Threshold, high_bin, kept_count, threshold
@@ -160,6 +163,27 @@ def run_span(
     return b"".join(parts), reports
 
 
+def run_group_span(
+    groups: Groups,
+    kernels: Kernels,
+    inputs: Sequence[Stored],
+    coefficients: npt.ArrayLike,
+    *,
+    relative: bool = False,
+    dtype: DType = DType.F32,
+    step: int | None = None,
+) -> tuple[bytes, list[int]]:
+    """The same with coefficients of every row or column: `(vectors, groups)`."""
+    parts, reports = [], []
+    figures = np.ascontiguousarray(coefficients, np.float32)
+    for tile in cut(inputs, step):
+        out = np.zeros(dtype.num_bytes([tile.count]), np.uint8)
+        report = kernels.group_span(tile, groups, figures, relative=relative, out=out, dtype=dtype)
+        reports.append(report)
+        parts.append(out.tobytes())
+    return b"".join(parts), reports
+
+
 def run_delta(
     kernels: Kernels,
     inputs: Sequence[Stored],
@@ -267,6 +291,22 @@ def find_gram(
     return gram_matrix(sums, vectors)
 
 
+def find_grams(
+    kernels: Kernels,
+    inputs: Sequence[Stored],
+    groups: Groups,
+    *,
+    relative: bool = False,
+    step: int | None = None,
+) -> Doubles:
+    """The Gram matrix of every row or column, `(groups, vectors, vectors)`."""
+    vectors = len(inputs) - relative
+    sums = GroupSums.new(groups, vectors)
+    for tile in cut(inputs, step):
+        kernels.group_gram(tile, groups, relative=relative, sums=sums)
+    return sums.grams(vectors, 0, groups.count)
+
+
 def find_norms(
     kernels: Kernels, inputs: Sequence[Stored], selectors: Selectors, *, step: int | None = None
 ) -> Sums:
@@ -292,14 +332,18 @@ def merge(
     seed: int = 0,
     labels: Sequence[str] | None = None,
     tensor: str = "weight",
+    shape: Sequence[int] | None = None,
+    base: bool = False,
     **knobs: Any,
 ) -> bytes:
     """The bytes a method makes of one tensor; the base comes first where the method has one.
 
-    A knob of one value per source is given as a sequence, or as the one value for all.
+    A knob of one value per source is given as a sequence, or as the one value for all. `base` says
+    that there is one for a method that needs none.
     """
     method = methods()[name]
-    given = _spread(method, knobs, sources=len(inputs) - method.needs_base)
+    base = base or method.needs_base
+    given = _spread(method, knobs, sources=len(inputs) - base)
     if method.family is Family.DELTA:
         rule: DeltaRule = method.function(**given)
         labels = labels or [f"source-{i}" for i in range(len(inputs) - 1)]
@@ -307,11 +351,16 @@ def merge(
         figures = _delta_pass(kernels, inputs, rule, keys, step)
         result, reports = run_delta(kernels, inputs, figures, dtype=dtype, step=step)
     else:
-        if method.needs_gram:
-            given["gram"] = find_gram(kernels, inputs, step=step)
-        relative = method.over is Over.DELTAS
+        relative = method.over.resolve(has_base=base) is Over.DELTAS
+        defaults = {knob.name: knob.default for knob in method.knobs.values()}
+        groups = Groups.of(method.group({**defaults, **given}), shape or (inputs[0].size,))
+        if groups.kind is not Group.TENSOR:
+            given["gram"] = find_grams(kernels, inputs, groups, relative=relative, step=step)
+        elif method.needs_gram:
+            given["gram"] = find_gram(kernels, inputs, relative=relative, step=step)
+        run = partial(run_group_span, groups) if groups.kind is not Group.TENSOR else run_span
         coefficients = method.function(**given)
-        result, reports = run_span(
+        result, reports = run(
             kernels, inputs, coefficients, relative=relative, dtype=dtype, step=step
         )
     assert set(reports) <= {-1}, reports

@@ -117,7 +117,7 @@ def method_table() -> str:
         knobs = ", ".join(map(knob_text, method["knobs"]))
         lower, upper = method["min_sources"], method["max_sources"]
         number = f"{lower}" if lower == upper else f"{lower} or more"
-        base = "required" if method["base"] == "required" else "one more source"
+        base = {"source": "one more source"}.get(method["base"], method["base"])
         # No method says it takes several yet no more than some number.
         assert upper in (None, lower)
         cells = [f"`{method['name']}`", method["summary"], number, base, knobs, method["paper"]]

@@ -8,8 +8,9 @@ import numpy as np
 import numpy.typing as npt
 
 from raymerge.checkpoint.dtypes import DType
-from raymerge.kernels import delta, reduce, select, span
+from raymerge.kernels import delta, grouped, reduce, select, span
 from raymerge.kernels.floats import CODES
+from raymerge.kernels.groups import Groups, GroupSums
 from raymerge.kernels.tile import Bytes, Counts, DeltaPass, Selectors, Sums, Tile
 
 Int64s = npt.NDArray[np.int64]
@@ -21,6 +22,13 @@ class CpuKernels:
     def gram(self, tile: Tile, *, relative: bool, sums: Sums) -> int:
         """See `Kernels.gram`."""
         return int(reduce.gram_tile(*_inputs(tile), relative, tile.first, tile.count, sums))
+
+    def group_gram(self, tile: Tile, groups: Groups, *, relative: bool, sums: GroupSums) -> int:
+        """See `Kernels.group_gram`."""
+        within = groups.by_row, groups.stride, tile.first, tile.count
+        return int(
+            grouped.group_gram_tile(*_inputs(tile), relative, *within, sums.totals, sums.lanes)
+        )
 
     def count_high(self, tile: Tile, counts: Counts) -> int:
         """See `Kernels.count_high`."""
@@ -47,6 +55,23 @@ class CpuKernels:
         """See `Kernels.span`."""
         target = _address(out), CODES[dtype]
         return int(span.span_tile(*_inputs(tile), tile.count, coefficients, relative, *target))
+
+    def group_span(
+        self,
+        tile: Tile,
+        groups: Groups,
+        coefficients: npt.NDArray[np.float32],
+        *,
+        relative: bool,
+        out: Bytes,
+        dtype: DType,
+    ) -> int:
+        """See `Kernels.group_span`."""
+        within = tile.first, tile.count, groups.by_row, groups.stride
+        target = _address(out), CODES[dtype]
+        return int(
+            grouped.group_span_tile(*_inputs(tile), *within, coefficients, relative, *target)
+        )
 
     def delta(self, tile: Tile, figures: DeltaPass, *, out: Bytes, dtype: DType) -> int:
         """See `Kernels.delta`."""

@@ -53,6 +53,13 @@ def add_products(sums: Any, row: int, left: Any, right: Any, count: int) -> None
             lanes[lane] += np.float64(a[lane]) * np.float64(b[lane])
 
 
+@part
+def subtract(values: Any, base: Any, count: int) -> None:
+    """Take `base` off the first `count` values. Written in place, it runs at a third the speed."""
+    for k in range(count):
+        values[k] -= base[k]
+
+
 @kernel("int64(int64[::1], int64[::1], boolean, int64, int64, float64[:, ::1])")
 def gram_tile(addresses: Any, codes: Any, relative: bool, first: int, count: int, sums: Any) -> int:
     """Add a tile of `count` elements, the first at flat index `first`, to a Gram matrix.
@@ -82,8 +89,7 @@ def gram_tile(addresses: Any, codes: Any, relative: bool, first: int, count: int
             if widen(addresses[i], codes[i], start, width, values[i]):
                 bad = min(bad, i)
             if relative and i > 0:
-                for k in range(width):
-                    values[i, k] -= values[0, k]
+                subtract(values[i], values[0], width)
         row = 0
         for i in range(vectors):
             for j in range(i, vectors):

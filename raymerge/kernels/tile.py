@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from raymerge.checkpoint.dtypes import DType
+from raymerge.kernels.groups import Groups, GroupSums
 
 Bytes = npt.NDArray[np.uint8]
 Sums = npt.NDArray[np.float64]
@@ -58,6 +59,9 @@ class Kernels(Protocol):
     def gram(self, tile: Tile, *, relative: bool, sums: Sums) -> int:
         """Add a tile to a Gram matrix (`new_sums`); relative: of inputs 1.. minus input 0."""
 
+    def group_gram(self, tile: Tile, groups: Groups, *, relative: bool, sums: GroupSums) -> int:
+        """Add a tile to the Gram matrices of rows or columns."""
+
     def count_high(self, tile: Tile, counts: Counts) -> int:
         """Add the upper 15 magnitude bits of each delta to `counts`, `(sources, HIGH_BINS)`."""
 
@@ -80,6 +84,18 @@ class Kernels(Protocol):
         dtype: DType,
     ) -> int:
         """Write `sum c_i x_i` or, relative, `x_0 + sum c_i (x_i - x_0)`, as `dtype`."""
+
+    def group_span(
+        self,
+        tile: Tile,
+        groups: Groups,
+        coefficients: npt.NDArray[np.float32],
+        *,
+        relative: bool,
+        out: Bytes,
+        dtype: DType,
+    ) -> int:
+        """The same with coefficients for each row or column, `(vectors, groups)`."""
 
     def delta(self, tile: Tile, figures: DeltaPass, *, out: Bytes, dtype: DType) -> int:
         """Write the base plus the merged task vectors, as `dtype`."""

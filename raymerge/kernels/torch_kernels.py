@@ -26,9 +26,11 @@ from raymerge.kernels.delta import (
     SEEN,
     TIED,
 )
+from raymerge.kernels.groups import Groups, GroupSums
 from raymerge.kernels.philox import MULTIPLIERS, ROUNDS, WEYL
 from raymerge.kernels.reduce import REDUCTION_BLOCK, close_block
 from raymerge.kernels.tile import ALL_FINITE, Bytes, Counts, DeltaPass, Selectors, Sums, Tile
+from raymerge.kernels.torch_groups import add_to_groups, spread
 
 MAGNITUDE = 0x7FFFFFFF
 NANS = {DType.F16: 0x7E00, DType.BF16: 0x7FC0, DType.F32: 0x7FC00000}
@@ -51,13 +53,13 @@ class TorchKernels:
     def gram(self, tile: Tile, *, relative: bool, sums: Sums) -> int:
         """See `Kernels.gram`."""
         inputs = self._widen(tile)
-        vectors = [x - inputs[0] for x in inputs[1:]] if relative else inputs
-        pairs = [
-            left.double() * right.double()
-            for i, left in enumerate(vectors)
-            for right in vectors[i:]
-        ]
-        add_in_order(sums, torch.stack(pairs), first=tile.first)
+        add_in_order(sums, products(inputs, relative=relative), first=tile.first)
+        return first_non_finite(inputs)
+
+    def group_gram(self, tile: Tile, groups: Groups, *, relative: bool, sums: GroupSums) -> int:
+        """See `Kernels.group_gram`."""
+        inputs = self._widen(tile)
+        add_to_groups(sums, products(inputs, relative=relative), groups, first=tile.first)
         return first_non_finite(inputs)
 
     def count_high(self, tile: Tile, counts: Counts) -> int:
@@ -106,6 +108,25 @@ class TorchKernels:
             mix = mix + vector * coefficient
         return self._narrow(inputs, inputs[0] + mix if relative else mix, out, dtype)
 
+    def group_span(
+        self,
+        tile: Tile,
+        groups: Groups,
+        coefficients: npt.NDArray[np.float32],
+        *,
+        relative: bool,
+        out: Bytes,
+        dtype: DType,
+    ) -> int:
+        """See `Kernels.group_span`."""
+        inputs = self._widen(tile)
+        vectors = [x - inputs[0] for x in inputs[1:]] if relative else inputs
+        mix = torch.zeros_like(inputs[0])
+        factors = spread(coefficients, groups, first=tile.first, count=tile.count, like=mix)
+        for vector, factor in zip(vectors, factors, strict=True):
+            mix = mix + vector * factor
+        return self._narrow(inputs, inputs[0] + mix if relative else mix, out, dtype)
+
     def delta(self, tile: Tile, figures: DeltaPass, *, out: Bytes, dtype: DType) -> int:
         """See `Kernels.delta`."""
         base, *sources = inputs = self._widen(tile)
@@ -151,6 +172,14 @@ def first_non_finite(tensors: Sequence[Tensor]) -> int:
     """Index of the first tensor with a NaN or an Inf, or `ALL_FINITE`."""
     finite = torch.stack([tensor.isfinite().all() for tensor in tensors]).tolist()
     return ALL_FINITE if all(finite) else finite.index(False)
+
+
+def products(inputs: list[Tensor], *, relative: bool) -> Tensor:
+    """Exact float64 products of every pair of vectors, `(pairs, count)`."""
+    vectors = [x - inputs[0] for x in inputs[1:]] if relative else inputs
+    return torch.stack(
+        [left.double() * right.double() for i, left in enumerate(vectors) for right in vectors[i:]]
+    )
 
 
 def magnitude_bits(values: Tensor) -> Tensor:

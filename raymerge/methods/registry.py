@@ -9,7 +9,8 @@ never a knob that silently does not exist.
 What the function returns depends on its family, and the family is what makes it fast:
 
     @span_method    float64 coefficients, one per input; with a leading `gram` parameter it is
-                    given the float64 Gram matrix of those inputs
+                    given the float64 Gram matrix of those inputs: of the whole tensor, or a
+                    stack of them, `(..., n, n)`, one for each row or column (`group`)
     @delta_method   a `DeltaRule`: which entries of each task vector stay, whether signs are
                     elected, how what is left is fused
 """
@@ -26,9 +27,12 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 import numpy as np
 import numpy.typing as npt
 
+from raymerge.kernels.groups import Group
+
 T = TypeVar("T")
 Gram = npt.NDArray[np.float64]
-Coefficients = Sequence[float]
+Coefficients = Sequence[float | npt.NDArray[np.float64]]
+"""One per input; of a stack of Gram matrices, one per input and matrix."""
 KnobValue = bool | int | float | str
 
 
@@ -62,6 +66,22 @@ class Over(StrEnum):
     SOURCES = "sources"
     BASE_AND_SOURCES = "base and sources"
     DELTAS = "deltas"
+    DELTAS_IF_BASE = "deltas if there is a base, else sources"
+
+    def resolve(self, *, has_base: bool) -> Over:
+        """What it is for a recipe with or without a base."""
+        if self is not Over.DELTAS_IF_BASE:
+            return self
+        return Over.DELTAS if has_base else Over.SOURCES
+
+
+GroupChoice = Callable[[Mapping[str, Any]], Group]
+"""From the knobs of a tensor to what each of its Gram matrices is taken over."""
+
+
+def whole_tensor(_knobs: Mapping[str, Any]) -> Group:
+    """One Gram matrix, whatever the knobs."""
+    return Group.TENSOR
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,6 +126,7 @@ class Method:
     max_sources: int | None
     knobs: Mapping[str, Knob]
     needs_gram: bool = False
+    group: GroupChoice = whole_tensor
 
     @property
     def summary(self) -> str:
@@ -129,11 +150,17 @@ def span_method(
     over: Over,
     min_sources: int = 1,
     max_sources: int | None = None,
+    group: GroupChoice = whole_tensor,
 ) -> Callable[[Function], Function]:
     """Register a sum of inputs with scalar coefficients.
 
     The function returns one float64 coefficient per input; the engine applies them in one pass. Its
-    leading parameter `gram`, if it has one, is the float64 matrix of inner products of the inputs.
+    leading parameter `gram`, if it has one, is the float64 matrix of inner products of the inputs,
+    `(n, n)`; where `group` names rows or columns it is a stack of those, `(..., n, n)`, and what
+    the function returns has the stack's shape.
+
+    What is wrong with the knobs alone the function has to refuse whatever the matrix is: it is
+    called with an identity matrix while planning.
     """
 
     def register(function: Function) -> Function:
@@ -143,10 +170,11 @@ def span_method(
             family=Family.SPAN,
             paper=paper,
             over=over,
-            needs_base=over is not Over.SOURCES,
+            needs_base=over in (Over.BASE_AND_SOURCES, Over.DELTAS),
             min_sources=min_sources,
             max_sources=max_sources,
             needs_gram="gram" in inspect.signature(function).parameters,
+            group=group,
         )
         return function
 

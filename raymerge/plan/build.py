@@ -189,7 +189,7 @@ _Draft = tuple[str, DType, Step, tuple[Input, ...]]
 def _nodes(recipe: Recipe, seen: Sequence[View], matched: Match) -> list[_Draft]:
     labels = [view.label for view in seen]
     order = [labels.index(source.label) for source in recipe.sources]
-    if recipe.base is not None and recipe.method.over is not Over.SOURCES:
+    if recipe.base is not None and recipe.over is not Over.SOURCES:
         order.insert(0, labels.index(recipe.base.label))
     donor = [labels.index(recipe.donor.label)]
     resolve = recipe.resolver(matched.names)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from raymerge.checkpoint.dtypes import DType
 from raymerge.errors import PlanError
+from raymerge.kernels.groups import Group
 from raymerge.methods.registry import KnobValue
 from raymerge.plan.build import SURVEY_SWEEPS, Plan
 from raymerge.plan.explain import columns, format_value, step_title
@@ -21,6 +22,12 @@ _PASSES = {
     "delta": "select, weight, elect, fuse, add to the base, cast",
     "copy": "bytes as they are",
 }
+
+_GROUP_PASSES = {
+    "gram": "inner products within each of {}, which give its coefficients",
+    "span": "sum of the inputs times the coefficients of each of {}, cast",
+}
+"""What these are where rows or columns have coefficients of their own."""
 
 
 def explain_tensor(plan: Plan, name: str) -> str:
@@ -110,7 +117,7 @@ def _pass_lines(plan: Plan, node: TensorNode) -> list[str]:
     lines = []
     if isinstance(step, DeltaStep) and step.surveyed:
         lines.append(f"survey     the model's thresholds, {SURVEY_SWEEPS} sweeps before the merge")
-    lines.extend(f"{name:<9}  {_PASSES[name]}" for name in step.passes)
+    lines.extend(f"{name:<9}  {_pass_text(node, name)}" for name in step.passes)
     if shared := _shared_knobs(step):
         lines[-1] += f" ({shared})"
     if len(step.passes) > 1:
@@ -119,6 +126,13 @@ def _pass_lines(plan: Plan, node: TensorNode) -> list[str]:
     if isinstance(step, CopyStep) and len(node.inputs) > 1:
         lines.append("inputs have to hold the same bytes")
     return lines
+
+
+def _pass_text(node: TensorNode, name: str) -> str:
+    groups = node.groups
+    if groups.kind is Group.TENSOR or name not in _GROUP_PASSES:
+        return _PASSES[name]
+    return _GROUP_PASSES[name].format(f"{groups.count} {groups.kind}s of {groups.size}")
 
 
 def _shared_knobs(step: Step) -> str:

@@ -19,6 +19,7 @@ from raymerge.checkpoint.dtypes import DType
 from raymerge.checkpoint.folder import Pin
 from raymerge.checkpoint.header import TensorEntry
 from raymerge.checkpoint.layout import Slot
+from raymerge.kernels.groups import Group, Groups
 from raymerge.kernels.threshold import Threshold
 from raymerge.methods.rules import DeltaRule, KeepLargest, Rescale, Scope
 from raymerge.recipe import Knobs
@@ -148,7 +149,9 @@ class SpanStep:
     relative: bool
     """Input 0 is the base, and the vectors are the others minus it."""
     coefficients: tuple[float, ...] | None
-    """None where the Gram matrix decides them in the run."""
+    """None where Gram matrices decide them in the run."""
+    group: Group = Group.TENSOR
+    """What each of those is taken over; for the groups of one tensor see `TensorNode.groups`."""
 
     @property
     def passes(self) -> tuple[str, ...]:
@@ -201,6 +204,12 @@ class TensorNode:
     """In recipe order. The base comes first for base-relative steps."""
     twins: tuple[tuple[Input, Input], ...] = ()
     """Pairs of tensors of one source whose bytes must agree: a tied head and its embedding."""
+
+    @property
+    def groups(self) -> Groups:
+        """Rows or columns of the tensor with coefficients of their own, or the whole."""
+        kind = self.step.group if isinstance(self.step, SpanStep) else Group.TENSOR
+        return Groups.of(kind, self.slot.shape)
 
     @property
     def input_bytes(self) -> int:

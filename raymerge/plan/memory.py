@@ -19,7 +19,8 @@ from typing import Literal
 
 from raymerge.errors import PlanError
 from raymerge.kernels.constants import BLOCK, HIGH_BINS, LANES, LOW_BINS, STRIPES
-from raymerge.plan.graph import CopyStep, DeltaStep, TensorNode
+from raymerge.kernels.groups import Group
+from raymerge.plan.graph import CopyStep, DeltaStep, SpanStep, TensorNode
 from raymerge.units import format_bytes
 
 PROCESS_BYTES = 256 * 2**20
@@ -96,6 +97,8 @@ def working_bytes(node: TensorNode, tile_elements: int) -> int:
 def _counter_bytes(node: TensorNode) -> int:
     if isinstance(node.step, DeltaStep) and node.step.selects:
         return (len(node.inputs) - 1) * (8 * (HIGH_BINS + LOW_BINS) + 4 * HIGH_BINS * STRIPES)
+    if isinstance(node.step, SpanStep) and node.groups.kind is not Group.TENSOR:
+        return node.groups.nbytes(len(node.inputs) - node.step.relative)
     return 0
 
 
@@ -121,7 +124,11 @@ def device_bytes(node: TensorNode, tile_elements: int) -> int:
     # Raw and widened inputs, deltas, agreement masks; Gram products in float64; the tie rule's
     # and the generator's int64 temporaries.
     pairs = inputs * (inputs + 1) // 2 if "gram" in node.step.passes else 2 * inputs
-    return elements * (inputs * (8 + 4 + 4 + 1) + 8 * pairs + 10 * 8)
+    grouped = 0
+    if isinstance(node.step, SpanStep) and node.groups.kind is not Group.TENSOR:
+        # Lanes of short rows, a factor for every element, and the sums of all groups.
+        grouped = elements * (2 * 8 * pairs + 4 * inputs) + node.groups.nbytes(inputs)
+    return elements * (inputs * (8 + 4 + 4 + 1) + 8 * pairs + 10 * 8) + grouped
 
 
 def project(

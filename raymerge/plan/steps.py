@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from raymerge.checkpoint.dtypes import DType, promote
 from raymerge.errors import PlanError
 from raymerge.methods.registry import Family, Over
@@ -46,16 +48,26 @@ class StepMaker:
                 rule = method.function(**arguments(knobs))
                 return DeltaStep(method=method.name, knobs=knobs, rule=rule)
             coefficients = None
-            if not method.needs_gram:
+            if method.needs_gram:
+                # What it refuses whatever the Gram matrix is, it refuses here.
+                method.function(np.eye(self._num_vectors), **arguments(knobs))
+            else:
                 coefficients = tuple(method.function(**arguments(knobs)))
         except ValueError as error:
             raise PlanError(
                 f"{self.recipe.path}: {method.name} on {name}: {error}", tensor=name
             ) from error
-        relative = method.over is Over.DELTAS
         return SpanStep(
-            method=method.name, knobs=knobs, relative=relative, coefficients=coefficients
+            method=method.name,
+            knobs=knobs,
+            relative=self.recipe.over is Over.DELTAS,
+            coefficients=coefficients,
+            group=method.group(knobs),
         )
+
+    @property
+    def _num_vectors(self) -> int:
+        return len(self.recipe.sources) + (self.recipe.over is Over.BASE_AND_SOURCES)
 
 
 def output_dtype(name: str, inputs: tuple[Input, ...], recipe: Recipe, step: Step) -> DType:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Literal
 
 from raymerge.methods import Method, methods
+from raymerge.methods.registry import Over
 from raymerge.recipe.resolve import Knobs, KnobSettings, make_resolver
 
 if TYPE_CHECKING:
@@ -54,6 +55,11 @@ class Recipe:
     """What the recipe says to no effect, a line each: mergekit would not tell."""
     settings: tuple[KnobSettings, ...]
     """What the recipe says about each knob of the method; `resolver` reads it."""
+
+    @property
+    def over(self) -> Over:
+        """Which vectors the method combines, with or without the base that there is."""
+        return self.method.over.resolve(has_base=self.base is not None)
 
     @property
     def donor(self) -> SourceRef:

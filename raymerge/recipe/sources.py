@@ -79,10 +79,11 @@ def read_cast(top: Fields, method: Method) -> Cast:
     unlisted = [base] if base is not None and len(others) == len(models) else []
     mentions = [*unlisted, *models]
     refs = _refs(mentions, base)
-    relative = method.over is not Over.SOURCES
+    relative = method.over.resolve(has_base=base is not None) is not Over.SOURCES
     taking_part = others if relative else [*models, *unlisted]
     joined = bool(unlisted) and not relative
-    _check_number(method, len(taking_part), top.place_of("models"), joined=joined)
+    place = top.place_of("models")
+    _check_number(method, len(taking_part), place, joined=joined, relative=relative)
     base_entry = next((model for model in models if model not in others), None)
     return Cast(
         participants=tuple(
@@ -218,14 +219,16 @@ def _named(entry: Listed, base: Listed | None) -> Named:
     return Named(location=entry.location, label=given, place=entry.place)
 
 
-def _check_number(method: Method, number: int, place: Place, *, joined: bool) -> None:
+def _check_number(
+    method: Method, number: int, place: Place, *, joined: bool, relative: bool
+) -> None:
     lower, upper = method.min_sources, method.max_sources
     if lower <= number and (upper is None or number <= upper):
         return
     wanted = f"exactly {lower}" if lower == upper else f"{lower} to {upper}"
     wanted = f"at least {lower}" if upper is None else wanted
     noun = "model" if lower == 1 and upper in (1, None) else "models"
-    besides = " besides the base" if method.over is not Over.SOURCES else ""
+    besides = " besides the base" if relative else ""
     aside = " (base_model, not listed, is one more)" if joined else ""
     raise place.error(
         f"models: {method.name} takes {wanted} {noun}{besides}, found {number}{aside}"

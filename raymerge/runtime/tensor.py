@@ -7,12 +7,13 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from raymerge.kernels.constants import LANES
+from raymerge.kernels.groups import Group, GroupSums
 from raymerge.kernels.reduce import close_block, gram_matrix, new_sums, num_pairs
 from raymerge.kernels.tile import Bytes, Counts, DeltaPass, Kernels, Selectors, Tile
-from raymerge.methods import methods
+from raymerge.methods.registry import Coefficients
 from raymerge.methods.rules import KeepDrawn
 from raymerge.plan.graph import DeltaStep, SpanStep, TensorNode
-from raymerge.plan.steps import arguments
+from raymerge.runtime.coefficients import group_coefficients, tensor_coefficients
 from raymerge.runtime.figures import delta_pass, drawn, find_thresholds, largest
 from raymerge.runtime.finite import check_finite
 from raymerge.runtime.inputs import Inputs
@@ -66,18 +67,32 @@ class TensorMerge:
         check_finite(self._node, tile, bad, out, sources=sources, pass_through=pass_through)
 
     def _span(self, step: SpanStep) -> Apply:
-        coefficients = step.coefficients
+        coefficients: Coefficients | None = step.coefficients
         if coefficients is None:
+            if self._node.groups.kind is not Group.TENSOR:
+                return self._group_span(step)
             vectors = len(self._node.inputs) - step.relative
             sums = new_sums(num_pairs(vectors))
             for tile in self._inputs.sweep():
                 self._check(tile, self._kernels.gram(tile, relative=step.relative, sums=sums), None)
             gram = gram_matrix(sums, vectors)
-            coefficients = tuple(methods()[step.method].function(gram, **arguments(step.knobs)))
+            coefficients = tensor_coefficients(self._node, step, gram)
         rounded = np.array(coefficients, np.float32)
         dtype = self._node.slot.dtype
         return lambda tile, out: self._kernels.span(
             tile, rounded, relative=step.relative, out=out, dtype=dtype
+        )
+
+    def _group_span(self, step: SpanStep) -> Apply:
+        groups, relative = self._node.groups, step.relative
+        sums = GroupSums.new(groups, len(self._node.inputs) - relative)
+        for tile in self._inputs.sweep():
+            bad = self._kernels.group_gram(tile, groups, relative=relative, sums=sums)
+            self._check(tile, bad, None)
+        rounded = group_coefficients(self._node, step, sums)
+        dtype = self._node.slot.dtype
+        return lambda tile, out: self._kernels.group_span(
+            tile, groups, rounded, relative=relative, out=out, dtype=dtype
         )
 
     def _delta(self, step: DeltaStep | object, surveyed: Selectors | None) -> Apply:

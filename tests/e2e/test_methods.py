@@ -13,7 +13,7 @@ from torch import Tensor
 from raymerge.checkpoint.dtypes import DType
 from raymerge.methods import methods
 from tests.checkpoints import fine_tune, llama_config, tiny_llama_tensors
-from tests.conftest import METHOD_KNOBS, Place, raw
+from tests.conftest import METHOD_KNOBS, WITHOUT_BASE, Place, raw
 from tests.oracles import (
     Floats,
     Mask,
@@ -26,6 +26,13 @@ from tests.oracles import (
     oracle_ties,
     span_pass,
     to_dtype,
+)
+from tests.span_oracles import (
+    Grouping,
+    oracle_karcher,
+    oracle_model_stock,
+    oracle_multislerp,
+    oracle_nuslerp,
 )
 
 DTYPES = {
@@ -61,8 +68,6 @@ def expected(
             return oracle_linear(sources, weight=weight, normalize=normalize)
         case "passthrough":
             return span_pass(sources[:1], [filled["scale"]])
-        case "slerp":
-            return oracle_slerp(base, sources[0], t=filled["t"])
         case "task_arithmetic":
             return oracle_task_arithmetic(
                 base,
@@ -95,6 +100,28 @@ def expected(
                 labels=LABELS,
                 tensor=name,
             )
+    return expected_by_angles(method, tensors, {**knobs, "weight": weight})
+
+
+def expected_by_angles(method: str, tensors: Sequence[Tensor], knobs: Mapping[str, Any]) -> Floats:
+    """The same for the span methods that take angles, maybe of rows or columns."""
+    base, *sources = map(widened, tensors)
+    shape = tensors[0].shape
+    match method:
+        case "slerp":
+            return oracle_slerp(base, sources[0], t=knobs["t"])
+        case "karcher":
+            return oracle_karcher(sources, max_iter=knobs.get("max_iter", 10))
+        case "multislerp":
+            return oracle_multislerp(sources, base, weight=knobs["weight"])
+        case "nuslerp":
+            across: Grouping = "column" if knobs.get("nuslerp_row_wise") else "row"
+            grouping: Grouping = "tensor" if knobs.get("nuslerp_flatten", True) else across
+            weight = knobs["weight"]
+            return oracle_nuslerp(sources, base, weight=weight, shape=shape, grouping=grouping)
+        case "model_stock":
+            grouping = "row" if knobs.get("filter_wise") else "tensor"
+            return oracle_model_stock(base, sources, shape=shape, grouping=grouping)
     raise AssertionError(f"no oracle for {method}")
 
 
@@ -108,7 +135,7 @@ def promoted(tensors: Sequence[Tensor]) -> torch.dtype:
 def used(method: str, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
     """Of base, a and b those that a method's output is made of."""
     match method:
-        case "linear":
+        case "linear" | "karcher":
             return tensors[1:]
         case "passthrough":
             return tensors[1:2]
@@ -223,6 +250,13 @@ def test_a_float64_source_without_a_dtype_is_refused(place: Place) -> None:
 OTHER_KNOBS: list[tuple[str, dict[str, Any]]] = [
     ("linear", {"weight": [0.3, -1.2], "normalize": False}),
     ("linear", {"weight": [3.0, 1.0]}),
+    ("karcher", {"max_iter": 0}),
+    ("karcher", {}),
+    ("model_stock", {}),
+    ("multislerp", {"weight": [0.9, -0.3]}),
+    ("nuslerp", {"weight": [0.3, 0.9]}),
+    ("nuslerp", {"weight": [0.3, -0.7], "nuslerp_flatten": False, "nuslerp_row_wise": True}),
+    ("nuslerp", {"weight": [0.5, -0.5], "nuslerp_row_wise": True}),
     ("passthrough", {"scale": -2.0}),
     ("slerp", {"t": 0.0}),
     ("slerp", {"t": 1.0}),
@@ -250,7 +284,7 @@ def test_knobs_mean_what_the_oracle_says(place: Place, method: str, knobs: dict[
         for i, source in enumerate(sources)
     }
     shared = {name: value for name, value in knobs.items() if not isinstance(value, list)}
-    base = None if method in {"linear", "passthrough"} else "base"
+    base = None if method in WITHOUT_BASE else "base"
     recipe = place.recipe(method, own, base=base, parameters=shared)
 
     assert_merged(place.merged(recipe), method, models, knobs)

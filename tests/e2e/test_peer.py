@@ -42,10 +42,12 @@ def mergekit() -> Path:
 
 @pytest.fixture(scope="module")
 def sources(tmp_path_factory: pytest.TempPathFactory) -> tuple[Place, list[Model]]:
-    """A float32 Llama with real configs, and two fine-tunes of it."""
+    """A float32 Llama with real configs, two fine-tunes of it, and `far`, which is none."""
     place = Place(tmp_path_factory.mktemp("peer"))
     base = tiny_llama_tensors(0, layers=4, hidden=32, vocab=64, dtype=torch.float32)
     models = [base, fine_tune(base, 1), fine_tune(base, 2)]
+    far = tiny_llama_tensors(5, layers=4, hidden=32, vocab=64, dtype=torch.float32)
+    place.model("far", far, config=llama_config(far))
     for name, tensors in zip(("base", "a", "b"), models, strict=True):
         place.model(name, tensors, config=llama_config(tensors))
     return place, models
@@ -103,6 +105,62 @@ EXACT: dict[str, tuple[str, Mapping[str, Mapping[str, Any]] | list[str], dict[st
         {"a": {"scale": [{"filter": "mlp", "value": 0.5}, {"value": 1}]}},
         {},
     ),
+    "nuslerp": ("nuslerp", {"a": {"weight": ATTENTION_AND_MLP}, "b": {"weight": 0.6}}, {}),
+    "nuslerp of task vectors": (
+        "nuslerp",
+        {"a": {"weight": ATTENTION_AND_MLP}, "b": {"weight": -0.2}},
+        {"base": "base"},
+    ),
+    "nuslerp, weights that cancel": (
+        "nuslerp",
+        {"a": {"weight": 1.5}, "b": {"weight": -1.5}},
+        {"base": "base"},
+    ),
+    "nuslerp of rows": (
+        "nuslerp",
+        {"a": {"weight": 0.3}, "b": {"weight": 0.5}},
+        {"parameters": {"nuslerp_flatten": False}},
+    ),
+    "nuslerp of rows of task vectors": (
+        "nuslerp",
+        {"a": {"weight": 0.3}, "b": {"weight": 0.5}},
+        {"base": "base", "parameters": {"nuslerp_flatten": False}},
+    ),
+    "nuslerp of columns": (
+        "nuslerp",
+        {"a": {"weight": 0.3}, "b": {"weight": 0.5}},
+        {"parameters": {"nuslerp_flatten": False, "nuslerp_row_wise": True}},
+    ),
+    "nuslerp of columns of task vectors": (
+        "nuslerp",
+        {"a": {"weight": 0.3}, "b": {"weight": 0.5}},
+        {"base": "base", "parameters": {"nuslerp_flatten": False, "nuslerp_row_wise": True}},
+    ),
+    "multislerp": (
+        "multislerp",
+        {"a": {"weight": 0.3}, "b": {"weight": 0.5}, "base": {"weight": -0.1}},
+        {},
+    ),
+    "multislerp of task vectors": (
+        "multislerp",
+        {"a": {"weight": ATTENTION_AND_MLP}, "b": {"weight": 0.7}},
+        {"base": "base", "parameters": {"normalize_weights": False, "eps": 0.001}},
+    ),
+    "multislerp of one": ("multislerp", {"a": {"weight": 0.3}}, {"base": "base"}),
+    "karcher": ("karcher", ["a", "b", "base"], {}),
+    "karcher with the base as one more source": (
+        "karcher",
+        ["a", "b"],
+        {"base": "base", "parameters": {"max_iter": 3, "tol": 1e-4}},
+    ),
+    "karcher of far directions": ("karcher", ["a", "b", "far"], {}),
+    "model_stock": ("model_stock", ["a", "b"], {"base": "base"}),
+    "model_stock of rows": (
+        "model_stock",
+        ["a", "b"],
+        {"base": "base", "parameters": {"filter_wise": True}},
+    ),
+    "model_stock of three": ("model_stock", ["a", "b", "far"], {"base": "base"}),
 }  # fmt: skip
 
 
@@ -112,8 +170,8 @@ def test_mergekit_gives_the_same_with_gradients_and_filters(
 ) -> None:
     place, models = sources
     method, listed, top = EXACT[case]
-    base = "base" if method in {"task_arithmetic", "slerp"} else None
-    recipe = place.recipe(method, listed, base=base, dtype="float32", **top)
+    base = {"task_arithmetic": "base", "slerp": "base"}.get(method)
+    recipe = place.recipe(method, listed, **{"base": base, "dtype": "float32", **top})
     ours, theirs = both(sources, mergekit, tmp_path, recipe)
 
     assert differing(ours, theirs, models) == {}

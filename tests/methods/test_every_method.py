@@ -21,7 +21,11 @@ CPU = CpuKernels()
 KNOBS: dict[str, dict[str, Any]] = {
     "dare_linear": {"weight": 0.7, "density": 0.3, "rescale": "l1"},
     "dare_ties": {"weight": 0.7, "density": 0.3},
+    "karcher": {"max_iter": 5},
     "linear": {"weight": 0.7},
+    "model_stock": {"filter_wise": True},
+    "multislerp": {"weight": 0.7, "eps": 1e-6},
+    "nuslerp": {"weight": (0.7, 0.2), "nuslerp_flatten": False},
     "passthrough": {"scale": 0.7},
     "slerp": {"t": 0.3},
     "task_arithmetic": {"weight": 0.7, "lambda_": 0.5},

@@ -49,8 +49,42 @@ DARE: dict[str, tuple[str | list[str], Any]] = {
 TABLE = {
     "dare_linear": Row(Family.DELTA, Over.DELTAS, DARE),
     "dare_ties": Row(Family.DELTA, Over.DELTAS, DARE),
+    "karcher": Row(
+        Family.SPAN,
+        Over.SOURCES,
+        {"max_iter": ("a whole number from 0 to 10000", 10), "tol": ("a number from 0 to 1", 1e-5)},
+        needs_gram=True,
+    ),
     "linear": Row(
         Family.SPAN, Over.SOURCES, {"weight": WEIGHT, "normalize": ("true or false", True)}
+    ),
+    "model_stock": Row(
+        Family.SPAN,
+        Over.DELTAS,
+        {"filter_wise": ("true or false", False)},
+        sources=(2, None),
+        needs_gram=True,
+    ),
+    "multislerp": Row(
+        Family.SPAN,
+        Over.DELTAS_IF_BASE,
+        {
+            "weight": WEIGHT,
+            "normalize_weights": ("true or false", True),
+            "eps": ("a number from 0 to 1", 1e-8),
+        },
+        needs_gram=True,
+    ),
+    "nuslerp": Row(
+        Family.SPAN,
+        Over.DELTAS_IF_BASE,
+        {
+            "weight": WEIGHT,
+            "nuslerp_flatten": ("true or false", True),
+            "nuslerp_row_wise": ("true or false", False),
+        },
+        sources=(2, 2),
+        needs_gram=True,
     ),
     "passthrough": Row(Family.SPAN, Over.SOURCES, {"scale": (["a number"], 1.0)}, sources=(1, 1)),
     "slerp": Row(
@@ -92,7 +126,7 @@ def test_a_method_is_declared_as_in_the_table(name: str) -> None:
     assert method.name == name
     assert method.family is row.family
     assert method.over is row.over
-    assert method.needs_base == (row.over is not Over.SOURCES)
+    assert method.needs_base == (row.over in {Over.BASE_AND_SOURCES, Over.DELTAS})
     assert (method.min_sources, method.max_sources) == row.sources
     assert method.needs_gram == row.needs_gram
     found = {
