@@ -19,8 +19,12 @@ KERNELS = pytest.mark.parametrize(
 CPU = CpuKernels()
 
 KNOBS: dict[str, dict[str, Any]] = {
+    "breadcrumbs": {"weight": 0.7, "density": 0.3, "gamma": 0.05, "rescale": "l1"},
+    "breadcrumbs_ties": {"weight": 0.7, "density": 0.3, "gamma": 0.05},
     "dare_linear": {"weight": 0.7, "density": 0.3, "rescale": "l1"},
     "dare_ties": {"weight": 0.7, "density": 0.3},
+    "della": {"weight": 0.7, "density": 0.3},
+    "della_linear": {"weight": 0.7, "density": 0.3, "epsilon": 0.2, "rescale": "l1"},
     "linear": {"weight": 0.7},
     "passthrough": {"scale": 0.7},
     "slerp": {"t": 0.3},
