@@ -31,9 +31,13 @@ settings.register_profile("ci", deadline=None, max_examples=300, derandomize=Tru
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 
 METHOD_KNOBS: dict[str, dict[str, Any]] = {
+    "breadcrumbs": {"weight": 0.6, "density": 0.4, "gamma": 0.1},
+    "breadcrumbs_ties": {"weight": 0.6, "density": 0.4, "gamma": 0.1, "rescale": "l1"},
     "dare_linear": {"weight": 0.6, "density": 0.4},
     "dare_ties": {"weight": 0.6, "density": 0.4, "rescale": "l1"},
     "karcher": {"max_iter": 5},
+    "della": {"weight": 0.6, "density": 0.4, "rescale": "l1"},
+    "della_linear": {"weight": 0.6, "density": 0.4},
     "linear": {"weight": 0.6},
     "model_stock": {"filter_wise": True},
     "multislerp": {"weight": 0.6},

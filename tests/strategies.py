@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from raymerge.kernels.delta import (
     KEEP_ALL,
     KEEP_DRAWN,
     KEEP_LARGEST,
+    KEEP_RANKED,
     KEPT,
     KEY,
     LIMIT,
@@ -30,11 +32,29 @@ from raymerge.kernels.delta import (
 from raymerge.kernels.groups import Group, Groups, GroupSums
 from raymerge.kernels.philox import draw_key, draw_limit
 from raymerge.kernels.reduce import close_block, gram_matrix, new_sums, num_pairs
+from raymerge.kernels.rows import rows_of, whole_rows
 from raymerge.kernels.threshold import NOTHING, Threshold, high_bin, kept_count, threshold
-from raymerge.kernels.tile import Bytes, DeltaPass, Kernels, Selectors, Sums, Tile
+from raymerge.kernels.tile import (
+    Bytes,
+    Counts,
+    DeltaPass,
+    Kernels,
+    Ranked,
+    Selectors,
+    Sums,
+    Tile,
+)
 from raymerge.methods import Method, methods
 from raymerge.methods.registry import Family, Over
-from raymerge.methods.rules import DeltaRule, KeepDrawn, KeepLargest, Rescale
+from raymerge.methods.rules import (
+    DeltaRule,
+    KeepBand,
+    KeepDrawn,
+    KeepLargest,
+    KeepRanked,
+    Rescale,
+)
+from raymerge.runtime.figures import by_rank, trimmed
 from tests.oracles import Doubles, Floats, from_dtype, to_dtype
 
 quick = settings(deadline=None, max_examples=60)
@@ -200,6 +220,7 @@ def run_delta(
         elect=figures.elect,
         normalize=figures.normalize,
         scale=figures.scale,
+        ranked=figures.ranked,
     )
     parts, reports = [], []
     for tile in cut(inputs, step):
@@ -217,6 +238,7 @@ def delta_figures(
     elect: bool = False,
     normalize: bool = False,
     scale: float = 1.0,
+    ranked: Ranked | None = None,
 ) -> DeltaPass:
     """Figures of a delta pass, rounded to float32 once."""
     return DeltaPass(
@@ -226,6 +248,7 @@ def delta_figures(
         elect=elect,
         normalize=normalize,
         scale=np.float32(scale),
+        ranked=ranked,
     )
 
 
@@ -280,6 +303,40 @@ def find_thresholds(
     return exact
 
 
+@dataclass(frozen=True, slots=True)
+class SweptInputs:
+    """Inputs in memory, sampled from their first tile alone."""
+
+    kernels: Kernels
+    inputs: Sequence[Stored]
+    step: int | None
+    elements: int
+
+    def sweep(self) -> Iterator[Tile]:
+        """See `Swept.sweep`."""
+        return cut(self.inputs, self.step)
+
+    def sample(self) -> Iterator[Tile]:
+        """See `Swept.sample`."""
+        return islice(cut(self.inputs, self.step), 1)
+
+    def count_high(self, tile: Tile, counts: Counts) -> None:
+        """See `Counting.count_high`."""
+        self.kernels.count_high(tile, counts)
+
+    def count_low(self, tile: Tile, bins: Sequence[int], counts: Counts) -> None:
+        """See `Counting.count_low`."""
+        self.kernels.count_low(tile, bins, counts)
+
+
+def find_band(
+    kernels: Kernels, inputs: Sequence[Stored], keep: KeepBand, *, step: int | None = None
+) -> Selectors:
+    """Selectors of a band of magnitudes, by thresholds found as in a merge."""
+    swept = SweptInputs(kernels, inputs, step, inputs[0].size)
+    return trimmed(keep, swept, swept)
+
+
 def find_gram(
     kernels: Kernels, inputs: Sequence[Stored], *, relative: bool = False, step: int | None = None
 ) -> Doubles:
@@ -308,13 +365,18 @@ def find_grams(
 
 
 def find_norms(
-    kernels: Kernels, inputs: Sequence[Stored], selectors: Selectors, *, step: int | None = None
+    kernels: Kernels,
+    inputs: Sequence[Stored],
+    selectors: Selectors,
+    *,
+    step: int | None = None,
+    ranked: Ranked | None = None,
 ) -> Sums:
     """L1 norm of each delta, whole and kept: `(sources, 2)`."""
     sources = len(inputs) - 1
     sums, carried = new_sums(2 * sources), selectors.copy()
     for tile in cut(inputs, step):
-        kernels.norms(tile, carried, sums)
+        kernels.norms(tile, carried, sums, ranked)
     close_block(sums)
     return sums[:, LANES].reshape(sources, 2)
 
@@ -339,7 +401,7 @@ def merge(
     """The bytes a method makes of one tensor; the base comes first where the method has one.
 
     A knob of one value per source is given as a sequence, or as the one value for all. `base` says
-    that there is one for a method that needs none.
+    that there is one for a method that needs none. Without a shape the tensor is a vector.
     """
     method = methods()[name]
     base = base or method.needs_base
@@ -348,7 +410,12 @@ def merge(
         rule: DeltaRule = method.function(**given)
         labels = labels or [f"source-{i}" for i in range(len(inputs) - 1)]
         keys = [draw_key(seed, label=label, tensor=tensor) for label in labels]
-        figures = _delta_pass(kernels, inputs, rule, keys, step)
+        ranked = None
+        if isinstance(rule.keep, KeepRanked):
+            rows = rows_of(shape or [inputs[0].size])
+            ranked = by_rank(rule.keep, rule.rescale, rows)
+            step = step and whole_rows(rows, step)
+        figures = _delta_pass(kernels, inputs, rule, keys, step=step, ranked=ranked)
         result, reports = run_delta(kernels, inputs, figures, dtype=dtype, step=step)
     else:
         relative = method.over.resolve(has_base=base) is Over.DELTAS
@@ -384,9 +451,16 @@ def _delta_pass(
     inputs: Sequence[Stored],
     rule: DeltaRule,
     keys: Sequence[int],
+    *,
     step: int | None,
+    ranked: Ranked | None,
 ) -> DeltaPass:
     match rule.keep:
+        case KeepBand():
+            selectors = find_band(kernels, inputs, rule.keep, step=step)
+        case KeepRanked(density=density):
+            selectors = keep_drawn(density, keys)
+            selectors[[0 < value < 1 for value in density], MODE] = KEEP_RANKED
         case KeepLargest(density=density):
             selectors = keep_largest(find_thresholds(kernels, inputs, density, step=step))
         case KeepDrawn(density=density):
@@ -395,7 +469,7 @@ def _delta_pass(
     if rule.rescale is Rescale.DENSITY and isinstance(rule.keep, KeepDrawn):
         rescaling = [1 / value if draw_limit(value) else 1.0 for value in rule.keep.density]
     elif rule.rescale is Rescale.L1:
-        norms = find_norms(kernels, inputs, selectors, step=step).tolist()
+        norms = find_norms(kernels, inputs, selectors, step=step, ranked=ranked).tolist()
         rescaling = [whole / kept if min(whole, kept) >= 1e-7 else 1.0 for whole, kept in norms]
     return delta_figures(
         selectors,
@@ -404,4 +478,5 @@ def _delta_pass(
         elect=rule.elect,
         normalize=rule.normalize,
         scale=rule.scale,
+        ranked=ranked,
     )

@@ -8,12 +8,13 @@ import numpy as np
 import numpy.typing as npt
 
 from raymerge.checkpoint.dtypes import DType
-from raymerge.kernels import delta, grouped, reduce, select, span
+from raymerge.kernels import delta, grouped, rank, reduce, select, span
 from raymerge.kernels.floats import CODES
 from raymerge.kernels.groups import Groups, GroupSums
-from raymerge.kernels.tile import Bytes, Counts, DeltaPass, Selectors, Sums, Tile
+from raymerge.kernels.tile import Bytes, Counts, DeltaPass, Ranked, Selectors, Sums, Tile
 
 Int64s = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float32]
 
 
 class CpuKernels:
@@ -39,9 +40,12 @@ class CpuKernels:
         wanted = np.array(bins, np.int64)
         return int(select.count_low(*_inputs(tile), tile.count, wanted, counts))
 
-    def norms(self, tile: Tile, selectors: Selectors, sums: Sums) -> None:
+    def norms(
+        self, tile: Tile, selectors: Selectors, sums: Sums, ranked: Ranked | None = None
+    ) -> None:
         """See `Kernels.norms`."""
-        delta.norm_tile(*_inputs(tile), tile.first, tile.count, selectors, sums)
+        factors = _factors(tile, selectors, ranked)
+        delta.norm_tile(*_inputs(tile), tile.first, tile.count, selectors, factors, sums)
 
     def span(
         self,
@@ -86,6 +90,7 @@ class CpuKernels:
                 figures.elect,
                 figures.normalize,
                 figures.scale,
+                _factors(tile, figures.selectors, figures.ranked),
                 _address(out),
                 CODES[dtype],
             )
@@ -95,6 +100,16 @@ class CpuKernels:
 def _inputs(tile: Tile) -> tuple[Int64s, Int64s]:
     addresses = np.array([_address(buffer) for buffer in tile.buffers], np.int64)
     return addresses, np.array([CODES[dtype] for dtype in tile.dtypes], np.int64)
+
+
+def _factors(tile: Tile, selectors: Selectors, ranked: Ranked | None) -> Floats:
+    """What the entries of each source are multiplied by, where they are drawn by rank."""
+    if ranked is None:
+        return np.empty((len(selectors), 0), np.float32)
+    factors = np.empty((len(selectors), (tile.count + 3) // 4 * 4), np.float32)
+    place = tile.first, tile.count, ranked.rows.length, ranked.rows.stride
+    rank.rank_tile(*_inputs(tile), *place, selectors, ranked.limits, ranked.factors, factors)
+    return factors
 
 
 def _address(buffer: Bytes) -> int:

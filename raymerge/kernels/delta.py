@@ -21,12 +21,13 @@ from raymerge.kernels.jit import kernel, part
 from raymerge.kernels.philox import philox_words
 from raymerge.kernels.reduce import REDUCTION_BLOCK, add_products, close_block
 
-KEEP_ALL, KEEP_LARGEST, KEEP_DRAWN = 0, 1, 2
+KEEP_ALL, KEEP_LARGEST, KEEP_DRAWN, KEEP_BAND, KEEP_RANKED = range(5)
 
 # One row per source, as the kernels take it: how entries are kept. `selectors` columns:
-MODE, BITS, KEPT, TIED, SEEN, KEY, LIMIT = range(7)
-"""`SEEN` is carried from tile to tile: `j * kept mod tied` after j tied entries."""
-SELECTOR_COLUMNS = 7
+MODE, BITS, KEPT, TIED, SEEN, KEY, LIMIT, UPPER, UPPER_KEPT, UPPER_TIED, UPPER_SEEN = range(11)
+"""`SEEN` is carried from tile to tile: `j * kept mod tied` after j tied entries. The last four are
+for the upper end of a band what `BITS` to `SEEN` are for the lower."""
+SELECTOR_COLUMNS = 11
 
 
 @intrinsic  # type: ignore[untyped-decorator]
@@ -46,16 +47,20 @@ def equal_mask(_typing: Any, address: Any, _value: Any) -> Any:
 
 
 @part
-def drop_tied(delta: Any, count: int, selector: Any, magnitudes: Any) -> None:
-    """Keep `kept` of every `tied` entries at the threshold, evenly spread in index order.
+def drop_tied(delta: Any, count: int, selector: Any, column: int, magnitudes: Any) -> None:
+    """Keep `kept` of every `tied` entries at a threshold, evenly spread in index order.
 
-    `magnitudes` has room up to the next multiple of 64, and nothing behind `count` is equal.
+    `column` is `BITS` or `UPPER`; the figures of that threshold stand in the four from there on.
+    `magnitudes` has room up to the next multiple of 64.
     """
-    lowest = np.uint32(selector[BITS])
-    kept, tied, seen = selector[KEPT], selector[TIED], selector[SEEN]
+    limit = np.uint32(selector[column])
+    kept, tied, seen = selector[column + 1], selector[column + 2], selector[column + 3]
+    if kept >= tied:
+        return
+    magnitudes[count : (count + 63) // 64 * 64] = ~limit
     address = magnitudes.ctypes.data
     for start in range(0, count, 64):
-        equal = equal_mask(address + 4 * start, lowest)
+        equal = equal_mask(address + 4 * start, limit)
         while equal:
             index = start + np.int64(trailing_zeros(equal))
             equal &= equal - np.uint64(1)
@@ -64,12 +69,17 @@ def drop_tied(delta: Any, count: int, selector: Any, magnitudes: Any) -> None:
             stays = seen >= tied
             seen -= tied if stays else np.uint64(0)
             delta[index] = delta[index] if stays else np.float32(0.0)
-    selector[SEEN] = seen
+    selector[column + 3] = seen
 
 
 @part
-def keep_entries(delta: Any, count: int, first: int, selector: Any, words: Any) -> None:
-    """Zero the entries of `delta` that its selector drops; `first` is the flat index of entry 0."""
+def keep_entries(
+    delta: Any, count: int, first: int, selector: Any, words: Any, factors: Any
+) -> None:
+    """Zero the entries of `delta` that its selector drops; `first` is the flat index of entry 0.
+
+    `factors` are those of entries drawn by rank, worked out before; other selectors have none.
+    """
     if selector[MODE] == KEEP_DRAWN:
         if selector[LIMIT] > np.uint64(0xFFFFFFFF):
             return
@@ -85,14 +95,26 @@ def keep_entries(delta: Any, count: int, first: int, selector: Any, words: Any) 
             magnitude = bits[k] & np.uint32(0x7FFFFFFF)
             words[k] = magnitude
             delta[k] = delta[k] if magnitude >= lowest else np.float32(0.0)
-        if selector[KEPT] < selector[TIED]:
-            words[count : (count + 63) // 64 * 64] = ~lowest
-            drop_tied(delta, count, selector, words)
+        drop_tied(delta, count, selector, BITS, words)
+    elif selector[MODE] == KEEP_BAND:
+        bits = delta.view(np.uint32)
+        lowest, highest = np.uint32(selector[BITS]), np.uint32(selector[UPPER])
+        for k in range(count):
+            magnitude = bits[k] & np.uint32(0x7FFFFFFF)
+            words[k] = magnitude
+            inside = (magnitude >= lowest) & (magnitude <= highest)
+            delta[k] = delta[k] if inside else np.float32(0.0)
+        drop_tied(delta, count, selector, BITS, words)
+        drop_tied(delta, count, selector, UPPER, words)
+    elif selector[MODE] == KEEP_RANKED:
+        for k in range(count):
+            factor = factors[k]
+            delta[k] = delta[k] * factor if factor != 0 else np.float32(0.0)
 
 
 @kernel(
     "int64(int64[::1], int64[::1], int64, int64, uint64[:, ::1], float32[::1], float32[::1],"
-    " boolean, boolean, float32, int64, int64)"
+    " boolean, boolean, float32, float32[:, ::1], int64, int64)"
 )
 def delta_tile(
     addresses: Any,
@@ -105,6 +127,7 @@ def delta_tile(
     elect: bool,
     normalize: bool,
     scale: float,
+    factors: Any,
     out_address: int,
     out_code: int,
 ) -> int:
@@ -121,6 +144,7 @@ def delta_tile(
         elect: Whether entries of the minority sign are left out.
         normalize: Whether the mix is divided by the weights of the sources in it.
         scale: float32 factor of the merged delta.
+        factors: Of each source's entries, where they are drawn by rank (`rank.py`).
         out_address: Where the tile of the output goes.
         out_code: Element type of the output.
 
@@ -150,7 +174,8 @@ def delta_tile(
                 bad = min(bad, i + 1)
             for k in range(width):
                 delta[k] -= base[k]
-            keep_entries(delta, width, first + start, selectors[i], words)
+            chosen = factors[i, start : start + width]
+            keep_entries(delta, width, first + start, selectors[i], words, chosen)
             share = shares[i]
             for k in range(width):
                 delta[k] *= share
@@ -187,9 +212,11 @@ def delta_tile(
     return bad if bad <= sources + 1 else -1
 
 
-@kernel("void(int64[::1], int64[::1], int64, int64, uint64[:, ::1], float64[:, ::1])")
+@kernel(
+    "void(int64[::1], int64[::1], int64, int64, uint64[:, ::1], float32[:, ::1], float64[:, ::1])"
+)
 def norm_tile(
-    addresses: Any, codes: Any, first: int, count: int, selectors: Any, sums: Any
+    addresses: Any, codes: Any, first: int, count: int, selectors: Any, factors: Any, sums: Any
 ) -> None:
     """Add a tile to the L1 norms of each delta: whole in row `2 i`, kept in row `2 i + 1`."""
     base = np.empty(BLOCK, np.float32)
@@ -208,7 +235,8 @@ def norm_tile(
                 delta[k] -= base[k]
             for row in range(2):
                 if row == 1:
-                    keep_entries(delta, width, first + start, selectors[i], words)
+                    chosen = factors[i, start : start + width]
+                    keep_entries(delta, width, first + start, selectors[i], words, chosen)
                 for k in range(width):
                     delta[k] = abs(delta[k])
                 add_products(sums, 2 * i + row, delta, ones, width)

@@ -15,7 +15,7 @@ import numpy as np
 
 from raymerge.kernels.constants import BLOCK, HIGH_BINS, LOW_BINS, STRIPES
 from raymerge.kernels.floats import widen
-from raymerge.kernels.jit import kernel
+from raymerge.kernels.jit import kernel, part
 
 STRIP = 128
 """Entries that are scanned together for lower bits other than 0."""
@@ -53,6 +53,28 @@ def count_high(addresses: Any, codes: Any, count: int, counts: Any) -> int:
     return bad if bad < addresses.shape[0] else -1
 
 
+@part
+def count_inside(bits: Any, width: int, bin_: int, counts: Any) -> None:
+    """Add the lower 16 bits of magnitudes in a high bin, and how many lie above, to `counts`."""
+    lowest = np.uint32(bin_) << np.uint32(16)
+    for begin in range(0, width, STRIP):
+        words = bits[begin : min(begin + STRIP, width)]
+        # bfloat16 deltas mostly have zeros below: those are counted without a branch.
+        above, hits, zeros = np.uint32(0), np.uint32(0), np.uint32(0)
+        for word in words:
+            offset = (word & np.uint32(0x7FFFFFFF)) - lowest
+            hits += np.uint32(offset < np.uint32(LOW_BINS))
+            zeros += np.uint32(offset == np.uint32(0))
+            above += np.uint32(np.int32(offset) >= np.int32(LOW_BINS))
+        counts[LOW_BINS] += above
+        counts[0] += zeros
+        if hits != zeros:
+            for word in words:
+                offset = (word & np.uint32(0x7FFFFFFF)) - lowest
+                if np.uint32(0) < offset < np.uint32(LOW_BINS):
+                    counts[offset] += 1
+
+
 @kernel("int64(int64[::1], int64[::1], int64, int64[::1], int64[:, ::1])")
 def count_low(addresses: Any, codes: Any, count: int, bins: Any, counts: Any) -> int:
     """Add the lower 16 bits of the entries in each source's high bin to `counts`.
@@ -61,14 +83,16 @@ def count_low(addresses: Any, codes: Any, count: int, bins: Any, counts: Any) ->
         addresses: Address of each input's tile; input 0 is the base.
         codes: Element type of each input.
         count: Elements of the tile.
-        bins: The high bin of each source, or -1 to leave it out.
-        counts: `(sources, LOW_COLUMNS)`; the last column counts what lies above the bin.
+        bins: High bins, the same number for each source, one source's after the other's; -1 counts
+            nothing.
+        counts: `(bins, LOW_COLUMNS)`; the last column counts what lies above the bin.
 
     Returns:
         The first input that holds a NaN or an Inf, or -1.
     """
     base = np.empty(BLOCK, np.float32)
     values = np.empty(BLOCK, np.float32)
+    each = bins.shape[0] // (addresses.shape[0] - 1)
     bad = addresses.shape[0]
     for start in range(0, count, BLOCK):
         width = min(BLOCK, count - start)
@@ -77,26 +101,9 @@ def count_low(addresses: Any, codes: Any, count: int, bins: Any, counts: Any) ->
         for i in range(1, addresses.shape[0]):
             if widen(addresses[i], codes[i], start, width, values):
                 bad = min(bad, i)
-            if bins[i - 1] < 0:
-                continue
             for k in range(width):
                 values[k] -= base[k]
-            bits = values.view(np.uint32)
-            lowest = np.uint32(bins[i - 1]) << np.uint32(16)
-            for begin in range(0, width, STRIP):
-                words = bits[begin : min(begin + STRIP, width)]
-                # bfloat16 deltas mostly have zeros below: those are counted without a branch.
-                above, hits, zeros = np.uint32(0), np.uint32(0), np.uint32(0)
-                for word in words:
-                    offset = (word & np.uint32(0x7FFFFFFF)) - lowest
-                    hits += np.uint32(offset < np.uint32(LOW_BINS))
-                    zeros += np.uint32(offset == np.uint32(0))
-                    above += np.uint32(np.int32(offset) >= np.int32(LOW_BINS))
-                counts[i - 1, LOW_BINS] += above
-                counts[i - 1, 0] += zeros
-                if hits != zeros:
-                    for word in words:
-                        offset = (word & np.uint32(0x7FFFFFFF)) - lowest
-                        if np.uint32(0) < offset < np.uint32(LOW_BINS):
-                            counts[i - 1, offset] += 1
+            for row in range(each * (i - 1), each * i):
+                if bins[row] >= 0:
+                    count_inside(values.view(np.uint32), width, bins[row], counts[row])
     return bad if bad < addresses.shape[0] else -1

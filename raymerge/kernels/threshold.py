@@ -34,6 +34,17 @@ def kept_count(density: float, size: int) -> int:
     return min(size, max(1, int(density * size)))
 
 
+def band_ranks(density: float, gamma: float, size: int) -> tuple[int, int]:
+    """mergekit's band: `(first, last)`, the ranks from the largest magnitude of what stays.
+
+    `int(density * size)` entries stay between `int(gamma * size)` larger ones and the smaller rest;
+    where both do not fit, fewer of the larger ones are dropped and none of the smaller.
+    """
+    target = int(density * size)
+    bottom = max(0, size - target - int(gamma * size))
+    return size - bottom - target, size - bottom
+
+
 def high_bin(high: Counts, keep: int) -> int:
     """The upper 15 bits of the `keep`-th largest magnitude; `keep` is at least 1."""
     from_top = np.cumsum(high[::-1])

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from raymerge.checkpoint.dtypes import DType
 from raymerge.kernels.groups import Groups, GroupSums
+from raymerge.kernels.rows import Rows
 
 Bytes = npt.NDArray[np.uint8]
 Sums = npt.NDArray[np.float64]
@@ -35,6 +36,20 @@ class Tile:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Ranked:
+    """How entries are drawn by their rank in a row, the smallest magnitude first.
+
+    Tiles hold whole rows then.
+    """
+
+    rows: Rows
+    limits: npt.NDArray[np.uint64]
+    """`(sources, row length)`: an entry of that rank stays iff its word is below this."""
+    factors: npt.NDArray[np.float32]
+    """`(sources, row length)`: what an entry of that rank that stays is multiplied by first."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class DeltaPass:
     """The resolved figures of a delta pass over one tensor."""
 
@@ -47,6 +62,8 @@ class DeltaPass:
     elect: bool
     normalize: bool
     scale: np.float32
+    ranked: Ranked | None = None
+    """Where a selector draws by rank."""
 
 
 class Kernels(Protocol):
@@ -66,12 +83,15 @@ class Kernels(Protocol):
         """Add the upper 15 magnitude bits of each delta to `counts`, `(sources, HIGH_BINS)`."""
 
     def count_low(self, tile: Tile, bins: Sequence[int], counts: Counts) -> int:
-        """Add the lower 16 bits inside each source's high bin, -1 for none, to `counts`.
+        """Add the lower 16 bits inside each high bin, -1 for none, to `counts`.
 
-        `counts` is `(sources, LOW_COLUMNS)`; the last column counts what lies above the bin.
+        Every source has the same number of bins, one after the other. `counts` is
+        `(bins, LOW_COLUMNS)`; the last column counts what lies above the bin.
         """
 
-    def norms(self, tile: Tile, selectors: Selectors, sums: Sums) -> None:
+    def norms(
+        self, tile: Tile, selectors: Selectors, sums: Sums, ranked: Ranked | None = None
+    ) -> None:
         """Add a tile to the L1 norms of each delta: whole in row `2 i`, kept in row `2 i + 1`."""
 
     def span(

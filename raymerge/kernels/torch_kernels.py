@@ -17,19 +17,28 @@ from raymerge.checkpoint.dtypes import DType
 from raymerge.kernels.constants import HIGH_BINS, LANES, LOW_BINS
 from raymerge.kernels.delta import (
     BITS,
+    KEEP_BAND,
     KEEP_DRAWN,
     KEEP_LARGEST,
-    KEPT,
+    KEEP_RANKED,
     KEY,
     LIMIT,
     MODE,
-    SEEN,
-    TIED,
+    UPPER,
 )
 from raymerge.kernels.groups import Groups, GroupSums
 from raymerge.kernels.philox import MULTIPLIERS, ROUNDS, WEYL
 from raymerge.kernels.reduce import REDUCTION_BLOCK, close_block
-from raymerge.kernels.tile import ALL_FINITE, Bytes, Counts, DeltaPass, Selectors, Sums, Tile
+from raymerge.kernels.tile import (
+    ALL_FINITE,
+    Bytes,
+    Counts,
+    DeltaPass,
+    Ranked,
+    Selectors,
+    Sums,
+    Tile,
+)
 from raymerge.kernels.torch_groups import add_to_groups, spread
 
 MAGNITUDE = 0x7FFFFFFF
@@ -73,22 +82,24 @@ class TorchKernels:
     def count_low(self, tile: Tile, bins: Sequence[int], counts: Counts) -> int:
         """See `Kernels.count_low`."""
         inputs = self._widen(tile)
-        for i, (values, wanted) in enumerate(zip(inputs[1:], bins, strict=True)):
+        each = len(bins) // (len(inputs) - 1)
+        for i, wanted in enumerate(bins):
             if wanted < 0:
                 continue
-            bits = magnitude_bits(values - inputs[0])
+            bits = magnitude_bits(inputs[1 + i // each] - inputs[0])
             inside = bits[bits >> 16 == wanted] & (LOW_BINS - 1)
             counts[i, :LOW_BINS] += torch.bincount(inside, minlength=LOW_BINS).cpu().numpy()
             counts[i, LOW_BINS] += int((bits >> 16 > wanted).sum())
         return first_non_finite(inputs)
 
-    def norms(self, tile: Tile, selectors: Selectors, sums: Sums) -> None:
+    def norms(
+        self, tile: Tile, selectors: Selectors, sums: Sums, ranked: Ranked | None = None
+    ) -> None:
         """See `Kernels.norms`."""
         inputs = self._widen(tile)
-        rows = []
-        for values, selector in zip(inputs[1:], selectors, strict=True):
-            whole = values - inputs[0]
-            rows += [whole, keep_entries(whole, selector, first=tile.first)]
+        wholes = [values - inputs[0] for values in inputs[1:]]
+        kept = kept_entries(wholes, selectors, ranked, first=tile.first)
+        rows = [row for pair in zip(wholes, kept, strict=True) for row in pair]
         add_in_order(sums, torch.stack(rows).abs().double(), first=tile.first)
 
     def span(
@@ -130,12 +141,9 @@ class TorchKernels:
     def delta(self, tile: Tile, figures: DeltaPass, *, out: Bytes, dtype: DType) -> int:
         """See `Kernels.delta`."""
         base, *sources = inputs = self._widen(tile)
-        deltas = [
-            keep_entries(values - base, selector, first=tile.first) * share
-            for values, selector, share in zip(
-                sources, figures.selectors, figures.shares.tolist(), strict=True
-            )
-        ]
+        wholes = [values - base for values in sources]
+        kept = kept_entries(wholes, figures.selectors, figures.ranked, first=tile.first)
+        deltas = [delta * share for delta, share in zip(kept, figures.shares.tolist(), strict=True)]
         votes = sum(deltas, torch.zeros_like(base))
         weights = figures.weights.tolist()
         if figures.elect:
@@ -187,24 +195,61 @@ def magnitude_bits(values: Tensor) -> Tensor:
     return values.view(torch.int32).long() & MAGNITUDE
 
 
+def kept_entries(
+    deltas: Sequence[Tensor], selectors: Selectors, ranked: Ranked | None, *, first: int
+) -> list[Tensor]:
+    """The entries of each delta that stay, 0 elsewhere; updates what selectors carry."""
+    kept = []
+    for i, (delta, selector) in enumerate(zip(deltas, selectors, strict=True)):
+        if selector[MODE] == KEEP_RANKED:
+            assert ranked is not None, "a selector that draws by rank, and no ranks"
+            kept.append(keep_ranked(delta, int(selector[KEY]), ranked, i, first=first))
+        else:
+            kept.append(keep_entries(delta, selector, first=first))
+    return kept
+
+
+def keep_ranked(delta: Tensor, key: int, ranked: Ranked, source: int, *, first: int) -> Tensor:
+    """The entries of a tile of whole rows that are drawn by their rank, times their factors."""
+    length = ranked.rows.length
+    magnitudes = magnitude_bits(delta).view(-1, length, ranked.rows.stride)
+    order = magnitudes.sort(dim=1, stable=True).indices
+    steps = torch.arange(length, device=delta.device).view(1, -1, 1).expand_as(order)
+    ranks = torch.empty_like(order).scatter_(1, order, steps).flatten()
+    limits = torch.from_numpy(ranked.limits[source].astype(np.int64)).to(delta.device)
+    factors = torch.from_numpy(ranked.factors[source]).to(delta.device)
+    words = philox_words(key, first, delta.numel(), delta.device)
+    return torch.where(words < limits[ranks], delta * factors[ranks], 0.0)
+
+
 def keep_entries(delta: Tensor, selector: npt.NDArray[np.uint64], *, first: int) -> Tensor:
-    """The entries of `delta` that stay, 0 elsewhere; updates the selector's `SEEN`."""
+    """The entries of `delta` that stay, 0 elsewhere; updates what the selector carries."""
     if selector[MODE] == KEEP_DRAWN:
         words = philox_words(int(selector[KEY]), first, delta.numel(), delta.device)
         return torch.where(words < int(selector[LIMIT]), delta, 0.0)
-    if selector[MODE] == KEEP_LARGEST:
+    if selector[MODE] in (KEEP_LARGEST, KEEP_BAND):
         bits = magnitude_bits(delta)
-        kept, tied, seen = (int(selector[column]) for column in (KEPT, TIED, SEEN))
-        at_threshold = bits == int(selector[BITS])
         stays = bits > int(selector[BITS])
-        if tied:
-            # (j + 1) * kept // tied > j * kept // tied, with j * kept taken modulo tied.
-            j = at_threshold.long().cumsum(0) - 1
-            remainder = (seen + j * kept) % tied
-            stays |= at_threshold & (remainder + kept >= tied)
-            selector[SEEN] = (seen + int(at_threshold.sum()) * kept) % tied
+        stays |= kept_at_threshold(bits, selector[BITS : BITS + 4])
+        if selector[MODE] == KEEP_BAND:
+            stays &= bits <= int(selector[UPPER])
+            at_upper = bits == int(selector[UPPER])
+            stays &= ~at_upper | kept_at_threshold(bits, selector[UPPER : UPPER + 4])
         return torch.where(stays, delta, 0.0)
     return delta
+
+
+def kept_at_threshold(bits: Tensor, figures: npt.NDArray[np.uint64]) -> Tensor:
+    """Which entries at a threshold stay; `figures` are its bits, kept, tied and seen, updated."""
+    limit, kept, tied, seen = map(int, figures)
+    at_threshold = bits == limit
+    if kept >= tied:
+        return at_threshold
+    # (j + 1) * kept // tied > j * kept // tied, with j * kept taken modulo tied.
+    j = at_threshold.long().cumsum(0) - 1
+    remainder = (seen + j * kept) % tied
+    figures[3] = (seen + int(at_threshold.sum()) * kept) % tied
+    return at_threshold & (remainder + kept >= tied)
 
 
 def philox_words(key: int, first: int, count: int, device: torch.device) -> Tensor:

@@ -51,6 +51,8 @@ class _PerSourceMark:
 PerSource = Annotated[Sequence[T], _PerSourceMark()]
 Density = Annotated[float, Range(0.0, 1.0)]
 """Fraction of a task vector's entries to keep."""
+Fraction = Annotated[float, Range(0.0, 1.0)]
+"""Any other share of a whole, or a difference of two."""
 
 
 class Family(StrEnum):

@@ -2,7 +2,7 @@
 
 For every entry of a tensor, with task vectors d_i (source minus base, float32):
 
-    keep     which entries of d_i stay                      KeepLargest | KeepDrawn
+    keep     which entries of d_i stay          KeepLargest | KeepBand | KeepDrawn | KeepRanked
     share    D_i = d_i * c_i, c_i = weight_i * rescaling
     elect    S = sign(sum D_i), a zero sum counts as +; shares of the other sign are left out
     fuse     mix = sum D_i over those left; under `normalize` divided by the sum of their weights
@@ -20,6 +20,9 @@ SMALLEST_DIVISOR = 1e-6
 MAX_MIXED_SIGN_SOURCES = 20
 """Above this, the subsets of weights of both signs are too many (2**20) to be checked."""
 
+PROBABILITY_SLACK = 1e-9
+"""Sums such as 0.7 + 0.3 may miss 1 by a rounding."""
+
 
 class Scope(StrEnum):
     """What a density is a fraction of."""
@@ -33,7 +36,7 @@ class Rescale(StrEnum):
 
     NONE = "none"
     DENSITY = "density"
-    """Divide by the density: unbiased for random drops."""
+    """Divide by the probability to stay: unbiased for random drops."""
     L1 = "l1"
     """Scale so that the tensor's L1 norm is what it was."""
 
@@ -48,6 +51,19 @@ class KeepLargest:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class KeepBand:
+    """`int(density * n)` of n entries stay: the largest but for `int(gamma * n)` outliers.
+
+    Where those are more than there are to drop, fewer outliers are dropped. At density 1 all stay.
+    """
+
+    density: tuple[float, ...]
+    """One per source, 0 to 1."""
+    gamma: tuple[float, ...]
+    """One per source, 0 to 1: what fraction of the largest is dropped."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class KeepDrawn:
     """Each entry stays with probability `density`, drawn from the keyed generator."""
 
@@ -55,7 +71,50 @@ class KeepDrawn:
     """One per source, 0 to 1."""
 
 
-Keep = KeepLargest | KeepDrawn
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeepRanked:
+    """Each entry stays with a probability that rises with its magnitude's rank in its row.
+
+    From `density - epsilon` for the smallest to `density + epsilon` for the largest. At density 0
+    none stays, at density 1 all do.
+
+    Raises:
+        ValueError: A probability is below 0 or above 1.
+    """
+
+    density: tuple[float, ...]
+    """One per source, 0 to 1."""
+    epsilon: tuple[float, ...]
+    """One per source, 0 to 1."""
+
+    def __post_init__(self) -> None:
+        pairs = zip(self.density, self.epsilon, strict=True)
+        for source, (density, epsilon) in enumerate(pairs, start=1):
+            if not is_ranked(density):
+                continue
+            lowest, highest = density - epsilon, density + epsilon
+            if lowest < -PROBABILITY_SLACK or highest > 1 + PROBABILITY_SLACK:
+                most = min(density, 1 - density)
+                raise ValueError(
+                    f"density {density:g} and epsilon {epsilon:g} of source {source} make entries "
+                    f"stay with probabilities from {lowest:g} to {highest:g}, which have to lie "
+                    f"between 0 and 1: write an `epsilon` of {most:g} or less, or a `density` "
+                    f"{_allowed_densities(epsilon)}"
+                )
+
+
+def is_ranked(density: float) -> bool:
+    """Whether a density leaves anything to draw by rank: 0 keeps nothing and 1 everything."""
+    return 0 < density < 1
+
+
+def _allowed_densities(epsilon: float) -> str:
+    if epsilon > 1 / 2:
+        return "of 1, which keeps all"
+    return f"from {epsilon:g} to {1 - epsilon:g}, or 1, which keeps all"
+
+
+Keep = KeepLargest | KeepBand | KeepDrawn | KeepRanked
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,7 +167,7 @@ def check_divisors(weight: tuple[float, ...], *, every_subset: bool) -> None:
 
 
 def drawn_rescale(rescale: bool | str) -> Rescale:  # noqa: FBT001 - the knob's own type
-    """What DARE's `rescale` knob means: true is the paper's 1/density, `l1` is mergekit's."""
+    """What `rescale` means where entries are drawn: true is 1/probability, `l1` is mergekit's."""
     if rescale == "l1":
         return Rescale.L1
     return Rescale.DENSITY if rescale else Rescale.NONE

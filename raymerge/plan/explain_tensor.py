@@ -8,10 +8,12 @@ from dataclasses import dataclass
 from raymerge.checkpoint.dtypes import DType
 from raymerge.errors import PlanError
 from raymerge.kernels.groups import Group
+from raymerge.kernels.rows import rows_of
 from raymerge.methods.registry import KnobValue
 from raymerge.plan.build import SURVEY_SWEEPS, Plan
 from raymerge.plan.explain import columns, format_value, step_title
 from raymerge.plan.graph import CopyStep, DeltaStep, Derived, Input, SpanStep, Step, TensorNode
+from raymerge.plan.memory import tile_of
 from raymerge.recipe.wording import did_you_mean
 
 _PASSES = {
@@ -120,6 +122,10 @@ def _pass_lines(plan: Plan, node: TensorNode) -> list[str]:
     lines.extend(f"{name:<9}  {_pass_text(node, name)}" for name in step.passes)
     if shared := _shared_knobs(step):
         lines[-1] += f" ({shared})"
+    if isinstance(step, DeltaStep) and step.ranks:
+        rows = rows_of(node.slot.shape)
+        tile = tile_of(node, plan.memory.budget.tile_elements)
+        lines.append(f"ranked in whole rows of {rows.length} entries, tiles of {tile:,} elements")
     if len(step.passes) > 1:
         held = plan.memory.budget.holds(node)
         lines.append("inputs stay in memory" if held else "inputs are read again for every pass")

@@ -21,7 +21,15 @@ from raymerge.checkpoint.header import TensorEntry
 from raymerge.checkpoint.layout import Slot
 from raymerge.kernels.groups import Group, Groups
 from raymerge.kernels.threshold import Threshold
-from raymerge.methods.rules import DeltaRule, KeepLargest, Rescale, Scope
+from raymerge.methods.rules import (
+    DeltaRule,
+    KeepBand,
+    KeepLargest,
+    KeepRanked,
+    Rescale,
+    Scope,
+    is_ranked,
+)
 from raymerge.recipe import Knobs
 
 
@@ -171,7 +179,14 @@ class DeltaStep:
     def selects(self) -> bool:
         """Whether magnitudes have to be counted before anything can be kept."""
         keep = self.rule.keep
-        return isinstance(keep, KeepLargest) and any(density < 1 for density in keep.density)
+        trims = isinstance(keep, KeepLargest | KeepBand)
+        return trims and any(density < 1 for density in keep.density)
+
+    @property
+    def ranks(self) -> bool:
+        """Whether entries are ranked within whole rows."""
+        keep = self.rule.keep
+        return isinstance(keep, KeepRanked) and any(map(is_ranked, keep.density))
 
     @property
     def surveyed(self) -> bool:

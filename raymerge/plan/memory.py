@@ -20,6 +20,8 @@ from typing import Literal
 from raymerge.errors import PlanError
 from raymerge.kernels.constants import BLOCK, HIGH_BINS, LANES, LOW_BINS, STRIPES
 from raymerge.kernels.groups import Group
+from raymerge.kernels.rows import rank_bytes, rows_of, whole_rows
+from raymerge.methods.rules import KeepBand
 from raymerge.plan.graph import CopyStep, DeltaStep, SpanStep, TensorNode
 from raymerge.units import format_bytes
 
@@ -83,22 +85,35 @@ class Memory:
     """What those sweeps read again."""
 
 
+def tile_of(node: TensorNode, tile_elements: int) -> int:
+    """Elements of this tensor's tiles: fewer if it has no more, more where a row needs them."""
+    if isinstance(node.step, DeltaStep) and node.step.ranks:
+        tile_elements = whole_rows(rows_of(node.slot.shape), tile_elements)
+    return min(node.inputs[0].num_elements, tile_elements)
+
+
 def working_bytes(node: TensorNode, tile_elements: int) -> int:
     """Bytes a thread needs for one tensor besides what it holds of it."""
-    elements = min(node.inputs[0].num_elements, tile_elements)
+    elements = tile_of(node, tile_elements)
     widths = [one.dtype.bits for one in node.inputs] + [node.slot.dtype.bits]
     if isinstance(node.step, CopyStep):
         widths = [node.slot.dtype.bits] * 2
     scratch = 4 * BLOCK * (len(node.inputs) + 4)
     derived = sum(one.scratch_bytes(elements) for one in node.inputs)
-    return sum(widths) * elements // 8 + scratch + derived + _counter_bytes(node)
+    return sum(widths) * elements // 8 + scratch + derived + _counter_bytes(node, elements)
 
 
-def _counter_bytes(node: TensorNode) -> int:
-    if isinstance(node.step, DeltaStep) and node.step.selects:
-        return (len(node.inputs) - 1) * (8 * (HIGH_BINS + LOW_BINS) + 4 * HIGH_BINS * STRIPES)
+def _counter_bytes(node: TensorNode, tile_elements: int) -> int:
     if isinstance(node.step, SpanStep) and node.groups.kind is not Group.TENSOR:
         return node.groups.nbytes(len(node.inputs) - node.step.relative)
+    if not isinstance(node.step, DeltaStep):
+        return 0
+    sources = len(node.inputs) - 1
+    if node.step.ranks:
+        return rank_bytes(rows_of(node.slot.shape), sources, tile_elements)
+    if node.step.selects:
+        ends = 2 if isinstance(node.step.rule.keep, KeepBand) else 1
+        return sources * (8 * (HIGH_BINS + ends * LOW_BINS) + 4 * HIGH_BINS * STRIPES)
     return 0
 
 
@@ -117,7 +132,7 @@ def sample_bytes(node: TensorNode, budget: Budget) -> int:
 
 def device_bytes(node: TensorNode, tile_elements: int) -> int:
     """Upper bound of what the torch kernels allocate on a device for a tile of `node`."""
-    elements = min(node.inputs[0].num_elements, tile_elements)
+    elements = tile_of(node, tile_elements)
     inputs = len(node.inputs)
     if isinstance(node.step, CopyStep):
         return 0
@@ -128,7 +143,10 @@ def device_bytes(node: TensorNode, tile_elements: int) -> int:
     if isinstance(node.step, SpanStep) and node.groups.kind is not Group.TENSOR:
         # Lanes of short rows, a factor for every element, and the sums of all groups.
         grouped = elements * (2 * 8 * pairs + 4 * inputs) + node.groups.nbytes(inputs)
-    return elements * (inputs * (8 + 4 + 4 + 1) + 8 * pairs + 10 * 8) + grouped
+    # A sort takes its results, indices and a copy of both; then ranks, limits, factors and words.
+    ranked = isinstance(node.step, DeltaStep) and node.step.ranks
+    temporaries = 8 * (20 if ranked else 10)
+    return elements * (inputs * (8 + 4 + 4 + 1) + 8 * pairs + temporaries) + grouped
 
 
 def project(
@@ -217,7 +235,15 @@ def _too_large(
         )
     return PlanError(
         f"{worst.slot.name} needs {format_bytes(working_bytes(worst, tile))} a thread "
-        f"({len(worst.inputs)} inputs, tiles of {tile} elements), {format_bytes(needed_bytes)} in "
-        f"all with {threads} threads, and {limit}",
+        f"({len(worst.inputs)} inputs, tiles of {_tile_words(worst, tile)}), "
+        f"{format_bytes(needed_bytes)} in all with {threads} threads, and {limit}",
         tensor=worst.slot.name,
     )
+
+
+def _tile_words(node: TensorNode, tile: int) -> str:
+    elements = max(tile, tile_of(node, tile))
+    if elements == tile:
+        return f"{tile} elements"
+    rows = rows_of(node.slot.shape)
+    return f"{elements} elements, since rows of {rows.length} are ranked whole"

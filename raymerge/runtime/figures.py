@@ -11,8 +11,10 @@ import numpy.typing as npt
 from raymerge.kernels.constants import HIGH_BINS, LOW_COLUMNS
 from raymerge.kernels.delta import (
     BITS,
+    KEEP_BAND,
     KEEP_DRAWN,
     KEEP_LARGEST,
+    KEEP_RANKED,
     KEPT,
     KEY,
     LIMIT,
@@ -20,17 +22,51 @@ from raymerge.kernels.delta import (
     SEEN,
     SELECTOR_COLUMNS,
     TIED,
+    UPPER,
+    UPPER_KEPT,
+    UPPER_TIED,
 )
 from raymerge.kernels.philox import draw_key, draw_limit
-from raymerge.kernels.threshold import NOTHING, Threshold, high_bin, kept_count, threshold
-from raymerge.kernels.tile import Counts, DeltaPass, Selectors, Tile
-from raymerge.methods.rules import DeltaRule, KeepDrawn, KeepLargest, Rescale
-from raymerge.runtime.inputs import Inputs
+from raymerge.kernels.rows import Rows, keep_probabilities
+from raymerge.kernels.threshold import (
+    NOTHING,
+    Threshold,
+    band_ranks,
+    high_bin,
+    kept_count,
+    threshold,
+)
+from raymerge.kernels.tile import Counts, DeltaPass, Ranked, Selectors, Tile
+from raymerge.methods.rules import (
+    DeltaRule,
+    KeepBand,
+    KeepDrawn,
+    KeepLargest,
+    KeepRanked,
+    Rescale,
+    is_ranked,
+)
 
 SMALLEST_DENSITY = 2.0**-32
 """The smallest probability a 32-bit word can be drawn with."""
+HIGHEST = 0xFFFFFFFF
+"""No magnitude reaches this: a band without an upper end."""
 SMALLEST_NORM = 1e-7
 """mergekit's limit: a smaller L1 norm is not scaled up to."""
+
+
+class Swept(Protocol):
+    """One tensor's inputs, as often as they are needed."""
+
+    @property
+    def elements(self) -> int:
+        """Elements of the tensor."""
+
+    def sweep(self) -> Iterator[Tile]:
+        """Every tile in order."""
+
+    def sample(self) -> Iterator[Tile]:
+        """Some of the entries, or all."""
 
 
 class Counting(Protocol):
@@ -40,20 +76,29 @@ class Counting(Protocol):
         """Upper magnitude bits."""
 
     def count_low(self, tile: Tile, bins: Sequence[int], counts: Counts) -> None:
-        """Lower bits inside each source's bin, and what lies above it."""
+        """Lower bits inside each bin, and what lies above it."""
+
+
+def trimmed(keep: KeepLargest | KeepBand, inputs: Swept, counting: Counting) -> Selectors:
+    """Selectors by the thresholds of one tensor."""
+    found = find_thresholds(keep, inputs, counting)
+    if isinstance(keep, KeepBand):
+        return banded(keep, found, inputs.elements)
+    exact = [
+        NOTHING if density <= 0 else one for density, one in zip(keep.density, found, strict=True)
+    ]
+    return largest(exact, [0] * len(exact))
 
 
 def find_thresholds(
-    keep: KeepLargest, inputs: Inputs, counting: Counting
+    keep: KeepLargest | KeepBand, inputs: Swept, counting: Counting
 ) -> list[Threshold | None]:
-    """The exact threshold of each source over one tensor; None keeps everything.
+    """The exact thresholds of each source over one tensor, None where it needs none.
 
-    A sample names the bin that holds the threshold and one sweep counts inside it. Where the counts
+    A sample names the bin that holds a threshold and one sweep counts inside it. Where the counts
     prove the sample wrong two more sweeps find it: the result is the same.
     """
-    wanted = [
-        kept_count(density, inputs.elements) if density < 1 else 0 for density in keep.density
-    ]
+    wanted = _wanted(keep, inputs.elements)
     for tiles in (inputs.sample, inputs.sweep):
         bins = _likely_bins(tiles(), keep, counting)
         low = np.zeros((len(wanted), LOW_COLUMNS), np.int64)
@@ -65,23 +110,36 @@ def find_thresholds(
         ]
         if all(found[i] is not None for i, k in enumerate(wanted) if k):
             break
-    return [
-        NOTHING if density <= 0 else exact
-        for density, exact in zip(keep.density, found, strict=True)
-    ]
+    return found
 
 
-def _likely_bins(tiles: Iterator[Tile], keep: KeepLargest, counting: Counting) -> list[int]:
-    """The high bin of each density's threshold over these tiles; -1 where nothing is trimmed."""
+def _wanted(keep: KeepLargest | KeepBand, size: int) -> list[int]:
+    """The ranks, from the largest of `size` magnitudes, that are thresholds; 0 where none is.
+
+    A source has one, or in a band two: how many are dropped at the top, and how many do not reach
+    the bottom.
+    """
+    if isinstance(keep, KeepLargest):
+        return [kept_count(density, size) if density < 1 else 0 for density in keep.density]
+    wanted = []
+    for density, gamma in zip(keep.density, keep.gamma, strict=True):
+        first, last = band_ranks(density, gamma, size) if 0 < density < 1 else (0, 0)
+        wanted += [first, last] if first < last < size else [first if first < last else 0, 0]
+    return wanted
+
+
+def _likely_bins(
+    tiles: Iterator[Tile], keep: KeepLargest | KeepBand, counting: Counting
+) -> list[int]:
+    """The high bin of each threshold over these tiles; -1 where there is none."""
     high = np.zeros((len(keep.density), HIGH_BINS), np.int64)
     counted = 0
     for tile in tiles:
         counting.count_high(tile, high)
         counted += tile.count
-    return [
-        high_bin(row, kept_count(density, counted)) if 0 < density < 1 and counted else -1
-        for row, density in zip(high, keep.density, strict=True)
-    ]
+    wanted = _wanted(keep, counted)
+    each = len(wanted) // len(high)
+    return [high_bin(high[i // each], rank) if rank else -1 for i, rank in enumerate(wanted)]
 
 
 def largest(thresholds: Sequence[Threshold | None], ties_before: Sequence[int]) -> Selectors:
@@ -95,6 +153,32 @@ def largest(thresholds: Sequence[Threshold | None], ties_before: Sequence[int]) 
     return selectors
 
 
+def banded(keep: KeepBand, thresholds: Sequence[Threshold | None], size: int) -> Selectors:
+    """Selectors that keep what lies between two thresholds of each source."""
+    selectors = np.zeros((len(keep.density), SELECTOR_COLUMNS), np.uint64)
+    for i, (row, density, gamma) in enumerate(
+        zip(selectors, keep.density, keep.gamma, strict=True)
+    ):
+        if density >= 1:
+            continue
+        row[MODE], row[UPPER] = KEEP_BAND, HIGHEST
+        first, last = band_ranks(density, gamma, size)
+        upper, lower = thresholds[2 * i : 2 * i + 2]
+        if first == last:
+            row[BITS] = NOTHING.bits
+            continue
+        if lower is not None:
+            row[BITS], row[KEPT], row[TIED] = lower.bits, lower.kept, lower.tied
+        if upper is not None:
+            # Of the entries tied with the last one dropped, the others stay.
+            row[UPPER] = upper.bits
+            row[UPPER_KEPT], row[UPPER_TIED] = upper.tied - upper.kept, upper.tied
+        if lower is not None and upper is not None and lower.bits == upper.bits:
+            row[KEPT] = lower.kept - upper.kept
+            row[UPPER_KEPT] = row[UPPER_TIED] = 0
+    return selectors
+
+
 def drawn(keep: KeepDrawn, *, seed: int, labels: Sequence[str], tensor: str) -> Selectors:
     """Selectors that keep what is drawn for each source."""
     selectors = np.zeros((len(labels), SELECTOR_COLUMNS), np.uint64)
@@ -105,8 +189,34 @@ def drawn(keep: KeepDrawn, *, seed: int, labels: Sequence[str], tensor: str) -> 
     return selectors
 
 
+def drawn_by_rank(keep: KeepRanked, *, seed: int, labels: Sequence[str], tensor: str) -> Selectors:
+    """Selectors that draw each source's entries by rank, where there is anything to draw."""
+    selectors = drawn(KeepDrawn(density=keep.density), seed=seed, labels=labels, tensor=tensor)
+    for row, density in zip(selectors, keep.density, strict=True):
+        if is_ranked(density):
+            row[MODE] = KEEP_RANKED
+    return selectors
+
+
+def by_rank(keep: KeepRanked, rescale: Rescale, rows: Rows) -> Ranked:
+    """What an entry's rank decides, for each source."""
+    shape = len(keep.density), rows.length
+    limits, factors = np.zeros(shape, np.uint64), np.ones(shape, np.float32)
+    for i, (density, epsilon) in enumerate(zip(keep.density, keep.epsilon, strict=True)):
+        if is_ranked(density):
+            probability = keep_probabilities(density, epsilon, rows.length)
+            limits[i] = probability * 2**32
+            if rescale is Rescale.DENSITY:
+                drawable = limits[i] > 0
+                factors[i, drawable] = 1 / probability[drawable]
+    return Ranked(rows=rows, limits=limits, factors=factors)
+
+
 def delta_pass(
-    rule: DeltaRule, selectors: Selectors, norms: npt.NDArray[np.float64] | None
+    rule: DeltaRule,
+    selectors: Selectors,
+    norms: npt.NDArray[np.float64] | None,
+    ranked: Ranked | None = None,
 ) -> DeltaPass:
     """The figures of the pass.
 
@@ -114,6 +224,7 @@ def delta_pass(
         rule: The method's rule.
         selectors: How each source's entries are kept.
         norms: L1 norms, whole and kept of each source in turn, where the rule rescales by them.
+        ranked: What ranks decide, where entries are drawn by them.
     """
     return DeltaPass(
         selectors=selectors,
@@ -123,6 +234,7 @@ def delta_pass(
         elect=rule.elect,
         normalize=rule.normalize,
         scale=np.float32(rule.scale),
+        ranked=ranked,
     )
 
 

@@ -16,7 +16,7 @@ from raymerge.errors import RaymergeError
 from raymerge.kernels.constants import LANES
 from raymerge.kernels.tile import Bytes, Tile
 from raymerge.plan.graph import TensorNode
-from raymerge.plan.memory import SAMPLE_ELEMENTS, Budget
+from raymerge.plan.memory import SAMPLE_ELEMENTS, Budget, tile_of
 from raymerge.runtime.readers import AHEAD_BYTES, Readers
 
 ALIGNMENT = 64
@@ -71,7 +71,7 @@ class Inputs:
         self._on_read = on_read
         self.elements = node.inputs[0].num_elements
         # An empty tensor has no tile, and no tile is empty.
-        self.tile_elements = max(1, min(self.elements, budget.tile_elements))
+        self.tile_elements = max(1, tile_of(node, budget.tile_elements))
         self.dtypes = [one.dtype for one in node.inputs]
         self._widths = [dtype.bits // 8 for dtype in self.dtypes]
         self._held = budget.holds(node)

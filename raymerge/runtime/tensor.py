@@ -9,12 +9,20 @@ import numpy as np
 from raymerge.kernels.constants import LANES
 from raymerge.kernels.groups import Group, GroupSums
 from raymerge.kernels.reduce import close_block, gram_matrix, new_sums, num_pairs
-from raymerge.kernels.tile import Bytes, Counts, DeltaPass, Kernels, Selectors, Tile
+from raymerge.kernels.rows import rows_of
+from raymerge.kernels.tile import Bytes, Counts, DeltaPass, Kernels, Ranked, Selectors, Tile
 from raymerge.methods.registry import Coefficients
-from raymerge.methods.rules import KeepDrawn
+from raymerge.methods.rules import KeepDrawn, KeepRanked
 from raymerge.plan.graph import DeltaStep, SpanStep, TensorNode
 from raymerge.runtime.coefficients import group_coefficients, tensor_coefficients
-from raymerge.runtime.figures import delta_pass, drawn, find_thresholds, largest
+from raymerge.runtime.figures import (
+    by_rank,
+    delta_pass,
+    drawn,
+    drawn_by_rank,
+    largest,
+    trimmed,
+)
 from raymerge.runtime.finite import check_finite
 from raymerge.runtime.inputs import Inputs
 from raymerge.runtime.settings import RunSettings
@@ -58,7 +66,7 @@ class TensorMerge:
         self._check(tile, self._kernels.count_high(tile, counts), None)
 
     def count_low(self, tile: Tile, bins: Sequence[int], counts: Counts) -> None:
-        """Add the lower bits inside each source's bin, and what lies above it, to `counts`."""
+        """Add the lower bits inside each bin, and what lies above it, to `counts`."""
         self._check(tile, self._kernels.count_low(tile, bins, counts), None)
 
     def _check(self, tile: Tile, bad: int, out: Bytes | None) -> None:
@@ -103,26 +111,36 @@ class TensorMerge:
 
     def _figures(self, step: DeltaStep, surveyed: Selectors | None) -> DeltaPass:
         selectors = self._selectors(step, surveyed)
+        ranked = self._ranked(step)
         if not step.normed:
-            return delta_pass(step.rule, selectors, None)
+            return delta_pass(step.rule, selectors, None, ranked)
         sums = new_sums(2 * len(selectors))
         # The norms' own copy: the count of ties seen has to start over in the delta pass.
         counted = selectors.copy()
         for tile in self._inputs.sweep():
-            self._kernels.norms(tile, counted, sums)
+            self._kernels.norms(tile, counted, sums, ranked)
         close_block(sums)
-        return delta_pass(step.rule, selectors, sums[:, LANES])
+        return delta_pass(step.rule, selectors, sums[:, LANES], ranked)
+
+    def _ranked(self, step: DeltaStep) -> Ranked | None:
+        keep = step.rule.keep
+        if not step.ranks or not isinstance(keep, KeepRanked):
+            return None
+        return by_rank(keep, step.rule.rescale, rows_of(self._node.slot.shape))
 
     def _selectors(self, step: DeltaStep, surveyed: Selectors | None) -> Selectors:
         keep = step.rule.keep
-        if isinstance(keep, KeepDrawn):
+        if isinstance(keep, KeepDrawn | KeepRanked):
             reads = self._node.inputs[1:]
             labels = [self._settings.sources[read.source].label for read in reads]
-            return drawn(keep, seed=self._settings.seed, labels=labels, tensor=self._node.slot.name)
+            seed, tensor = self._settings.seed, self._node.slot.name
+            if isinstance(keep, KeepRanked):
+                return drawn_by_rank(keep, seed=seed, labels=labels, tensor=tensor)
+            return drawn(keep, seed=seed, labels=labels, tensor=tensor)
         if step.surveyed:
             assert surveyed is not None, self._node.slot
             return surveyed
-        nothing_before = [0] * len(step.rule.weight)
         if step.selects:
-            return largest(find_thresholds(keep, self._inputs, self), nothing_before)
-        return largest([None] * len(step.rule.weight), nothing_before)
+            return trimmed(keep, self._inputs, self)
+        sources = len(step.rule.weight)
+        return largest([None] * sources, [0] * sources)

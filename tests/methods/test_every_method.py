@@ -19,9 +19,13 @@ KERNELS = pytest.mark.parametrize(
 CPU = CpuKernels()
 
 KNOBS: dict[str, dict[str, Any]] = {
+    "breadcrumbs": {"weight": 0.7, "density": 0.3, "gamma": 0.05, "rescale": "l1"},
+    "breadcrumbs_ties": {"weight": 0.7, "density": 0.3, "gamma": 0.05},
     "dare_linear": {"weight": 0.7, "density": 0.3, "rescale": "l1"},
     "dare_ties": {"weight": 0.7, "density": 0.3},
     "karcher": {"max_iter": 5},
+    "della": {"weight": 0.7, "density": 0.3},
+    "della_linear": {"weight": 0.7, "density": 0.3, "epsilon": 0.2, "rescale": "l1"},
     "linear": {"weight": 0.7},
     "model_stock": {"filter_wise": True},
     "multislerp": {"weight": 0.7, "eps": 1e-6},

@@ -46,7 +46,21 @@ DARE: dict[str, tuple[str | list[str], Any]] = {
     "rescale": (RESCALE, True),
     "lambda": LAMBDA,
 }
+BREADCRUMBS: dict[str, tuple[str | list[str], Any]] = {
+    "weight": WEIGHT,
+    "density": DENSITY,
+    "gamma": (["a number from 0 to 1"], 0.01),
+    "normalize": ("true or false", False),
+    "rescale": (RESCALE, False),
+    "lambda": LAMBDA,
+}
+DELLA: dict[str, tuple[str | list[str], Any]] = {
+    **DARE,
+    "epsilon": (["a number from 0 to 1"], 0.15),
+}
 TABLE = {
+    "breadcrumbs": Row(Family.DELTA, Over.DELTAS, BREADCRUMBS),
+    "breadcrumbs_ties": Row(Family.DELTA, Over.DELTAS, BREADCRUMBS),
     "dare_linear": Row(Family.DELTA, Over.DELTAS, DARE),
     "dare_ties": Row(Family.DELTA, Over.DELTAS, DARE),
     "karcher": Row(
@@ -55,6 +69,8 @@ TABLE = {
         {"max_iter": ("a whole number from 0 to 10000", 10), "tol": ("a number from 0 to 1", 1e-5)},
         needs_gram=True,
     ),
+    "della": Row(Family.DELTA, Over.DELTAS, {**DELLA, "normalize": ("true or false", True)}),
+    "della_linear": Row(Family.DELTA, Over.DELTAS, DELLA),
     "linear": Row(
         Family.SPAN, Over.SOURCES, {"weight": WEIGHT, "normalize": ("true or false", True)}
     ),

@@ -1,0 +1,50 @@
+"""Model Breadcrumbs: drop the outliers and the noise of each task vector, add up the rest.
+
+Davari, Belilovsky. Model Breadcrumbs: Scaling Multi-Task Model Merging with Sparse Masks. ECCV
+2024, arXiv:2312.06795.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from raymerge.methods.registry import Density, Fraction, PerSource, delta_method
+from raymerge.methods.rules import DeltaRule, KeepBand, Rescale
+
+
+@delta_method("breadcrumbs", paper="arXiv:2312.06795")
+def breadcrumbs(
+    *,
+    weight: PerSource[float],
+    density: PerSource[Density] = (1.0,),
+    gamma: PerSource[Fraction] = (0.01,),
+    normalize: bool = False,
+    rescale: bool | Literal["l1"] = False,
+    lambda_: float = 1.0,
+) -> DeltaRule:
+    """Drop the largest and the smallest entries of each task vector, add up the rest.
+
+    Of the n entries of each tensor `int(gamma * n)` with the largest magnitudes are dropped as
+    outliers, the next `int(density * n)` stay, and the smallest rest is dropped as noise.
+
+    Args:
+        weight: Share of each source in the sum.
+        density: Fraction of each task vector to keep; 1 keeps all, outliers too.
+        gamma: Fraction of each task vector to drop as outliers; less where density leaves less.
+        normalize: Divide by the sum of the weights.
+        rescale: `l1` (or true) scales what is kept so that its L1 norm is that of the whole.
+        lambda_: Factor of the merged delta.
+
+    Differs from the paper: sources have weights, and the outliers' share is given by itself. As in
+    mergekit a tensor with `density * n` below 1 keeps nothing. Differs from mergekit: of entries
+    tied at either end of the band an evenly spread set is kept, there whichever an unstable sort
+    puts first.
+    """
+    return DeltaRule(
+        keep=KeepBand(density=tuple(density), gamma=tuple(gamma)),
+        weight=tuple(weight),
+        rescale=Rescale.L1 if rescale else Rescale.NONE,
+        elect=False,
+        normalize=normalize,
+        scale=lambda_,
+    )
