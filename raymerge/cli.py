@@ -56,6 +56,15 @@ class Bytes(click.ParamType[int | None]):
 BYTES = Bytes()
 RECIPE = click.argument("recipe", type=click.Path(path_type=Path))
 JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout.")
+OVERWRITE = click.option("--overwrite", is_flag=True, help="Replace whatever OUT holds.")
+SHARD_SIZE = click.option(
+    "--shard-size",
+    "shard_bytes",
+    type=BYTES,
+    default="auto",
+    show_default=True,
+    help="Limit of an output shard, such as 5GB.",
+)
 
 
 def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -83,14 +92,7 @@ def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
             show_default=True,
             help="What merges.",
         ),
-        click.option(
-            "--shard-size",
-            "shard_bytes",
-            type=BYTES,
-            default="auto",
-            show_default=True,
-            help="Limit of an output shard, such as 5GB.",
-        ),
+        SHARD_SIZE,
         click.option(
             "--memory",
             "memory_bytes",
@@ -139,7 +141,7 @@ def plan(recipe: Path, *, as_json: bool, tensor: str | None, **options: Any) -> 
 @RECIPE
 @click.argument("out", type=click.Path(path_type=Path))
 @JSON
-@click.option("--overwrite", is_flag=True, help="Replace whatever OUT holds.")
+@OVERWRITE
 @click.option("--quiet", is_flag=True, help="Show no progress.")
 @run_options
 def merge(recipe: Path, out: Path, *, as_json: bool, quiet: bool, **options: Any) -> None:
@@ -147,6 +149,7 @@ def merge(recipe: Path, out: Path, *, as_json: bool, quiet: bool, **options: Any
     with reported(as_json=as_json, resume=f"run the same command again to finish {out}"):
         import raymerge
         from raymerge.progress import Display
+        from raymerge.report import merge_text
         from raymerge.units import format_bytes
 
         # numba looks for BLAS in scipy: a quarter of a second of imports that no kernel here uses.
@@ -177,15 +180,7 @@ def merge(recipe: Path, out: Path, *, as_json: bool, quiet: bool, **options: Any
         else:
             with display.shown():
                 result = raymerge.merge(recipe, out, **call)
-        if as_json:
-            click.echo(json.dumps(result.as_json()))
-        else:
-            click.echo(
-                f"{result.output}: {result.tensors} tensors, {len(result.shards)} shards, read "
-                f"{format_bytes(result.bytes_read)}, wrote {format_bytes(result.bytes_written)} in "
-                f"{result.seconds:.1f} s, {result.resumed_units} units resumed, plan "
-                f"{result.digest}"
-            )
+        click.echo(json.dumps(result.as_json()) if as_json else merge_text(result))
 
 
 @main.command()
@@ -197,24 +192,32 @@ def verify(checkpoint: Path, *, as_json: bool) -> None:
         from dataclasses import asdict
 
         import raymerge
-        from raymerge.units import format_bytes
+        from raymerge.report import verification_text
 
         found = raymerge.verify(checkpoint)
-        if as_json:
-            click.echo(json.dumps({**asdict(found), "ok": found.ok}))
-        else:
-            for problem in found.problems:
-                click.echo(f"problem: {problem}")
-            for note in found.notes:
-                click.echo(f"note: {note}")
-            hashed = "sha256 checked" if found.checked_sha256 else "no sha256 to check"
-            click.echo(
-                f"{checkpoint}: {'ok' if found.ok else f'{len(found.problems)} problems'}, "
-                f"{found.tensors} tensors, {found.parameters} parameters, "
-                f"{format_bytes(found.bytes)}, {hashed}"
-            )
+        document = {**asdict(found), "ok": found.ok}
+        click.echo(json.dumps(document) if as_json else verification_text(found))
         if not found.ok:
             sys.exit(MISMATCH)
+
+
+@main.command()
+@click.argument("source", type=click.Path(path_type=Path))
+@click.argument("out", type=click.Path(path_type=Path))
+@JSON
+@SHARD_SIZE
+@click.option("--dtype", type=click.Choice(["float32", "float16", "bfloat16"]), help="Round to it.")
+@OVERWRITE
+def convert(source: Path, out: Path, *, as_json: bool, **options: Any) -> None:
+    """Write SOURCE, pickled or safetensors, as sharded safetensors. Runs no code in it."""
+    with reported(as_json=as_json, resume=f"{out} is as it was"):
+        import raymerge
+        from raymerge.report import conversion_text
+
+        result = raymerge.convert(source, out, **options)
+        for note in result.notes:
+            click.echo(f"note: {note}", err=True)
+        click.echo(json.dumps(result.as_json()) if as_json else conversion_text(result))
 
 
 @main.command()
