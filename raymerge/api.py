@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from raymerge.runtime.convert import Conversion
     from raymerge.runtime.driver import MergeResult
     from raymerge.runtime.engine import Engine
+    from raymerge.runtime.inspection import Inspection
     from raymerge.runtime.settings import OnProgress
 
 AnyPath = str | os.PathLike[str]
@@ -173,6 +174,45 @@ def convert(
         overwrite=overwrite,
         threads=num_cpus(),
     )
+
+
+def inspect(
+    *sources: AnyPath, base: AnyPath | None = None, workers: int | None = None
+) -> Inspection:
+    """Tell whether a merge of some sources makes sense, without merging them.
+
+    With a base it is their deltas that are compared, per layer and in total: norms, cosines,
+    opposite signs, entries that did not change. Without one it is their weights. Every file is read
+    once; memory is a few MB per source and thread.
+
+    Args:
+        *sources: Folders, or single `.safetensors` files.
+        base: What they were trained from.
+        workers: Threads; None takes what there is.
+
+    Raises:
+        PlanError: Nothing to compare, or one source given twice.
+        SourceError: A source cannot be read or is malformed.
+    """
+    from raymerge.errors import PlanError
+    from raymerge.machine import num_cpus
+    from raymerge.recipe.document import Place
+    from raymerge.recipe.labels import Named, assign_labels
+    from raymerge.runtime.inspect import inspect as compare
+    from raymerge.storage import open_folder
+
+    paths = [os.fspath(path) for path in ((base, *sources) if base is not None else sources)]
+    known: dict[str, str] = {}
+    for path in paths:
+        first = known.setdefault(os.path.realpath(path), path)
+        if first is not path:
+            raise PlanError(f"{path} is given twice; give each source once, and the base apart")
+    if not paths:
+        raise PlanError("there is no source; give two, or one and a base")
+    here = Place("command line", 0)
+    labels = assign_labels([Named(location=path, label=None, place=here) for path in paths])
+    folders = [open_folder(path, label=label) for path, label in zip(paths, labels, strict=True)]
+    return compare(folders, labels, relative=base is not None, threads=workers or num_cpus())
 
 
 def _machine(options: RunOptions) -> Machine:

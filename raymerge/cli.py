@@ -149,8 +149,7 @@ def merge(recipe: Path, out: Path, *, as_json: bool, quiet: bool, **options: Any
     with reported(as_json=as_json, resume=f"run the same command again to finish {out}"):
         import raymerge
         from raymerge.progress import Display
-        from raymerge.report import merge_text
-        from raymerge.units import format_bytes
+        from raymerge.report import merge_text, start_lines
 
         # numba looks for BLAS in scipy: a quarter of a second of imports that no kernel here uses.
         sys.modules.setdefault("scipy", None)  # type: ignore[arg-type]
@@ -165,14 +164,8 @@ def merge(recipe: Path, out: Path, *, as_json: bool, quiet: bool, **options: Any
             gc.set_threshold(100_000)
             gc.enable()
             if not quiet:
-                click.echo(
-                    f"engine {machine.engine} ({machine.why}), device {machine.device}, plan "
-                    f"{planned.digest}, at most {format_bytes(planned.memory.projected_host_bytes)}"
-                    " a worker",
-                    err=True,
-                )
-                for note in planned.notes:
-                    click.echo(f"note: {note}", err=True)
+                for line in start_lines(planned, machine):
+                    click.echo(line, err=True)
 
         call = {"on_plan": on_plan, "on_progress": display.add, **options}
         if quiet:
@@ -218,6 +211,29 @@ def convert(source: Path, out: Path, *, as_json: bool, **options: Any) -> None:
         for note in result.notes:
             click.echo(f"note: {note}", err=True)
         click.echo(json.dumps(result.as_json()) if as_json else conversion_text(result))
+
+
+@main.command()
+@click.argument("sources", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--base", type=click.Path(path_type=Path), help="What they were trained from.")
+@click.option("--plot", type=click.Path(path_type=Path), help="Draw it: a .png or .svg file.")
+@click.option("--workers", type=click.IntRange(min=1), help="Threads.  [default: all CPUs]")
+@JSON
+def inspect(
+    sources: tuple[Path, ...], *, base: Path | None, plot: Path | None, workers: int, as_json: bool
+) -> None:
+    """Compare SOURCES, by layer: does a merge make sense? Writes no model."""
+    with reported(as_json=as_json):
+        import raymerge
+        from raymerge.plot import check_plot, draw
+        from raymerge.report import inspection_text
+
+        if plot:
+            check_plot(plot)
+        found = raymerge.inspect(*sources, base=base, workers=workers)
+        if plot:
+            draw(found, plot)
+        click.echo(json.dumps(found.as_json()) if as_json else inspection_text(found))
 
 
 @main.command()

@@ -19,7 +19,7 @@ EACH_MODULE = pytest.mark.parametrize(
 BASE = {"errors", "units"}
 MODEL = BASE | {"checkpoint", "kernels", "methods", "recipe"}
 RUN = MODEL | {"plan", "storage", "runtime"}
-TOP = {"api", "progress", "machine", "listing", "report"}
+TOP = {"api", "progress", "machine", "listing", "report", "plot"}
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "units": set(),
@@ -35,6 +35,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "machine": RUN | TOP,
     "listing": RUN | TOP,
     "report": RUN | TOP,
+    "plot": RUN | TOP,
     "cli": RUN | TOP | {""},
     "": RUN | TOP,
 }
@@ -45,6 +46,7 @@ THIRD_PARTY: dict[str, set[str]] = {
     # The CUDA kernels, the question whether there is a device, and pickled checkpoints.
     "torch": {"kernels.torch_kernels", "machine", "runtime.pickled"},
     "rich": {"progress"},
+    "matplotlib": {"plot"},
     "obstore": set(),
     "huggingface_hub": set(),
 }

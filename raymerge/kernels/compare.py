@@ -28,7 +28,7 @@ from raymerge.kernels.tile import Tile
 Int64s = npt.NDArray[np.int64]
 
 LARGE_DELTA = 0.03
-"""Magnitude from which DARE's authors found deltas too large to drop most of them."""
+"""Magnitude above which an entry of a delta counts as large."""
 UNCHANGED, LARGE = 0, 1
 """Columns of `Comparison.entries`."""
 BOTH, OPPOSITE = 0, 1
