@@ -203,7 +203,7 @@ def verify(checkpoint: Path, *, as_json: bool) -> None:
 @OVERWRITE
 def convert(source: Path, out: Path, *, as_json: bool, **options: Any) -> None:
     """Write SOURCE, pickled or safetensors, as sharded safetensors. Runs no code in it."""
-    with reported(as_json=as_json, resume=f"{out} is as it was"):
+    with reported(as_json=as_json, resume=f"run the same command again to make {out}"):
         import raymerge
         from raymerge.report import conversion_text
 

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
-from raymerge.checkpoint.verify import Verification
-from raymerge.machine import Machine
-from raymerge.plan.build import Plan
-from raymerge.runtime.convert import Conversion
-from raymerge.runtime.driver import MergeResult
-from raymerge.runtime.inspection import GroupFigures, Inspection, PairFigures, SourceFacts
 from raymerge.units import format_bytes
+
+# For their names only: `verify` starts without the kernels that a merge loads.
+if TYPE_CHECKING:
+    from raymerge.checkpoint.verify import Verification
+    from raymerge.machine import Machine
+    from raymerge.plan.build import Plan
+    from raymerge.runtime.convert import Conversion
+    from raymerge.runtime.driver import MergeResult
+    from raymerge.runtime.inspection import GroupFigures, Inspection, PairFigures, SourceFacts
 
 
 def start_lines(planned: Plan, machine: Machine) -> Iterator[str]:

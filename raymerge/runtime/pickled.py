@@ -4,6 +4,7 @@ A pickle is a program. torch's `weights_only` unpickler knows a list of harmless
 any other; it is all that ever reads one here. The file is mapped, not loaded: its tensors are pages
 of the file, which the kernel takes back when memory is short. Two kinds of file cannot be mapped
 and are read whole, one at a time: those of before torch 1.6, and archives that somebody compressed.
+A mapped file must not be cut short while it is read: the kernel would end the process.
 
 This is the only file besides the CUDA kernels that loads torch.
 """
@@ -54,6 +55,7 @@ _MALFORMED = (
     ImportError,
 )
 _GLOBAL = re.compile(r"GLOBAL (\S+)")
+_REASON = re.compile(r"WeightsUnpickler error:\s*(.+)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,8 +209,9 @@ def _refusal(error: BaseException, source: str, file: str) -> SourceError:
             "alone"
         )
     else:
-        first = (text.splitlines() or [""])[0].partition("In PyTorch 2.6")[0].strip()
-        why = f"cannot be read: {first or type(error).__name__}; fetch the file again"
+        said = _REASON.search(text)
+        what = said[1] if said else (text.splitlines() or [""])[0].partition(" In PyTorch 2.6")[0]
+        why = f"cannot be read ({type(error).__name__}: {what.rstrip('.')}); fetch the file again"
     return SourceError(f"{source}: {file} {why}", source=source, file=file)
 
 

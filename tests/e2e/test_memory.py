@@ -102,3 +102,13 @@ def test_a_conversion_holds_a_few_pieces_of_the_model(large: Place) -> None:
     small, big = (convert_peak_bytes(large, megabytes) for megabytes in (16, 256))
 
     assert big - small < 64 * MIB, (small / MIB, big / MIB)
+
+
+def test_an_inspection_holds_a_tile_of_each_source(large: Place) -> None:
+    process = spawn("inspect", large / "a", large / "b", "--base", large / "base", "--workers", "2")
+    measured = peak_anonymous_bytes(process)
+    done = finish(process)
+
+    assert done.rc == 0, done.err
+    # The interpreter with numba takes most of it; the sources have 252 MB.
+    assert 60 * MIB < measured < 200 * MIB, measured / MIB
