@@ -1,4 +1,4 @@
-"""What the commands call and Python programs may: load, plan, merge, verify."""
+"""What the commands call and Python programs may: load, plan, merge, verify, convert, inspect."""
 
 from __future__ import annotations
 
@@ -16,8 +16,10 @@ if TYPE_CHECKING:
     from raymerge.machine import Machine
     from raymerge.plan.build import Plan
     from raymerge.recipe import Recipe
+    from raymerge.runtime.convert import Conversion
     from raymerge.runtime.driver import MergeResult
     from raymerge.runtime.engine import Engine
+    from raymerge.runtime.inspection import Inspection
     from raymerge.runtime.settings import OnProgress
 
 AnyPath = str | os.PathLike[str]
@@ -128,6 +130,89 @@ def verify(checkpoint: AnyPath) -> Verification:
     from raymerge.storage.posix import PosixFolder
 
     return verify_folder(PosixFolder(checkpoint))
+
+
+def convert(
+    source: AnyPath,
+    out: AnyPath,
+    *,
+    dtype: Literal["float32", "float16", "bfloat16"] | None = None,
+    shard_bytes: int | None = None,
+    overwrite: bool = False,
+) -> Conversion:
+    """Write a checkpoint as sharded safetensors with an index. Runs no code that a file holds.
+
+    The source is a folder, or one file, of torch's pickles (`.bin`, `.pt`, `.pth`) or of
+    safetensors; where a folder has both, the safetensors count. Tensors keep names, order and
+    values. A head that shares its embedding's memory is left out, unless the config says untied.
+
+    Args:
+        source: Folder or file.
+        out: Destination folder. Whole or absent: its index is written last, and a conversion that
+            fails leaves nothing behind.
+        dtype: Round floating-point tensors to the nearest value of this type, ties to even. None
+            keeps what each tensor is.
+        shard_bytes: Limit of an output shard; None chooses it from the output's size.
+        overwrite: Replace whatever `out` holds.
+
+    Raises:
+        SourceError: It cannot be read, is malformed, or wants code to be run.
+        PlanError: A quantised source and a dtype.
+        ConflictError: `out` holds something, or is being written.
+        NonFiniteError: A finite value is beyond the range of `dtype`.
+    """
+    from raymerge.machine import num_cpus
+    from raymerge.runtime.convert import convert as convert_folder
+    from raymerge.storage import open_folder
+
+    return convert_folder(
+        open_folder(os.fspath(source), label=os.fspath(source)),
+        Path(out),
+        label=os.fspath(source),
+        dtype=dtype,
+        shard_bytes=shard_bytes,
+        overwrite=overwrite,
+        threads=num_cpus(),
+    )
+
+
+def inspect(
+    *sources: AnyPath, base: AnyPath | None = None, workers: int | None = None
+) -> Inspection:
+    """Tell whether a merge of some sources makes sense, without merging them.
+
+    With a base it is their deltas that are compared, per layer and in total: norms, cosines,
+    opposite signs, entries that did not change. Without one it is their weights. Every file is read
+    once; memory is a few MB per source and thread.
+
+    Args:
+        *sources: Folders, or single `.safetensors` files.
+        base: What they were trained from.
+        workers: Threads; None takes what there is.
+
+    Raises:
+        PlanError: Nothing to compare, or one source given twice.
+        SourceError: A source cannot be read or is malformed.
+    """
+    from raymerge.errors import PlanError
+    from raymerge.machine import num_cpus
+    from raymerge.recipe.document import Place
+    from raymerge.recipe.labels import Named, assign_labels
+    from raymerge.runtime.inspect import inspect as compare
+    from raymerge.storage import open_folder
+
+    paths = [os.fspath(path) for path in ((base, *sources) if base is not None else sources)]
+    known: dict[str, str] = {}
+    for path in paths:
+        first = known.setdefault(os.path.realpath(path), path)
+        if first is not path:
+            raise PlanError(f"{path} is given twice; give each source once, and the base apart")
+    if not paths:
+        raise PlanError("there is no source; give two, or one and a base")
+    here = Place("command line", 0)
+    labels = assign_labels([Named(location=path, label=None, place=here) for path in paths])
+    folders = [open_folder(path, label=label) for path, label in zip(paths, labels, strict=True)]
+    return compare(folders, labels, relative=base is not None, threads=workers or num_cpus())
 
 
 def _machine(options: RunOptions) -> Machine:

@@ -56,6 +56,15 @@ class Bytes(click.ParamType[int | None]):
 BYTES = Bytes()
 RECIPE = click.argument("recipe", type=click.Path(path_type=Path))
 JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout.")
+OVERWRITE = click.option("--overwrite", is_flag=True, help="Replace whatever OUT holds.")
+SHARD_SIZE = click.option(
+    "--shard-size",
+    "shard_bytes",
+    type=BYTES,
+    default="auto",
+    show_default=True,
+    help="Limit of an output shard, such as 5GB.",
+)
 
 
 def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -83,14 +92,7 @@ def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
             show_default=True,
             help="What merges.",
         ),
-        click.option(
-            "--shard-size",
-            "shard_bytes",
-            type=BYTES,
-            default="auto",
-            show_default=True,
-            help="Limit of an output shard, such as 5GB.",
-        ),
+        SHARD_SIZE,
         click.option(
             "--memory",
             "memory_bytes",
@@ -139,7 +141,7 @@ def plan(recipe: Path, *, as_json: bool, tensor: str | None, **options: Any) -> 
 @RECIPE
 @click.argument("out", type=click.Path(path_type=Path))
 @JSON
-@click.option("--overwrite", is_flag=True, help="Replace whatever OUT holds.")
+@OVERWRITE
 @click.option("--quiet", is_flag=True, help="Show no progress.")
 @run_options
 def merge(recipe: Path, out: Path, *, as_json: bool, quiet: bool, **options: Any) -> None:
@@ -147,7 +149,7 @@ def merge(recipe: Path, out: Path, *, as_json: bool, quiet: bool, **options: Any
     with reported(as_json=as_json, resume=f"run the same command again to finish {out}"):
         import raymerge
         from raymerge.progress import Display
-        from raymerge.units import format_bytes
+        from raymerge.report import merge_text, start_lines
 
         # numba looks for BLAS in scipy: a quarter of a second of imports that no kernel here uses.
         sys.modules.setdefault("scipy", None)  # type: ignore[arg-type]
@@ -162,14 +164,8 @@ def merge(recipe: Path, out: Path, *, as_json: bool, quiet: bool, **options: Any
             gc.set_threshold(100_000)
             gc.enable()
             if not quiet:
-                click.echo(
-                    f"engine {machine.engine} ({machine.why}), device {machine.device}, plan "
-                    f"{planned.digest}, at most {format_bytes(planned.memory.projected_host_bytes)}"
-                    " a worker",
-                    err=True,
-                )
-                for note in planned.notes:
-                    click.echo(f"note: {note}", err=True)
+                for line in start_lines(planned, machine):
+                    click.echo(line, err=True)
 
         call = {"on_plan": on_plan, "on_progress": display.add, **options}
         if quiet:
@@ -177,15 +173,7 @@ def merge(recipe: Path, out: Path, *, as_json: bool, quiet: bool, **options: Any
         else:
             with display.shown():
                 result = raymerge.merge(recipe, out, **call)
-        if as_json:
-            click.echo(json.dumps(result.as_json()))
-        else:
-            click.echo(
-                f"{result.output}: {result.tensors} tensors, {len(result.shards)} shards, read "
-                f"{format_bytes(result.bytes_read)}, wrote {format_bytes(result.bytes_written)} in "
-                f"{result.seconds:.1f} s, {result.resumed_units} units resumed, plan "
-                f"{result.digest}"
-            )
+        click.echo(json.dumps(result.as_json()) if as_json else merge_text(result))
 
 
 @main.command()
@@ -197,24 +185,55 @@ def verify(checkpoint: Path, *, as_json: bool) -> None:
         from dataclasses import asdict
 
         import raymerge
-        from raymerge.units import format_bytes
+        from raymerge.report import verification_text
 
         found = raymerge.verify(checkpoint)
-        if as_json:
-            click.echo(json.dumps({**asdict(found), "ok": found.ok}))
-        else:
-            for problem in found.problems:
-                click.echo(f"problem: {problem}")
-            for note in found.notes:
-                click.echo(f"note: {note}")
-            hashed = "sha256 checked" if found.checked_sha256 else "no sha256 to check"
-            click.echo(
-                f"{checkpoint}: {'ok' if found.ok else f'{len(found.problems)} problems'}, "
-                f"{found.tensors} tensors, {found.parameters} parameters, "
-                f"{format_bytes(found.bytes)}, {hashed}"
-            )
+        document = {**asdict(found), "ok": found.ok}
+        click.echo(json.dumps(document) if as_json else verification_text(found))
         if not found.ok:
             sys.exit(MISMATCH)
+
+
+@main.command()
+@click.argument("source", type=click.Path(path_type=Path))
+@click.argument("out", type=click.Path(path_type=Path))
+@JSON
+@SHARD_SIZE
+@click.option("--dtype", type=click.Choice(["float32", "float16", "bfloat16"]), help="Round to it.")
+@OVERWRITE
+def convert(source: Path, out: Path, *, as_json: bool, **options: Any) -> None:
+    """Write SOURCE, pickled or safetensors, as sharded safetensors. Runs no code in it."""
+    with reported(as_json=as_json, resume=f"run the same command again to make {out}"):
+        import raymerge
+        from raymerge.report import conversion_text
+
+        result = raymerge.convert(source, out, **options)
+        for note in result.notes:
+            click.echo(f"note: {note}", err=True)
+        click.echo(json.dumps(result.as_json()) if as_json else conversion_text(result))
+
+
+@main.command()
+@click.argument("sources", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--base", type=click.Path(path_type=Path), help="What they were trained from.")
+@click.option("--plot", type=click.Path(path_type=Path), help="Draw it: a .png or .svg file.")
+@click.option("--workers", type=click.IntRange(min=1), help="Threads.  [default: all CPUs]")
+@JSON
+def inspect(
+    sources: tuple[Path, ...], *, base: Path | None, plot: Path | None, workers: int, as_json: bool
+) -> None:
+    """Compare SOURCES, by layer: does a merge make sense? Writes no model."""
+    with reported(as_json=as_json):
+        import raymerge
+        from raymerge.plot import check_plot, draw
+        from raymerge.report import inspection_text
+
+        if plot:
+            check_plot(plot)
+        found = raymerge.inspect(*sources, base=base, workers=workers)
+        if plot:
+            draw(found, plot)
+        click.echo(json.dumps(found.as_json()) if as_json else inspection_text(found))
 
 
 @main.command()

@@ -19,7 +19,7 @@ EACH_MODULE = pytest.mark.parametrize(
 BASE = {"errors", "units"}
 MODEL = BASE | {"checkpoint", "kernels", "methods", "recipe"}
 RUN = MODEL | {"plan", "storage", "runtime"}
-TOP = {"api", "progress", "machine", "listing"}
+TOP = {"api", "progress", "machine", "listing", "report", "plot"}
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "units": set(),
@@ -34,6 +34,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "progress": RUN | TOP,
     "machine": RUN | TOP,
     "listing": RUN | TOP,
+    "report": RUN | TOP,
+    "plot": RUN | TOP,
     "cli": RUN | TOP | {""},
     "": RUN | TOP,
 }
@@ -41,9 +43,10 @@ MAY_IMPORT: dict[str, set[str]] = {
 THIRD_PARTY: dict[str, set[str]] = {
     "click": {"cli"},
     "ray": {"runtime.cluster"},
-    # The CUDA kernels, and the question whether there is a device.
-    "torch": {"kernels.torch_kernels", "kernels.torch_groups", "machine"},
+    # The CUDA kernels, the question whether there is a device, and pickled checkpoints.
+    "torch": {"kernels.torch_kernels", "kernels.torch_groups", "machine", "runtime.pickled"},
     "rich": {"progress"},
+    "matplotlib": {"plot"},
     "obstore": set(),
     "huggingface_hub": set(),
 }

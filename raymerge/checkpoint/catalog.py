@@ -12,6 +12,8 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from raymerge.checkpoint.folder import Folder, Pin
@@ -27,9 +29,9 @@ NUMBERED = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.safetensors")
 # Reads in flight while headers are fetched: a remote header is two round trips and little else.
 _PARALLEL_READS = 16
 _ADAPTER = "adapter_model.safetensors"
-_PICKLED = (".bin", ".pt", ".pth")
+PICKLED = (".bin", ".pt", ".pth")
 # Never copied beside a merged model: other people's weights, which are not merged.
-WEIGHTS = (*_PICKLED, ".safetensors", ".index.json", ".h5", ".msgpack", ".gguf", ".onnx", ".ckpt")
+WEIGHTS = (*PICKLED, ".safetensors", ".index.json", ".h5", ".msgpack", ".gguf", ".onnx", ".ckpt")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,15 +140,12 @@ def _indexed_files(
 
 
 def _why_nothing(sizes: Mapping[str, int], location: str) -> str:
-    if pickled := sorted(name for name in sizes if name.endswith(_PICKLED)):
-        convert = (
-            'python -c "from transformers import AutoModelForCausalLM as M; '
-            f"M.from_pretrained('{location}', dtype='auto')"
-            f".save_pretrained('{location}-safetensors', safe_serialization=True)\""
-        )
+    if pickled := sorted(name for name in sizes if name.endswith(PICKLED)):
+        stem = Path(location).with_suffix("") if location.endswith(PICKLED) else location
         return (
-            f"{location} holds its weights as {_listed(pickled)} pickled, which can run code when "
-            f"read; raymerge reads safetensors only. Convert with: {convert}"
+            f"{location} holds its weights as {_listed(pickled)} pickled, and merges read "
+            "safetensors only. To convert them, which runs nothing of what is in them: raymerge "
+            f"convert {quote(location)} {quote(f'{stem}-safetensors')}"
         )
     return f"{location} holds no .safetensors file; it holds {len(sizes)} other files"
 
@@ -204,7 +203,7 @@ def _check_index(
 
 
 def index_faults(
-    tensors: Mapping[str, TensorEntry], weight_map: Mapping[str, str]
+    tensors: Mapping[str, TensorEntry], weight_map: Mapping[str, str], *, index: str = INDEX_NAME
 ) -> tuple[str, ...]:
     """How an index contradicts the headers of its shards: a sentence per kind of contradiction."""
     absent = [name for name in weight_map if name not in tensors]
@@ -215,14 +214,14 @@ def index_faults(
     faults = []
     if absent:
         where = weight_map[absent[0]]
-        faults.append(f"{INDEX_NAME} places {_named(absent)} in {where}, which does not hold it")
+        faults.append(f"{index} places {_named(absent)} in {where}, which does not hold it")
     if unlisted:
         where = tensors[unlisted[0]].file
-        faults.append(f"{where} holds {_named(unlisted)}, which {INDEX_NAME} does not list")
+        faults.append(f"{where} holds {_named(unlisted)}, which {index} does not list")
     if misplaced:
         name = misplaced[0]
         faults.append(
-            f"{INDEX_NAME} places {_named(misplaced)} in {weight_map[name]}; it lies in "
+            f"{index} places {_named(misplaced)} in {weight_map[name]}; it lies in "
             f"{tensors[name].file}"
         )
     return tuple(faults)

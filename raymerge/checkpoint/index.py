@@ -19,8 +19,16 @@ RECORD_NAME = "raymerge.json"
 _MAX_PRETTY_BYTES = 10 * 2**20
 
 
-def parse_index(raw: bytes, *, source: str, file: str) -> Mapping[str, str]:
+def parse_index(
+    raw: bytes, *, source: str, file: str, endings: tuple[str, ...] = (".safetensors",)
+) -> Mapping[str, str]:
     """Read an index's weight map, tensor name to file name. Its totals are not trusted, nor read.
+
+    Args:
+        raw: The JSON.
+        source: Label of the source, for messages.
+        file: Name of the index, for messages.
+        endings: What the names of shards may end in.
 
     Raises:
         SourceError: Not an index, or a file name that leads out of the folder.
@@ -31,12 +39,12 @@ def parse_index(raw: bytes, *, source: str, file: str) -> Mapping[str, str]:
         raise SourceError(f"{source}: {file} {why}", source=source, file=file)
     plain: set[str] = set()
     for tensor, shard in weight_map.items():
-        if isinstance(shard, str) and (shard in plain or _is_plain(shard)):
+        if isinstance(shard, str) and (shard in plain or _is_plain(shard, endings)):
             plain.add(shard)
             continue
         raise SourceError(
             f"{source}: {file} places tensor {tensor!r} in {shard!r}; expected the name "
-            "of a .safetensors file in the same folder",
+            f"of a {' or '.join(endings)} file in the same folder",
             source=source,
             tensor=tensor,
             file=file,
@@ -60,5 +68,5 @@ def build_index(shards: Sequence[Shard]) -> bytes:
     return json.dumps(index, separators=(",", ":"), sort_keys=True).encode() + b"\n"
 
 
-def _is_plain(name: str) -> bool:
-    return name.endswith(".safetensors") and not set(name) & set("/\\\0") and name[0] != "."
+def _is_plain(name: str, endings: tuple[str, ...]) -> bool:
+    return name.endswith(endings) and not set(name) & set("/\\\0") and name[0] != "."

@@ -98,6 +98,16 @@ def find_tie(catalog: Holder) -> Tie | None:
     return None
 
 
+def is_head(name: str) -> bool:
+    """Whether a tensor is an output head by its name."""
+    return _ends_with(name, _HEADS)
+
+
+def is_embedding(name: str) -> bool:
+    """Whether a tensor is an input embedding by its name."""
+    return _ends_with(name, _EMBEDDINGS)
+
+
 def find_embedding(catalog: Holder) -> str | None:
     """The input embedding: of a tie, else the least nested candidate."""
     if tie := find_tie(catalog):

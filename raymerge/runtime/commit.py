@@ -21,7 +21,7 @@ import secrets
 import shutil
 import socket
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -30,6 +30,7 @@ from typing import Any
 from raymerge.checkpoint.catalog import WEIGHTS
 from raymerge.checkpoint.config_diff import SIDE_NAMES
 from raymerge.checkpoint.index import INDEX_NAME, RECORD_NAME, SINGLE_NAME, build_index
+from raymerge.checkpoint.layout import Shard
 from raymerge.errors import CommitError, ConflictError, RaymergeError, StorageError
 from raymerge.plan.build import Plan
 from raymerge.runtime.settings import Receipt
@@ -189,13 +190,17 @@ class Claim:
         missing = [unit.number for unit in plan.units if unit.number not in receipts]
         if missing:
             raise CommitError(f"{len(missing)} units have no receipt, number {missing[0]} first")
+        self.publish_shards(plan.shards, files)
+
+    def publish_shards(self, shards: Sequence[Shard], files: Mapping[str, bytes]) -> None:
+        """Make filled shards and the files beside them visible; see `publish`."""
         with self._exclusive():
             self.check()
-            for shard in plan.shards:
+            for shard in shards:
                 self._publish_shard(shard.name, shard.nbytes)
             for name, content in files.items():
                 self._publish_file(name, content)
-            self._publish_file(INDEX_NAME, build_index(plan.shards))
+            self._publish_file(INDEX_NAME, build_index(shards))
             # From here on the checkpoint exists; what is left is tidying up. The claim goes first:
             # beside some of the receipts it would have a rerun fill published shards again.
             self._path.unlink(missing_ok=True)
@@ -212,6 +217,15 @@ class Claim:
         if length != nbytes:
             raise CommitError(f"{filled}: planned {nbytes} bytes, found {length}", file=name)
         move(filled, self.out / name)
+
+    def abandon(self) -> None:
+        """Remove all that was written, and the destination if nothing else is in it."""
+        with suppress(ConflictError), self._exclusive():
+            self.check()
+            self._path.unlink()
+            shutil.rmtree(self.folder, ignore_errors=True)
+        with suppress(OSError):  # it holds something, or is another driver's now
+            self.out.rmdir()
 
     def close(self) -> None:
         """Let go of the destination. What is not published stays for the next run of this plan."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -100,11 +100,12 @@ def left_out(plan: Plan, donor: Folder) -> dict[str, str]:
     Folders, such as `additional_chat_templates`, are no part of a source and not seen at all.
     """
     sizes = donor.sizes()
-    reasons = {name: _why_left_out(name, sizes.get(name, 0)) for name in plan.donor.side_files}
+    reasons = {name: why_left_out(name, sizes.get(name, 0)) for name in plan.donor.side_files}
     return {name: reason for name, reason in reasons.items() if reason}
 
 
-def _why_left_out(name: str, size_bytes: int) -> str | None:
+def why_left_out(name: str, size_bytes: int) -> str | None:
+    """Why a file beside a model's weights is not copied to a merge of it, or None if it is."""
     for reason, patterns in _NOT_COPIED.items():
         if any(fnmatchcase(name.lower(), pattern) for pattern in patterns):
             return reason
@@ -121,29 +122,29 @@ def fitted_config(plan: Plan, raw: bytes) -> bytes:
     config = parse_config(raw, file=CONFIG_NAME, source=plan.donor.label)
     before = json.dumps(config)
     _set_plain(config)
-    _set_dtype(plan, config)
+    parameters: Counter[DType] = Counter()
+    for node in plan.nodes:
+        parameters[node.slot.dtype] += node.inputs[0].num_elements
+    set_dtype(config, parameters)
     _set_tie(plan, config)
     if json.dumps(config) == before:
         return raw
     return json.dumps(config, indent=2).encode() + b"\n"
 
 
-def _set_dtype(plan: Plan, config: dict[str, Any]) -> None:
+def set_dtype(config: dict[str, Any], parameters: Mapping[DType, int]) -> None:
     """Where the config names a precision, name that of most parameters.
 
     A section that is not the language model's, such as a vision tower, is another matter as long as
     some tensors are of another precision: they may well be its own.
     """
-    parameters: Counter[DType] = Counter()
-    for node in plan.nodes:
-        if node.slot.dtype.mergeable:
-            parameters[node.slot.dtype] += node.inputs[0].num_elements
-    if not parameters:
+    counts = {dtype: count for dtype, count in parameters.items() if dtype.mergeable}
+    if not counts:
         return
-    most = parameters.most_common(1)[0][0].torch_name
+    most = max(counts, key=lambda dtype: counts[dtype]).torch_name
     of_language = [id(section) for section in config_sections(config)]
     for section in _sections(config):
-        if len(parameters) > 1 and id(section) not in of_language:
+        if len(counts) > 1 and id(section) not in of_language:
             continue
         for key in _DTYPE_KEYS:
             if _names_dtype(section.get(key)) or (section is config and key in section):

@@ -14,7 +14,7 @@ import pytest
 from raymerge.methods import methods
 from tests.conftest import Place, shard_hashes
 
-COMMANDS = ("plan", "merge", "verify", "methods")
+COMMANDS = ("plan", "merge", "verify", "convert", "inspect", "methods")
 
 
 def raymerge(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -266,6 +266,9 @@ def test_neither_torch_nor_ray_is_loaded_by_what_needs_neither(place: Place) -> 
     assert not modules_loaded_by("plan", recipe, "--json") & (HEAVY | {"numba"})
     assert not modules_loaded_by("merge", recipe, out, "--quiet", *machine) & HEAVY
     assert not modules_loaded_by("verify", out) & (HEAVY | {"numba"})
+    assert not modules_loaded_by("convert", out, place / "copy") & (HEAVY | {"numba"})
+    compared = modules_loaded_by("inspect", place / "a", "--base", place / "base")
+    assert not compared & (HEAVY | {"matplotlib"})
     assert not modules_loaded_by("methods") & (HEAVY | {"numba"})
     assert not modules_loaded_by("merge", recipe, out, "--quiet", *machine) & (HEAVY | {"numba"})
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from raymerge.checkpoint.dtypes import DType
 from raymerge.checkpoint.header import build_header
@@ -81,3 +82,33 @@ def test_measured_memory_is_below_the_projection_and_the_budget(large: Place, me
         assert swept > 0 or trim
     # No interpreter with numba in it is smaller: the sampling has seen the merge.
     assert measured > 60 * MIB
+
+
+def convert_peak_bytes(place: Place, megabytes: int) -> int:
+    """Peak of a conversion of a pickle of 16 tensors, half of them transposed."""
+    source = place / f"pickled-{megabytes}"
+    source.mkdir()
+    side = 256 * megabytes // 16
+    tensors = {f"w{i}": torch.ones(1024, side).T[:: 1 + i % 2] for i in range(16)}
+    torch.save(tensors, source / "pytorch_model.bin")
+    process = spawn("convert", source, place / "out", "--dtype", "bfloat16", "--overwrite")
+    measured = peak_anonymous_bytes(process)
+    done = finish(process)
+    assert done.rc == 0, done.err
+    return measured
+
+
+def test_a_conversion_holds_a_few_pieces_of_the_model(large: Place) -> None:
+    small, big = (convert_peak_bytes(large, megabytes) for megabytes in (16, 256))
+
+    assert big - small < 64 * MIB, (small / MIB, big / MIB)
+
+
+def test_an_inspection_holds_a_tile_of_each_source(large: Place) -> None:
+    process = spawn("inspect", large / "a", large / "b", "--base", large / "base", "--workers", "2")
+    measured = peak_anonymous_bytes(process)
+    done = finish(process)
+
+    assert done.rc == 0, done.err
+    # The interpreter with numba takes most of it; the sources have 252 MB.
+    assert 60 * MIB < measured < 200 * MIB, measured / MIB
