@@ -17,7 +17,9 @@ from raymerge.checkpoint.quantised import quantisation
 from raymerge.checkpoint.ties import TiePolicy
 from raymerge.errors import PlanError
 from raymerge.methods.registry import Over
+from raymerge.plan.adapters import adapt
 from raymerge.plan.graph import (
+    AppliedAdapter,
     CopyStep,
     DeltaStep,
     Input,
@@ -129,7 +131,7 @@ def build(
 
     Args:
         recipe: What to merge.
-        catalogs: One per `recipe.all_sources`, in that order.
+        catalogs: One per `recipe.all_sources` and then per `recipe.adapters`, in that order.
         options: Budgets and limits.
         remarks: Further lines for the reader, such as differences between the sources' configs.
 
@@ -137,7 +139,8 @@ def build(
         PlanError: Sources do not match each other or the recipe, are quantised, or do not fit.
     """
     _refuse_quantised(catalogs)
-    seen = views(catalogs)
+    adaptation = adapt(recipe, catalogs, views(catalogs))
+    seen = adaptation.views
     matched = match(recipe, seen)
     nodes = _nodes(recipe, seen, matched)
     if not nodes:
@@ -148,7 +151,8 @@ def build(
     )
     shards = lay_out(outputs, max_shard_bytes=shard_bytes)
     placed = _place(nodes, shards, twins(matched, seen), matched.tie)
-    sources = tuple(_pin(recipe, catalog) for catalog in catalogs)
+    applied = adaptation.applied
+    sources = tuple(_pin(recipe, catalog, applied.get(catalog.label)) for catalog in catalogs)
     plan = Plan(
         recipe=recipe,
         sources=sources,
@@ -166,7 +170,13 @@ def build(
         ),
         tie=matched.tie,
         dropped=matched.dropped,
-        notes=(*recipe.no_effect, *_narrowings(placed.values()), *_idle(placed.values()), *remarks),
+        notes=(
+            *recipe.no_effect,
+            *_narrowings(placed.values()),
+            *_idle(placed.values()),
+            *adaptation.notes,
+            *remarks,
+        ),
         digest="",
     )
     return replace(plan, digest=digest(plan))
@@ -218,8 +228,9 @@ def _place(
     return {name: nodes[name] for name in slots}
 
 
-def _pin(recipe: Recipe, catalog: Catalog) -> PlannedSource:
-    ref = next(source for source in recipe.all_sources if source.label == catalog.label)
+def _pin(recipe: Recipe, catalog: Catalog, applied: AppliedAdapter | None) -> PlannedSource:
+    refs = (*recipe.all_sources, *recipe.adapters)
+    ref = next(source for source in refs if source.label == catalog.label)
     return PlannedSource(
         label=ref.label,
         location=catalog.location,
@@ -228,6 +239,7 @@ def _pin(recipe: Recipe, catalog: Catalog) -> PlannedSource:
         side_files=catalog.side_files,
         side_pins=catalog.side_pins,
         tensor_bytes=sum(entry.nbytes for entry in catalog.tensors.values()),
+        adapter=applied,
     )
 
 

@@ -5,10 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from raymerge.plan.adapted import Adapted, Replaced
 from raymerge.plan.graph import Derived
+from raymerge.runtime.derived.adapted import AdaptedFiller, ReplacedFiller
 from raymerge.runtime.readers import Filler, Readers
 
-FILLERS: Mapping[type[Derived], Callable[[Any, Readers], Filler]] = {}
+FILLERS: Mapping[type[Derived], Callable[[Any, Readers], Filler]] = {
+    Adapted: AdaptedFiller,
+    Replaced: ReplacedFiller,
+}
 """What fills buffers for each kind, made from the input and the open files."""
 
 
