@@ -144,6 +144,7 @@ class _Work:
         self._tensors: dict[str, Input] = dict(view.tensors)
         self._modules: dict[str, _Module] = {}
         self._whole: dict[str, Read] = {}
+        self._embedding = find_embedding(view)
         self._replaced = 0
         self._adapted: list[Adapted] = []
 
@@ -211,17 +212,17 @@ class _Work:
 
     def _is_tied_head(self, name: str) -> bool:
         """Whether it is a head, of a model that stores none, in the shape of its embedding."""
-        embedding = find_embedding(self._view)
         return (
             name == _HEAD
-            and embedding is not None
+            and self._embedding is not None
             and tied_by_config(self._view.config) is not False
-            and self._whole[name].shape == self._view.tensors[embedding].shape
+            and self._whole[name].shape == self._view.tensors[self._embedding].shape
         )
 
     def _replace(self, name: str, read: Read) -> None:
-        stored = self._view.tensors.get(name)
-        if stored is not None and stored.shape != read.shape:
+        # A head that the model does not store is its embedding.
+        stored = self._view.tensors.get(name) or self._view.tensors[self._embedding or name]
+        if stored.shape != read.shape:
             raise PlanError(
                 f"{self._label}: {name} has shape {list(read.shape)} in the adapter and "
                 f"{list(stored.shape)} in the model. Rows that training added, such as those of "
@@ -233,7 +234,7 @@ class _Work:
         self._tensors[name] = Replaced(
             source=self._source,
             name=name,
-            dtype=stored.dtype if stored is not None else read.dtype,
+            dtype=stored.dtype,
             shape=read.shape,
             reads=(read,),
         )
