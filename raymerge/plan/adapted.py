@@ -54,8 +54,8 @@ class Adapted(Derived):
 
     def scratch_bytes(self, tile_elements: int) -> int:
         """See `Derived.scratch_bytes`."""
-        # Widened A and B stay; while one is widened its raw bytes and two copies are there too.
-        factors = 16 * (self.a.num_elements + self.b.num_elements)
+        # Widened A and B stay, beside the raw bytes of one or, transposed, for a while a copy.
+        factors = 8 * (self.a.num_elements + self.b.num_elements)
         outputs = self.b.shape[0]
         lengths = 32 * outputs + CHUNK * self.base.dtype.bits // 8 if self.magnitude else 0
         apart = 0
