@@ -218,6 +218,19 @@ MISFITS: dict[str, tuple[type[RaymergeError], Shapes, dict[str, Any], str]] = {
         {"model": TIED},
         "base+lora adapter: 1 tensors of the adapter match none of the model: lm_head.weight (",
     ),
+    "twice": (
+        SourceError, {**ON_UP, f"{UP_MODULE}.lora_A.default.weight": (4, 16)}, {},
+        (f"base+lora adapter: {PREFIX}{A} and {PREFIX}{UP_MODULE}.lora_A.default.weight of the "
+        "adapter are the same tensor"),
+    ),
+    "whole, twice": (
+        SourceError, {HEAD: (32, 16), "lm_head.modules_to_save.weight": (32, 16)}, {},
+        f"base+lora adapter: {PREFIX}{HEAD} and {PREFIX}lm_head.modules_to_save.weight of the",
+    ),
+    "twice by its names": (
+        PlanError, {HEAD: (32, 16), f"x.{HEAD}": (32, 16)}, {},
+        f"base+lora adapter: x.{HEAD} and {HEAD} of the adapter match one tensor",
+    ),
     "nothing": (SourceError, {}, {}, "base+lora adapter: the adapter holds no tensor"),
     "rank": (
         SourceError, ON_UP, {"r": 8},
@@ -240,11 +253,11 @@ MISFITS: dict[str, tuple[type[RaymergeError], Shapes, dict[str, Any], str]] = {
         "convolution"),
     ),
     "magnitudes missing": (
-        SourceError, ON_UP, {"use_dora": True}, AT + "it has none magnitudes, expected 64",
+        SourceError, ON_UP, {"use_dora": True}, AT + "it has None magnitudes, expected 64",
     ),
     "magnitudes unasked": (
         SourceError, {**ON_UP, f"{UP_MODULE}.lora_magnitude_vector": (64,)}, {},
-        AT + "it has 64 magnitudes, expected none",
+        AT + "it has 64 magnitudes, expected None",
     ),
     "too few magnitudes": (
         SourceError, {**ON_UP, f"{UP_MODULE}.lora_magnitude_vector": (16,)}, {"use_dora": True},
