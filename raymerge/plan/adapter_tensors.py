@@ -196,7 +196,8 @@ class AdapterTensors:
         magnitude = (held.magnitude,) if held.magnitude else ()
         adapted = Adapted(
             source=self._source,
-            name=name,
+            # The same object as in the model's read: a unit is pickled, and then has it once.
+            name=base.name,
             dtype=base.dtype,
             shape=base.shape,
             reads=(*base.reads, a, b, *magnitude),

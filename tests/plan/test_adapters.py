@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -182,6 +183,28 @@ def test_what_it_was_trained_on_is_compared_by_name() -> None:
     assert two_adapters(base_model_name_or_path="org/other").notes == (
         "base+math adapter: trained on org/other by its config, added to org/base here",
     )
+
+
+def test_a_unit_of_many_adapted_tensors_travels_in_100_kb() -> None:
+    modules = [f"model.layers.{i}.self_attn.{kind}_proj" for i in range(40) for kind in "qkvo"]
+    model = {f"{module}.weight": (DType.BF16, (16, 16)) for module in modules}
+    shapes = {
+        f"{module}.lora_{factor}.weight": (4, 16) if factor == "A" else (16, 4)
+        for module in modules
+        for factor in "AB"
+    }
+    names = [f"adapter{i}" for i in range(5)]
+    merge = recipe("ties", *(f"org/base+org/{name}" for name in names), base="org/base")
+    made = plan(
+        merge,
+        [
+            catalog("base", model),
+            *(catalog(f"base+{name}", model) for name in names),
+            *(adapter(f"base+{name} adapter", shapes) for name in names),
+        ],
+    )
+    assert len(made.units) == 3
+    assert max(len(pickle.dumps(unit)) for unit in made.units) <= 100_000
 
 
 REFERENCE = two_adapters().digest
