@@ -235,6 +235,7 @@ def _plan(
     machine: Machine,
     options: RunOptions,
 ) -> Plan:
+    from raymerge.checkpoint.adapter import holds_adapter, read_adapter
     from raymerge.checkpoint.catalog import read_catalog
     from raymerge.checkpoint.config_diff import config_differences
     from raymerge.plan.build import PlanOptions, build
@@ -247,11 +248,13 @@ def _plan(
         recipe = replace(recipe, seed=seed)
     folders = {
         source.label: open_folder(source.location, label=source.label)
-        for source in recipe.all_sources
+        for source in (*recipe.all_sources, *recipe.adapters)
     }
+    adapters = {adapter.label for adapter in recipe.adapters}
 
     def read(label: str) -> Catalog:
-        return read_catalog(folders[label], label=label)
+        is_adapter = label in adapters or holds_adapter(folders[label].sizes())
+        return (read_adapter if is_adapter else read_catalog)(folders[label], label=label)
 
     with ThreadPoolExecutor(len(folders)) as pool:
         catalogs = list(pool.map(read, folders))
@@ -267,7 +270,8 @@ def _plan(
         # from there into a core's cache moves fewer bytes than memory of our own (TIES: 10 % less).
         hold=False,
     )
-    return build(recipe, catalogs, limits, remarks=config_differences(catalogs, folders))
+    models = [catalog for catalog in catalogs if catalog.lora is None]
+    return build(recipe, catalogs, limits, remarks=config_differences(models, folders))
 
 
 def _start_engine(planned: Plan, machine: Machine, folder: str, report: OnProgress) -> Engine:

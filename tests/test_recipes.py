@@ -15,6 +15,7 @@ from torch import Tensor
 import raymerge
 from raymerge.methods import methods
 from raymerge.recipe.schema import json_schema
+from tests.adapters import factors, modules_of, write_adapter
 from tests.checkpoints import fine_tune, llama_config, tiny_llama_tensors, write_checkpoint
 
 FOLDER = Path(__file__).parent.parent / "recipes"
@@ -39,6 +40,9 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
         f"model.layers.{i}.self_attn.rotary_emb.inv_freq": torch.arange(4.0) for i in range(LAYERS)
     }
     write(folder, "old", {**fine_tune(base, 9), **rotary})
+    for seed, name in enumerate(("math", "code")):
+        drawn = factors(modules_of(base, "q_proj", "up_proj"), seed=seed)
+        write_adapter(folder / "adapters" / name, drawn)
     return folder
 
 
@@ -129,6 +133,16 @@ def test_a_recipe_of_mergekits_lists_what_has_no_effect() -> None:
     notes = raymerge.load(FOLDER / "from-mergekit.yaml").no_effect
     words = [note.split(": ", 1)[1].split()[0] for note in notes]
     assert sorted(words) == ["density", "epsilon", "int8_mask", "name", "weight"]
+
+
+def test_adapters_change_what_they_hold_and_models_the_rest(
+    merged: Callable[[str], dict[str, Tensor]],
+) -> None:
+    mixed, base = merged("lora"), tensors_of(Path("models/base"))
+    plan = raymerge.plan(FOLDER / "lora.yaml", engine="local", device="cpu")
+    labels = ["base", "math", "code", "chat+code", "math adapter", "chat+code adapter"]
+    assert [source.label for source in plan.sources] == labels
+    assert not any(torch.equal(mixed[name], base[name]) for name in base)
 
 
 def test_only_the_papers_trim_is_surveyed(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,6 +19,7 @@ from typing import Any
 from raymerge.checkpoint.folder import Folder, Pin
 from raymerge.checkpoint.header import Header, TensorEntry, read_pinned_header
 from raymerge.checkpoint.index import INDEX_NAME, SINGLE_NAME, parse_index
+from raymerge.checkpoint.lora import Lora
 from raymerge.checkpoint.strict_json import parse_config
 from raymerge.errors import SourceError
 
@@ -50,6 +51,8 @@ class Catalog:
     """Names of the other files, sorted. Weights, in whatever format, are not among them."""
     side_pins: Mapping[str, Pin] = field(default_factory=dict)
     """Identity of each of those, so that a change of config or tokenizer is another merge."""
+    lora: Lora | None = None
+    """Of an adapter (`read_adapter`): how its tensors are added to a model. It is no model then."""
 
 
 def read_catalog(folder: Folder, *, label: str) -> Catalog:

@@ -18,9 +18,11 @@ from raymerge.checkpoint.scaled import scaled_codes
 from raymerge.checkpoint.ties import TiePolicy
 from raymerge.errors import PlanError
 from raymerge.methods.registry import Over
+from raymerge.plan.adapters import adapt
 from raymerge.plan.dequantised import dequantised, dequantised_note
 from raymerge.plan.experts import experts_note, in_one_layout
 from raymerge.plan.graph import (
+    AppliedAdapter,
     CopyStep,
     DeltaStep,
     Input,
@@ -132,7 +134,7 @@ def build(
 
     Args:
         recipe: What to merge.
-        catalogs: One per `recipe.all_sources`, in that order.
+        catalogs: One per `recipe.all_sources` and then per `recipe.adapters`, in that order.
         options: Budgets and limits.
         remarks: Further lines for the reader, such as differences between the sources' configs.
 
@@ -140,8 +142,8 @@ def build(
         PlanError: Sources do not match each other or the recipe, are quantised, or do not fit.
     """
     _refuse_quantised(catalogs)
-    plain = dequantised(views(catalogs), catalogs)
-    seen = in_one_layout(plain, recipe.donor.label)
+    adaptation = adapt(recipe, catalogs, dequantised(views(catalogs), catalogs))
+    seen = in_one_layout(adaptation.views, recipe.donor.label)
     matched = match(recipe, seen)
     nodes = _nodes(recipe, seen, matched)
     if not nodes:
@@ -152,7 +154,8 @@ def build(
     )
     shards = lay_out(outputs, max_shard_bytes=shard_bytes)
     placed = _place(nodes, shards, twins(matched, seen), matched.tie)
-    sources = tuple(_pin(recipe, catalog) for catalog in catalogs)
+    applied = adaptation.applied
+    sources = tuple(_pin(recipe, catalog, applied.get(catalog.label)) for catalog in catalogs)
     plan = Plan(
         recipe=recipe,
         sources=sources,
@@ -173,9 +176,10 @@ def build(
         notes=(
             *recipe.no_effect,
             *filter(None, map(dequantised_note, catalogs)),
-            *filter(None, [experts_note(plain, seen, recipe.donor.label)]),
+            *filter(None, [experts_note(adaptation.views, seen, recipe.donor.label)]),
             *_narrowings(placed.values()),
             *_idle(placed.values()),
+            *adaptation.notes,
             *remarks,
         ),
         digest="",
@@ -229,8 +233,9 @@ def _place(
     return {name: nodes[name] for name in slots}
 
 
-def _pin(recipe: Recipe, catalog: Catalog) -> PlannedSource:
-    ref = next(source for source in recipe.all_sources if source.label == catalog.label)
+def _pin(recipe: Recipe, catalog: Catalog, applied: AppliedAdapter | None) -> PlannedSource:
+    refs = (*recipe.all_sources, *recipe.adapters)
+    ref = next(source for source in refs if source.label == catalog.label)
     return PlannedSource(
         label=ref.label,
         location=catalog.location,
@@ -239,6 +244,7 @@ def _pin(recipe: Recipe, catalog: Catalog) -> PlannedSource:
         side_files=catalog.side_files,
         side_pins=catalog.side_pins,
         tensor_bytes=sum(entry.nbytes for entry in catalog.tensors.values()),
+        adapter=applied,
     )
 
 

@@ -3,7 +3,8 @@
 Complete, without times or machine names, and in this order of keys:
 
     digest, method, recipe, seed, nan
-    sources   label, location, revision, donor, tensor_bytes, files: name, bytes, tag
+    sources   label, location, revision, donor, tensor_bytes, files: name, bytes, tag; of an adapter
+              also adapter: source (whose it is), ranks, scalings, adapted, replaced
     steps     index, kind (copy, span, delta), method, reason (of a copy), knobs, coefficients (of a
               span, null where the run decides them), passes, surveyed, tensors (how many)
     tensors   name, dtype, shape, step (its index), inputs, shard, start, stop
@@ -26,6 +27,7 @@ without `indent` writes it at C speed: an indented dump takes ten times as long.
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 from raymerge.plan.build import Plan
@@ -83,7 +85,7 @@ def as_json(plan: Plan) -> Document:
 
 def source_document(source: PlannedSource, *, donor: bool) -> Document:
     """A source as pinned, its files with their identities."""
-    return {
+    document: Document = {
         "label": source.label,
         "location": source.location,
         "revision": source.revision,
@@ -94,6 +96,9 @@ def source_document(source: PlannedSource, *, donor: bool) -> Document:
             for name, pin in sorted(source.pins.items())
         ],
     }
+    if source.adapter:
+        document["adapter"] = asdict(source.adapter)
+    return document
 
 
 def _step(index: int, step: Step, count: int) -> Document:

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from raymerge.checkpoint.dtypes import DType
 from raymerge.methods.registry import KnobValue
 from raymerge.plan.build import SURVEY_SWEEPS, Plan
-from raymerge.plan.graph import CopyStep, PlannedSource, Step
+from raymerge.plan.graph import AppliedAdapter, CopyStep, PlannedSource, Step
 from raymerge.plan.steps import KEEP
 from raymerge.units import format_bytes
 
@@ -79,7 +79,19 @@ def _sources(plan: Plan) -> list[str]:
 def _role(plan: Plan, source: PlannedSource) -> str:
     base = plan.recipe.base
     roles = ["base"] if base is not None and source.label == base.label else []
+    if source.adapter:
+        roles.append(adapter_figures(source.adapter))
     return ", ".join([*roles, "donor"] if source.label == plan.donor.label else roles)
+
+
+def adapter_figures(adapter: AppliedAdapter) -> str:
+    """`adapter of x: rank 16, scaling 2, 28 tensors`."""
+    figures = [f"{adapter.adapted} tensors"]
+    if adapter.adapted:
+        figures = [f"rank {_range(adapter.ranks)}", f"scaling {_range(adapter.scalings)}", *figures]
+    if adapter.replaced:
+        figures.append(f"{adapter.replaced} replaced")
+    return f"adapter of {adapter.source}: {', '.join(figures)}"
 
 
 def _where(source: PlannedSource) -> str:

@@ -267,6 +267,22 @@ class Unit:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class AppliedAdapter:
+    """What a LoRA adapter does to a source."""
+
+    source: str
+    """Label of the source that has it."""
+    ranks: tuple[int, ...]
+    """Those that occur, ascending."""
+    scalings: tuple[float, ...]
+    """Likewise."""
+    adapted: int
+    """Tensors that B @ A is added to."""
+    replaced: int
+    """Tensors that the adapter holds whole, such as biases and modules trained with it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PlannedSource:
     """A source as the plan pinned it."""
 
@@ -278,3 +294,5 @@ class PlannedSource:
     tensor_bytes: int
     side_pins: Mapping[str, Pin] = field(default_factory=dict)
     """Identity of the side files."""
+    adapter: AppliedAdapter | None = None
+    """What it does to a source, if it is an adapter."""

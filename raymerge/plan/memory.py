@@ -176,7 +176,9 @@ def project(
     if tile_elements is not None and (tile_elements <= 0 or tile_elements % LANES):
         raise PlanError(f"tile_elements is {tile_elements}; give a positive multiple of {LANES}")
     process_bytes = PROCESS_BYTES + (TORCH_BYTES if device == "cuda" else 0)
-    fixed_bytes = process_bytes + PLAN_BYTES_PER_TENSOR * sum(1 + len(n.inputs) for n in nodes)
+    fixed_bytes = process_bytes + PLAN_BYTES_PER_TENSOR * sum(
+        1 + sum(len(one.reads) for one in node.inputs) for node in nodes
+    )
     thread_bytes = max(0, budget_bytes - fixed_bytes) // threads - THREAD_BYTES
     on_device = 0
     tile = tile_elements or (DEVICE_TILE if device == "cuda" else LARGEST_TILE)

@@ -15,6 +15,8 @@ LIGHT_UNIT_BYTES = 256 * 2**20
 unit then, and the hash in its receipt is the shard's: it need not be read back."""
 MAX_UNIT_TENSORS = 128
 """Keeps a unit's description under 100 KB, however small its tensors are."""
+MAX_UNIT_READS = 7 * MAX_UNIT_TENSORS
+"""Likewise, of the stored tensors that they are made of: an adapted one is made of three."""
 
 
 def cut(
@@ -58,11 +60,15 @@ def _groups(members: Sequence[TensorNode]) -> Iterator[list[TensorNode]]:
     heavy = any(isinstance(node.step, DeltaStep) for node in members)
     limit = UNIT_BYTES if heavy else LIGHT_UNIT_BYTES
     group: list[TensorNode] = []
+    group_reads = 0
     for node in members:
         group_bytes = node.slot.stop - group[0].slot.start if group else 0
-        if group and (group_bytes > limit or len(group) == MAX_UNIT_TENSORS):
+        node_reads = sum(len(one.reads) for one in node.inputs)
+        full = len(group) == MAX_UNIT_TENSORS or group_reads + node_reads > MAX_UNIT_READS
+        if group and (group_bytes > limit or full):
             yield group
-            group = []
+            group, group_reads = [], 0
         group.append(node)
+        group_reads += node_reads
     if group:
         yield group

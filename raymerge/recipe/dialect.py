@@ -25,6 +25,5 @@ MERGEKIT_KEYS = {
     "chat_template": "choosing a chat template",
 }
 MERGEKIT_SOURCE_KEYS = {
-    "lora": "merging a LoRA adapter into a model first",
     "override_architecture": "reading a model as another architecture",
 }

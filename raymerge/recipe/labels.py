@@ -3,7 +3,7 @@
 Random draws are keyed by a source's label, so that moving a model to a bucket drops the same
 entries. A label is therefore the last component of the location and nothing of where that lies;
 only where two sources would share one does the parent folder's name come in front, and failing that
-the position behind.
+the position behind. A model with an adapter is called `model+adapter`, by the same rules.
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ class Named:
     label: str | None
     """As given in the recipe."""
     place: Place
+    adapter: str | None = None
+    """Location of a LoRA adapter that is added to it."""
 
 
 def assign_labels(sources: Sequence[Named]) -> tuple[str, ...]:
@@ -49,10 +51,15 @@ def assign_labels(sources: Sequence[Named]) -> tuple[str, ...]:
 def _choices(source: Named, position: int) -> tuple[str, ...]:
     if source.label is not None:
         return (source.label,)
-    parts = [part for part in os.path.normpath(source.location).split("/") if part]
-    last = parts[-1] if parts else source.location
-    nested = "/".join(parts[-2:]) or last
+    locations = [source.location, *([source.adapter] if source.adapter else [])]
+    last, nested = ("+".join(_ending(one, number) for one in locations) for number in (1, 2))
     return last, nested, f"{nested}#{position}"
+
+
+def _ending(location: str, number: int) -> str:
+    """The last components of a location."""
+    parts = [part for part in os.path.normpath(location).split("/") if part]
+    return "/".join(parts[-number:]) or location
 
 
 def _check_distinct(sources: Sequence[Named], labels: Sequence[str]) -> None:

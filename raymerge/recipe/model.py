@@ -29,6 +29,8 @@ class SourceRef:
     """Path, URL or repository, as written."""
     revision: str | None
     line: int
+    adapter: SourceRef | None = None
+    """A LoRA adapter that is added to it, a checkpoint of its own."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,6 +74,11 @@ class Recipe:
         if self.base is None or self.base in self.sources:
             return self.sources
         return (self.base, *self.sources)
+
+    @property
+    def adapters(self) -> tuple[SourceRef, ...]:
+        """The adapters that are added to those sources, in the same order."""
+        return tuple(source.adapter for source in self.all_sources if source.adapter)
 
     def resolver(self, names: Iterable[str]) -> Callable[[str], Knobs]:
         """A function from a tensor name to its knobs; equal knobs are the same object.

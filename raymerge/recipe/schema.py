@@ -150,8 +150,12 @@ def _reference(*extra: str) -> Schema:
             "model": {"anyOf": [_TEXT, {"type": "object"}]},
             "path": _TEXT,
             "revision": {"type": ["string", "null"]},
-            # mergekit writes these keys out even where they are not used.
-            "lora": {"type": "null"},
+            "lora": {
+                "anyOf": [{"type": ["string", "null"], "minLength": 1}, {"type": "object"}],
+                "description": "A LoRA adapter to add: path, org/name@revision, or a mapping with "
+                "path and revision",
+            },
+            # mergekit writes this key out even where it is not used.
             "override_architecture": {"type": "null"},
         },
         "oneOf": [{"required": ["model"]}, {"required": ["path"]}],

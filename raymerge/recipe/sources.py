@@ -22,7 +22,10 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 _URL = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
-_LOCATION_KEYS = ("model", "path", "revision")
+_LOCATION_KEYS = ("path", "model", "revision", "lora")
+Reference = tuple[str, str | None]
+"""A location and a revision of what lies there."""
+Identity = tuple[Reference, Reference | None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,11 +37,14 @@ class Listed:
     label: str | None
     parameters: Fields | None
     place: Place
+    adapter: Reference | None = None
+    """A LoRA adapter to add to it."""
 
     @property
-    def identity(self) -> tuple[str, str | None]:
+    def identity(self) -> Identity:
         """Equal for two mentions of the same checkpoint."""
-        return os.path.normpath(self.location), self.revision
+        adapter = self.adapter and (os.path.normpath(self.adapter[0]), self.adapter[1])
+        return (os.path.normpath(self.location), self.revision), adapter
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,7 +109,7 @@ def _read_models(top: Fields) -> tuple[Listed, ...]:
     if not isinstance(node, Items):
         raise node.place.error(f"models is {node.shown}; allowed: a list of models")
     models = tuple(_read_entry(item) for item in node.items)
-    first: dict[tuple[str, str | None], Listed] = {}
+    first: dict[Identity, Listed] = {}
     for entry in models:
         twin = first.setdefault(entry.identity, entry)
         if twin is not entry:
@@ -129,7 +135,7 @@ def _read_base(node: Node) -> Listed:
 
 
 def _read_mention(key: str, node: Node, *, parameters: Fields | None = None) -> Listed:
-    location, revision = _read_location(key, node)
+    (location, revision), adapter = _read_location(key, node)
     label = node.get("label") if isinstance(node, Fields) else None
     return Listed(
         location=location,
@@ -137,42 +143,67 @@ def _read_mention(key: str, node: Node, *, parameters: Fields | None = None) -> 
         label=None if label is None else label.as_text("label"),
         parameters=parameters,
         place=node.place,
+        adapter=adapter,
     )
 
 
-def _read_location(key: str, node: Node) -> tuple[str, str | None]:
+def _read_location(key: str, node: Node) -> tuple[Reference, Reference | None]:
+    """Where the model lies, and the adapter to add to it."""
     if isinstance(node, Scalar):
-        return split_reference(node.as_text(key), node.place, key)
+        return split_adapter(node.as_text(key), node.place, key)
     if isinstance(node, Items):
         raise node.place.error(f"{key} is a list; allowed: a path, URL or repository")
-    path, model, revision = (node.get(name) for name in ("path", "model", "revision"))
+    path, model, revision, lora = (node.get(name) for name in _LOCATION_KEYS)
     if (path is None) == (model is None):
         raise node.place.error(f"{key}: say where it is, with exactly one of model and path")
+    found: Reference
+    adapter: Reference | None = None
     if path is not None:
-        location, found = path.as_text("path"), None
+        found = path.as_text("path"), None
     else:
         assert model is not None
         if isinstance(model, Fields):
             model.check_keys("model", _LOCATION_KEYS, MERGEKIT_SOURCE_KEYS)
-        location, found = _read_location("model", model)
-    if revision is None:
-        return location, found
-    if found is not None:
-        raise revision.place.error(f"revision: given twice; {found!r} is already part of the model")
-    return location, revision.as_text("revision")
+        found, adapter = _read_location("model", model)
+    if revision is not None:
+        if found[1] is not None:
+            raise revision.place.error(
+                f"revision: given twice; {found[1]!r} is already part of the model"
+            )
+        found = found[0], revision.as_text("revision")
+    return found, adapter if lora is None else _read_lora(lora, adapter)
 
 
-def split_reference(text: str, place: Place, key: str) -> tuple[str, str | None]:
-    """Split `org/name@revision`; anything that exists on disk, or is an object's URL, is whole."""
-    hub = text.lower().startswith("hf://") or not _URL.match(text)
-    # An object's key may contain @ and +, and so may a folder's name.
-    if not hub or os.path.exists(text):  # noqa: PTH110 - text may be no path at all
-        return text, None
-    if "+" in text:
-        raise place.error(
-            f"{key}: {text!r} does not exist as a path, and model+adapter is mergekit's way to add "
-            "a LoRA, which raymerge does not have yet. Merge the adapter into the model first"
+def _read_lora(node: Node, already: Reference | None) -> Reference:
+    """The adapter under `lora`: a string, or mergekit's mapping."""
+    if isinstance(node, Fields):
+        node.check_keys("lora", ("path", "model", "revision"), {})
+    found, second = _read_location("lora", node)
+    if already or second:
+        raise node.place.error(
+            f"lora: a second adapter; {(already or found)[0]!r} is already added to the model. "
+            "Merge the first one with passthrough and add the second one to the result"
         )
+    return found
+
+
+def split_adapter(text: str, place: Place, key: str) -> tuple[Reference, Reference | None]:
+    """Split `model+adapter`, each with a revision or without; what exists on disk is whole."""
+    model, plus, adapter = text.partition("+")
+    if not plus or _is_whole(text):
+        return split_reference(text, place, key), None
+    if not model or not adapter or "+" in adapter:
+        raise place.error(
+            f"{key} is {text!r}, which does not exist as a path; allowed: model+adapter, with one "
+            "+ in all. Where a location has a + of its own, write {path: ..., lora: {path: ...}}"
+        )
+    return split_reference(model, place, key), split_reference(adapter, place, key)
+
+
+def split_reference(text: str, place: Place, key: str) -> Reference:
+    """Split `org/name@revision`; anything that exists on disk, or is an object's URL, is whole."""
+    if _is_whole(text):
+        return text, None
     location, at, revision = text.rpartition("@")
     if not at:
         return text, None
@@ -183,6 +214,12 @@ def split_reference(text: str, place: Place, key: str) -> tuple[str, str | None]
     return location, revision
 
 
+def _is_whole(text: str) -> bool:
+    """Whether `@` and `+` are part of it: so they may be in an object's key or a folder's name."""
+    hub = text.lower().startswith("hf://") or not _URL.match(text)
+    return not hub or os.path.exists(text)  # noqa: PTH110 - text may be no path at all
+
+
 def fields_under(fields: Fields, key: str) -> Fields | None:
     """The mapping under `key`, if there is one."""
     node = fields.get(key)
@@ -191,9 +228,7 @@ def fields_under(fields: Fields, key: str) -> Fields | None:
     raise node.place.error(f"{key} is {node.shown}; allowed: a mapping such as {{weight: 0.5}}")
 
 
-def _refs(
-    mentions: Sequence[Listed], base: Listed | None
-) -> dict[tuple[str, str | None], SourceRef]:
+def _refs(mentions: Sequence[Listed], base: Listed | None) -> dict[Identity, SourceRef]:
     labels = assign_labels([_named(entry, base) for entry in mentions])
     return {
         entry.identity: SourceRef(
@@ -201,9 +236,19 @@ def _refs(
             location=entry.location,
             revision=entry.revision,
             line=entry.place.line,
+            adapter=_adapter_ref(entry, label),
         )
         for entry, label in zip(mentions, labels, strict=True)
     }
+
+
+def _adapter_ref(entry: Listed, label: str) -> SourceRef | None:
+    if entry.adapter is None:
+        return None
+    location, revision = entry.adapter
+    return SourceRef(
+        label=f"{label} adapter", location=location, revision=revision, line=entry.place.line
+    )
 
 
 def _named(entry: Listed, base: Listed | None) -> Named:
@@ -216,7 +261,8 @@ def _named(entry: Listed, base: Listed | None) -> Named:
                 f"{base.place.line}; they are one model"
             )
         given = base.label
-    return Named(location=entry.location, label=given, place=entry.place)
+    adapter = entry.adapter[0] if entry.adapter else None
+    return Named(location=entry.location, adapter=adapter, label=given, place=entry.place)
 
 
 def _check_number(

@@ -11,7 +11,7 @@ import yaml
 from raymerge.checkpoint.catalog import CONFIG_NAME
 from raymerge.checkpoint.index import RECORD_NAME
 from raymerge.plan.build import Plan
-from raymerge.plan.explain import knob_ranges
+from raymerge.plan.explain import adapter_figures, knob_ranges
 from raymerge.plan.graph import CopyStep, PlannedSource
 from raymerge.runtime.record import raymerge_version
 
@@ -95,6 +95,7 @@ def _source_table(plan: Plan) -> Iterator[str]:
     for source in plan.sources:
         base = plan.recipe.base
         roles = ["base"] if base is not None and base.label == source.label else []
+        roles += [adapter_figures(source.adapter)] if source.adapter else []
         roles += ["config and tokenizer"] if source.label == plan.donor.label else []
         values = [
             knobs[name][labels.index(source.label)] if source.label in labels else ""

@@ -56,6 +56,50 @@ def test_a_model_is_a_string_or_one_of_mergekits_mappings(
     assert (source.location, source.revision, source.line) == (location, revision, 3)
 
 
+@pytest.mark.parametrize(
+    ("model", "found"),
+    [
+        ("org/name+org/lora", ("org/name", None, "org/lora", None)),
+        ("org/name@v1+org/lora@v2", ("org/name", "v1", "org/lora", "v2")),
+        ("./m+s3://bucket/lora@3", ("./m", None, "s3://bucket/lora@3", None)),
+        ("{model: org/name+org/lora}", ("org/name", None, "org/lora", None)),
+        ("{model: org/name, lora: org/lora@v2}", ("org/name", None, "org/lora", "v2")),
+        ("{path: x+y@z, lora: {path: v+w}}", ("x+y@z", None, "v+w", None)),
+        (
+            "{model: {model: {path: a, revision: '1'}, lora: {path: b, revision: '2'}}}",
+            ("a", "1", "b", "2"),
+        ),
+    ],
+)
+def test_a_model_may_have_an_adapter(model: str, found: tuple[str | None, ...]) -> None:
+    (source,) = linear(model).sources
+    assert source.adapter is not None
+    adapter = source.adapter
+    assert (source.location, source.revision, adapter.location, adapter.revision) == found
+    assert adapter.label == f"{source.label} adapter"
+    assert linear(model).adapters == (adapter,)
+
+
+def test_models_that_differ_in_their_adapters_are_different_sources() -> None:
+    recipe = ties("[x/m+y/math, x/m+y/code, x/m]", "x/m")
+    assert labels(recipe) == ["m", "m+math", "m+code"]
+    assert [source.label for source in recipe.sources] == ["m+math", "m+code"]
+    based = ties("[x/m]", "x/m+y/math")
+    assert based.base is not None
+    assert (based.base.label, based.donor.adapter) == ("m+math", based.adapters[0])
+
+
+def test_each_part_of_model_and_adapter_is_whole_where_it_exists(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "model@v1").mkdir()
+    monkeypatch.chdir(tmp_path)
+    (source,) = linear("model@v1+lora@v2").sources
+    assert source.adapter is not None
+    assert (source.location, source.revision) == ("model@v1", None)
+    assert (source.adapter.location, source.adapter.revision) == ("lora", "v2")
+
+
 @pytest.mark.parametrize("name", ["a+b", "model@v1", "x@y+z"])
 def test_a_path_that_exists_is_taken_whole(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
@@ -75,6 +119,9 @@ def test_a_path_that_exists_is_taken_whole(
         (["org/a", "org/a@v1"], ["org/a#1", "org/a#2"]),
         (["a", "x/a"], ["a", "x/a"]),
         (["./x/../a"], ["a"]),
+        (["x/m+a/lora", "y/m+b/lora"], ["x/m+a/lora", "y/m+b/lora"]),
+        (["x/m+a/lora", "x/m+b/other"], ["m+lora", "m+other"]),
+        (["x/m+a/lora@1", "x/m+a/lora@2"], ["x/m+a/lora#1", "x/m+a/lora#2"]),
     ],
 )
 def test_a_label_is_the_last_component_unless_two_would_be_equal(
@@ -165,19 +212,37 @@ def test_an_unlisted_base_of_linear_needs_a_shared_weight() -> None:
             "r.yaml:4: label: 'a' is also the label of the model on line 3; choose another",
         ),
         (
-            ["a+b"],
+            ["a+b+c"],
             (
-                "r.yaml:3: model: 'a+b' does not exist as a path, and model+adapter is mergekit's "
-                "way to add a LoRA, which raymerge does not have yet. Merge the adapter into the "
-                "model first"
+                "r.yaml:3: model is 'a+b+c', which does not exist as a path; allowed: "
+                "model+adapter, with one + in all. Where a location has a + of its own, write "
+                "{path: ..., lora: {path: ...}}"
             ),
         ),
         (
-            ["{model: a, lora: b}"],
+            ["{model: a+b, lora: c}"],
             (
-                "r.yaml:3: lora: this is mergekit's key for merging a LoRA adapter into a model "
-                "first, and raymerge does not have it yet"
+                "r.yaml:3: lora: a second adapter; 'b' is already added to the model. Merge the "
+                "first one with passthrough and add the second one to the result"
             ),
+        ),
+        (
+            ["{model: a, lora: b+c}"],
+            (
+                "r.yaml:3: lora: a second adapter; 'b' is already added to the model. Merge the "
+                "first one with passthrough and add the second one to the result"
+            ),
+        ),
+        (
+            ["a+b", "{model: a, lora: {path: b}}"],
+            (
+                "r.yaml:4: model: 'a' is listed twice, first on line 3; give it one entry with the "
+                "sum of the weights"
+            ),
+        ),
+        (
+            ["{model: a, lora: {path: b, weight: 1}}"],
+            "r.yaml:3: weight: lora has no such key; allowed: model, path, revision.",
         ),
         (
             ["{model: a, override_architecture: b}"],
@@ -203,8 +268,8 @@ def test_an_unlisted_base_of_linear_needs_a_shared_weight() -> None:
         (
             ["{model: a, paramaters: {}}"],
             (
-                "r.yaml:3: paramaters: an entry of models has no such key; allowed: label, model, "
-                "parameters, path, revision. Did you mean 'parameters'?"
+                "r.yaml:3: paramaters: an entry of models has no such key; allowed: label, lora, "
+                "model, parameters, path, revision. Did you mean 'parameters'?"
             ),
         ),
         (
