@@ -16,7 +16,6 @@ from raymerge.checkpoint.layout import Shard, auto_shard_bytes, lay_out
 from raymerge.checkpoint.quantised import quantisation
 from raymerge.checkpoint.ties import TiePolicy
 from raymerge.errors import PlanError
-from raymerge.methods.registry import Over
 from raymerge.plan.graph import (
     CopyStep,
     DeltaStep,
@@ -33,6 +32,7 @@ from raymerge.plan.steps import KEEP, StepMaker, output_dtype, settle
 from raymerge.plan.units import cut
 from raymerge.plan.views import View, views
 from raymerge.recipe import Recipe
+from raymerge.recipe.resolve import Distinct
 
 CONTRACT = "1"
 """Version of the numeric contract. Part of every digest: a change of bytes is another merge."""
@@ -176,25 +176,22 @@ _Draft = tuple[str, DType, Step, tuple[Input, ...]]
 
 
 def _nodes(recipe: Recipe, seen: Sequence[View], matched: Match) -> list[_Draft]:
-    labels = [view.label for view in seen]
-    order = [labels.index(source.label) for source in recipe.sources]
-    if recipe.base is not None and recipe.method.over is not Over.SOURCES:
-        order.insert(0, labels.index(recipe.base.label))
-    donor = [labels.index(recipe.donor.label)]
-    resolve = recipe.resolver(matched.names)
     maker = StepMaker(recipe)
+    distinct: Distinct = {}
     drafts: list[_Draft] = []
-    for name in matched.names:
-        if name in matched.kept:
-            reads = inputs_of(name, seen, donor, matched.tie)
-            drafts.append((name, reads[0].dtype, KEEP, reads))
-            continue
-        reads = inputs_of(name, seen, order, matched.tie)
-        check_shapes(name, reads, seen)
-        step = maker.make(name, resolve(name))
-        dtype = output_dtype(name, reads, recipe, step)
-        step = settle(step, reads, dtype)
-        drafts.append((name, dtype, step, reads))
+    for part in matched.parts:
+        resolve = part.resolver(distinct)
+        for name in part.names:
+            if name in part.kept:
+                reads = inputs_of(name, part.views, (part.donor,), matched.tie)
+                drafts.append((name, reads[0].dtype, KEEP, reads))
+                continue
+            reads = inputs_of(name, part.views, part.order, matched.tie)
+            check_shapes(name, reads, seen)
+            step = maker.make(name, resolve(name))
+            dtype = output_dtype(name, reads, recipe, step)
+            step = settle(step, reads, dtype)
+            drafts.append((name, dtype, step, reads))
     return drafts
 
 
