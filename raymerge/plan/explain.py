@@ -120,14 +120,17 @@ def _step_rows(plan: Plan) -> list[list[str]]:
 def knob_ranges(steps: Sequence[Step]) -> dict[str, str | tuple[str, ...]]:
     """Each knob over several steps of one method: `0.5`, or `0.1..0.9` where it differs.
 
-    A per-source knob is a tuple, one text per source.
+    A per-source knob is a tuple, one text per source; a single one for all sources where slices
+    have different numbers of them.
     """
     knobs = [step.knobs for step in steps if not isinstance(step, CopyStep)]
     shown: dict[str, str | tuple[str, ...]] = {}
     for name in knobs[0] if knobs else ():
         values = [each[name] for each in knobs]
-        per_source = zip(*(v if isinstance(v, tuple) else (v,) for v in values), strict=True)
-        ranges = tuple(map(_range, per_source))
+        rows = [value if isinstance(value, tuple) else (value,) for value in values]
+        alike = len(set(map(len, rows))) == 1
+        per_source = zip(*rows, strict=True) if alike else [[v for row in rows for v in row]]
+        ranges = tuple(map(format_range, per_source))
         shown[name] = ranges if isinstance(values[0], tuple) else ranges[0]
     return shown
 
@@ -141,7 +144,8 @@ def _ranges(steps: Sequence[Step]) -> str:
     )
 
 
-def _range(values: Sequence[KnobValue]) -> str:
+def format_range(values: Sequence[KnobValue]) -> str:
+    """Values of a knob as `0.5`, `0.1..0.9` or, words, `tensor|model`."""
     distinct = list(dict.fromkeys(values))
     if len(distinct) == 1:
         return format_value(distinct[0])

@@ -296,8 +296,8 @@ class _Cutter:
             elif first not in found:
                 one, other = self.labels[members[0]], self.labels[position]
                 raise PlanError(
-                    f"{self.recipe.path}: slices: {one} has its layers under {first}, {other} under "
-                    f"{', '.join(found)}; sources must be of one architecture",
+                    f"{self.recipe.path}: slices: {one} has its layers under {first}, {other} "
+                    f"under {', '.join(found)}; sources must be of one architecture",
                     source=other,
                 )
         return first
