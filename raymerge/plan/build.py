@@ -26,8 +26,10 @@ from raymerge.plan.graph import (
     TensorNode,
     Unit,
 )
+from raymerge.plan.layer_config import Edit, layer_config
 from raymerge.plan.match import Match, check_shapes, inputs_of, match, twins
 from raymerge.plan.memory import Memory, project, sample_bytes
+from raymerge.plan.stack import Stack
 from raymerge.plan.steps import KEEP, StepMaker, output_dtype, settle
 from raymerge.plan.units import cut
 from raymerge.plan.views import View, views
@@ -75,6 +77,10 @@ class Plan:
     units: tuple[Unit, ...]
     memory: Memory
     tie: TiePolicy | None
+    stacks: tuple[Stack, ...]
+    """Layers that slices build."""
+    config_edits: tuple[Edit, ...]
+    """What slices change in the donor's config.json."""
     dropped: tuple[str, ...]
     notes: tuple[str, ...]
     """What a reader should know before running: narrowings, config differences, knobs without
@@ -149,6 +155,8 @@ def build(
     shards = lay_out(outputs, max_shard_bytes=shard_bytes)
     placed = _place(nodes, shards, twins(matched, seen), matched.tie)
     sources = tuple(_pin(recipe, catalog) for catalog in catalogs)
+    donor = [catalog.label for catalog in catalogs].index(recipe.donor.label)
+    change = layer_config(matched.stacks, [catalog.config for catalog in catalogs], donor=donor)
     plan = Plan(
         recipe=recipe,
         sources=sources,
@@ -165,8 +173,16 @@ def build(
             hold=options.hold,
         ),
         tie=matched.tie,
+        stacks=matched.stacks,
+        config_edits=change.edits,
         dropped=matched.dropped,
-        notes=(*recipe.no_effect, *_narrowings(placed.values()), *_idle(placed.values()), *remarks),
+        notes=(
+            *recipe.no_effect,
+            *_narrowings(placed.values()),
+            *_idle(placed.values()),
+            *change.notes,
+            *remarks,
+        ),
         digest="",
     )
     return replace(plan, digest=digest(plan))

@@ -11,13 +11,14 @@ from collections.abc import Iterable, Iterator, Sequence
 from raymerge.checkpoint.dtypes import DType
 from raymerge.methods.registry import KnobValue
 from raymerge.plan.build import SURVEY_SWEEPS, Plan
+from raymerge.plan.columns import columns, listed
+from raymerge.plan.explain_layers import layer_lines
 from raymerge.plan.graph import CopyStep, PlannedSource, Step
 from raymerge.plan.steps import KEEP
 from raymerge.units import format_bytes
 
 # A gradient gives every layer a step of its own: beyond these, knobs are shown as ranges.
 _MAX_STEPS = 6
-_MAX_NAMES = 3
 
 
 def explain(plan: Plan) -> str:
@@ -26,6 +27,7 @@ def explain(plan: Plan) -> str:
         "recipe": [plan.recipe.path],
         "method": [_method(plan)],
         "sources": _sources(plan),
+        "layers": layer_lines(plan),
         "tensors": _tensors(plan),
         "passes": _passes(plan),
         "reads": [format_bytes(plan.bytes_read)],
@@ -96,7 +98,7 @@ def _tensors(plan: Plan) -> Iterator[str]:
     )
     yield from columns(_step_rows(plan))
     if plan.dropped:
-        yield f"dropped: {_listed(plan.dropped)}"
+        yield f"dropped: {listed(plan.dropped)}"
 
 
 def _step_rows(plan: Plan) -> list[list[str]]:
@@ -224,20 +226,3 @@ def format_value(value: KnobValue) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     return value if isinstance(value, str) else f"{value:.6g}"
-
-
-def _listed(names: Sequence[str]) -> str:
-    more = len(names) - _MAX_NAMES
-    return ", ".join(names[:_MAX_NAMES]) + (f" and {more} more" if more > 0 else "")
-
-
-def columns(rows: Iterable[Sequence[str]]) -> list[str]:
-    """Rows whose cells line up; a column that is empty in every row takes no room."""
-    table = list(rows)
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    return [
-        "  ".join(
-            f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True) if width
-        ).rstrip()
-        for row in table
-    ]

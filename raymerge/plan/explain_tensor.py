@@ -9,7 +9,8 @@ from raymerge.checkpoint.dtypes import DType
 from raymerge.errors import PlanError
 from raymerge.methods.registry import KnobValue
 from raymerge.plan.build import SURVEY_SWEEPS, Plan
-from raymerge.plan.explain import columns, format_value, step_title
+from raymerge.plan.columns import columns
+from raymerge.plan.explain import format_value, step_title
 from raymerge.plan.graph import CopyStep, DeltaStep, Derived, Input, SpanStep, Step, TensorNode
 from raymerge.recipe.wording import did_you_mean
 

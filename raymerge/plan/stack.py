@@ -223,6 +223,9 @@ class _Cutter:
         name = self._stack_name(members, territory)
         layers = {p: _by_layer(self.views[p], name, territory) for p in members}
         counts = {p: max(found, default=-1) + 1 for p, found in layers.items()}
+        donor = self.labels.index(self.recipe.donor.label)
+        if donor not in counts:
+            counts[donor] = max(_by_layer(self.views[donor], name, territory), default=-1) + 1
         outside = {p: self._outside(self.views[p], name, territory) for p in members}
         parts: list[Part] = []
         first = 0
