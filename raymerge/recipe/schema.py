@@ -1,8 +1,9 @@
 """The recipe's JSON Schema for editors, generated from the method registry.
 
 It knows keys, types, ranges and each method's knobs. What it cannot say is left to `load`: counts
-of models once the base is taken out, models listed twice, ranges of layers, required knobs, a knob given both at the
-top level and under `parameters`, `trim: model` with a density that varies.
+of models once the base is taken out, models listed twice, ranges of layers that hold none or differ
+in length, required knobs, a knob given both at the top level and under `parameters`, `trim: model`
+with a density that varies.
 """
 
 from __future__ import annotations
