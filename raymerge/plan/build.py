@@ -29,7 +29,7 @@ from raymerge.plan.graph import (
 from raymerge.plan.layer_config import Edit, layer_config
 from raymerge.plan.match import Match, check_shapes, inputs_of, match, twins
 from raymerge.plan.memory import Memory, project, sample_bytes
-from raymerge.plan.stack import Stack
+from raymerge.plan.parts import Stack
 from raymerge.plan.steps import KEEP, StepMaker, output_dtype, settle
 from raymerge.plan.units import cut
 from raymerge.plan.views import View, views

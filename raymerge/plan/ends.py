@@ -7,8 +7,11 @@ applied to them before the first layer, have names that say so, and all else is 
 
 from __future__ import annotations
 
+_ANYWHERE = "embed"
+"""In embed_tokens, tok_embeddings, word_embeddings_layernorm, patch_embed, pos_embed."""
 _BEFORE = (
-    "embed",  # embed_tokens, tok_embeddings, word_embeddings_layernorm, patch_embed, pos_embed
+    "emb_",
+    "per_layer",  # Gemma 3n
     "wte",
     "wpe",
     "shared",  # T5's embedding
@@ -36,6 +39,4 @@ def stands_before(name: str) -> bool:
     if any(word in text for word in _AFTER):
         return False
     components = text.split(".")
-    return any(component.startswith(word) for component in components for word in _BEFORE) or any(
-        "embed" in component for component in components
-    )
+    return _ANYWHERE in text or any(part.startswith(_BEFORE) for part in components)

@@ -11,7 +11,7 @@ from typing import Any
 
 from raymerge.plan.build import Plan
 from raymerge.plan.columns import columns, listed
-from raymerge.plan.stack import Placed, Stack
+from raymerge.plan.parts import Placed, Stack
 
 _MAX_SHOWN = 60
 
@@ -72,7 +72,7 @@ def _from(plan: Plan, placed: Placed) -> str:
 
 def _unused(plan: Plan, stack: Stack) -> Iterator[str]:
     """Layers of the sources that no slice takes."""
-    for position, depth in stack.depths.items():
+    for position, depth in enumerate(stack.depths):
         used = {
             placed.starts[position] + number
             for placed in stack.slices

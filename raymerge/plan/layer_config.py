@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from raymerge.plan.stack import Stack
+from raymerge.plan.parts import Stack
 
 _COUNTS = (
     "num_hidden_layers",
@@ -123,7 +123,7 @@ class _Author:
     def write(self) -> None:
         counts = self._counts()
         if not counts:
-            old, new = self.stack.depths.get(self.donor, 0), len(self.stack.origin)
+            old, new = self.stack.depths[self.donor], len(self.stack.origin)
             self.notes.append(
                 f"config.json: nothing says that {self.stack.name} has {old} layers; it has {new} "
                 "now, which the config may have to say"
@@ -135,7 +135,7 @@ class _Author:
         """Keys that give the number of layers, by the section of the config they stand in."""
         found = {}
         for path, section in _sections(self.configs[self.donor]):
-            depth = self.stack.depths.get(self.donor, 0)
+            depth = self.stack.depths[self.donor]
             keys = [
                 key
                 for key in _COUNTS

@@ -13,7 +13,8 @@ from dataclasses import dataclass, replace
 from raymerge.checkpoint.ties import TiePolicy, decide_tie
 from raymerge.errors import PlanError
 from raymerge.plan.graph import Input
-from raymerge.plan.stack import Part, Stack, cut
+from raymerge.plan.parts import Part, Stack
+from raymerge.plan.stack import cut
 from raymerge.plan.views import View
 from raymerge.recipe import Recipe
 from raymerge.recipe.patterns import matches

@@ -130,9 +130,14 @@ def read_models(fields: Fields, key: str = "models") -> tuple[Listed, ...]:
     for entry in models:
         twin = first.setdefault(entry.identity, entry)
         if twin is not entry:
+            remedy = (
+                "a slice takes each model once"
+                if key == "sources"
+                else "give it one entry with the sum of the weights"
+            )
             raise entry.place.error(
                 f"model: {entry.location!r} is listed twice, first on line {twin.place.line}; "
-                "give it one entry with the sum of the weights"
+                f"{remedy}"
             )
     return models
 
