@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -43,7 +44,31 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for seed, name in enumerate(("math", "code")):
         drawn = factors(modules_of(base, "q_proj", "up_proj"), seed=seed)
         write_adapter(folder / "adapters" / name, drawn)
+    seeing = vision_language(base)
+    for seed, name in enumerate(("vlm", "vlm-math", "vlm-chart"), start=20):
+        tensors = seeing if name == "vlm" else fine_tune(seeing, seed)
+        write_checkpoint(folder / "models" / name, tensors, config=VLM_CONFIG)
     return folder
+
+
+VLM_CONFIG = {
+    "architectures": ["TinyVisionForConditionalGeneration"],
+    "text_config": {"num_hidden_layers": LAYERS, "vocab_size": 32, "hidden_size": 16},
+    "vision_config": {"depth": 2},
+    "tie_word_embeddings": False,
+    "dtype": "float32",
+}
+
+
+def vision_language(language: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The names of a vision-language model as transformers writes them."""
+    seeing = {
+        name.replace("model.", "model.language_model."): tensor for name, tensor in language.items()
+    }
+    for block in range(2):
+        seeing[f"model.visual.blocks.{block}.attn.qkv.weight"] = torch.full((12, 4), block + 1.0)
+    seeing["model.visual.patch_embed.proj.weight"] = torch.ones(4, 3)
+    return seeing
 
 
 def write(folder: Path, name: str, tensors: dict[str, Tensor]) -> None:
@@ -84,10 +109,16 @@ def test_it_merges_and_verifies(
     assert found.checked_sha256
     assert result.digest == planned.digest
     assert result.tensors == found.tensors == len(planned.nodes)
-    base = tensors_of(Path("models/base"))
+    donor = tensors_of(Path(planned.donor.location))
     merged = tensors_of(tmp_path / "out")
-    assert set(merged) == set(base)
-    assert any(not torch.equal(merged[name], base[name]) for name in base)
+    assert {*map(without_number, merged)} == {*map(without_number, donor)}
+    assert planned.stacks or set(merged) == set(donor)
+    shared = merged.keys() & donor.keys()
+    assert any(not torch.equal(merged[name], donor[name]) for name in shared)
+
+
+def without_number(name: str) -> str:
+    return re.sub(r"\.\d+\.", ".", name)
 
 
 @pytest.fixture
@@ -150,3 +181,42 @@ def test_only_the_papers_trim_is_surveyed(models: Path, monkeypatch: pytest.Monk
     plans = [raymerge.plan(path, engine="local", device="cpu") for path in RECIPES]
     surveyed = [Path(plan.recipe.path).stem for plan in plans if plan.surveyed]
     assert surveyed == ["ties-paper"]
+
+
+def test_a_stack_takes_each_layer_from_where_the_recipe_says(
+    merged: Callable[[str], dict[str, Tensor]],
+) -> None:
+    stacked = merged("passthrough_stack")
+    math, code = tensors_of(Path("models/math")), tensors_of(Path("models/code"))
+    up = "model.layers.{}.mlp.up_proj.weight".format
+    taken = [(math, 0), (math, 1), (math, 2), (code, 1), (code, 2), (code, 3), (math, 3), (math, 4)]
+    for layer, (source, number) in enumerate(taken):
+        assert torch.equal(stacked[up(layer)], source[up(number)])
+    assert up(len(taken)) not in stacked
+    down = "model.layers.{}.mlp.down_proj.weight".format
+    assert torch.equal(stacked[down(7)], math[down(4)] * 0.5)
+    assert torch.equal(stacked["lm_head.weight"], math["lm_head.weight"])
+
+
+def test_slices_have_knobs_of_their_own(merged: Callable[[str], dict[str, Tensor]]) -> None:
+    sliced = merged("slices")
+    base, math, code = (tensors_of(Path("models", name)) for name in ("base", "math", "code"))
+
+    def expect(name: str, *weights: float, scale: float) -> None:
+        deltas = [m[name] - base[name] for m in (math, code)]
+        mixed = sum((w * d for w, d in zip(weights, deltas, strict=False)), torch.zeros(()))
+        torch.testing.assert_close(sliced[name], base[name] + scale * mixed, rtol=0, atol=1e-7)
+
+    up = "model.layers.{}.mlp.up_proj.weight".format
+    expect("model.embed_tokens.weight", 0.5, scale=1)
+    expect(up(1), 0.5, scale=1)
+    expect(up(2), 1, 0.5, scale=0.8)
+    expect(up(3), 0.6, 0.5, scale=0.8)
+    expect(up(4), 0.2, 0.5, scale=0.8)
+    expect("model.norm.weight", 1, 0.5, scale=0.8)
+
+
+def test_what_no_module_has_is_the_bases(merged: Callable[[str], dict[str, Tensor]]) -> None:
+    seeing, base = merged("modules"), tensors_of(Path("models/vlm"))
+    same = {name for name in base if torch.equal(seeing[name], base[name])}
+    assert same == {name for name in base if "language_model" not in name}

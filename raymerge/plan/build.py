@@ -17,7 +17,6 @@ from raymerge.checkpoint.quantised import quantisation
 from raymerge.checkpoint.scaled import scaled_codes
 from raymerge.checkpoint.ties import TiePolicy
 from raymerge.errors import PlanError
-from raymerge.methods.registry import Over
 from raymerge.plan.adapters import adapt
 from raymerge.plan.dequantised import dequantised, dequantised_note
 from raymerge.plan.experts import experts_note, in_one_layout
@@ -32,12 +31,15 @@ from raymerge.plan.graph import (
     TensorNode,
     Unit,
 )
+from raymerge.plan.layer_config import Edit, layer_config
 from raymerge.plan.match import Match, check_shapes, inputs_of, match, twins
 from raymerge.plan.memory import Memory, project, sample_bytes
+from raymerge.plan.parts import Stack
 from raymerge.plan.steps import KEEP, StepMaker, output_dtype, settle
 from raymerge.plan.units import cut
 from raymerge.plan.views import View, views
 from raymerge.recipe import Recipe
+from raymerge.recipe.resolve import Distinct
 
 CONTRACT = "1"
 """Version of the numeric contract. Part of every digest: a change of bytes is another merge."""
@@ -80,6 +82,10 @@ class Plan:
     units: tuple[Unit, ...]
     memory: Memory
     tie: TiePolicy | None
+    stacks: tuple[Stack, ...]
+    """Layers that slices build."""
+    config_edits: tuple[Edit, ...]
+    """What slices change in the donor's config.json."""
     dropped: tuple[str, ...]
     notes: tuple[str, ...]
     """What a reader should know before running: narrowings, config differences, knobs without
@@ -156,6 +162,8 @@ def build(
     placed = _place(nodes, shards, twins(matched, seen), matched.tie)
     applied = adaptation.applied
     sources = tuple(_pin(recipe, catalog, applied.get(catalog.label)) for catalog in catalogs)
+    donor = [catalog.label for catalog in catalogs].index(recipe.donor.label)
+    change = layer_config(matched.stacks, [catalog.config for catalog in catalogs], donor=donor)
     plan = Plan(
         recipe=recipe,
         sources=sources,
@@ -172,6 +180,8 @@ def build(
             hold=options.hold,
         ),
         tie=matched.tie,
+        stacks=matched.stacks,
+        config_edits=change.edits,
         dropped=matched.dropped,
         notes=(
             *recipe.no_effect,
@@ -180,6 +190,7 @@ def build(
             *_narrowings(placed.values()),
             *_idle(placed.values()),
             *adaptation.notes,
+            *change.notes,
             *remarks,
         ),
         digest="",
@@ -191,25 +202,23 @@ _Draft = tuple[str, DType, Step, tuple[Input, ...]]
 
 
 def _nodes(recipe: Recipe, seen: Sequence[View], matched: Match) -> list[_Draft]:
-    labels = [view.label for view in seen]
-    order = [labels.index(source.label) for source in recipe.sources]
-    if recipe.base is not None and recipe.over is not Over.SOURCES:
-        order.insert(0, labels.index(recipe.base.label))
-    donor = [labels.index(recipe.donor.label)]
-    resolve = recipe.resolver(matched.names)
     maker = StepMaker(recipe)
+    distinct: Distinct = {}
     drafts: list[_Draft] = []
-    for name in matched.names:
-        if name in matched.kept:
-            reads = inputs_of(name, seen, donor, matched.tie)
-            drafts.append((name, reads[0].dtype, KEEP, reads))
-            continue
-        reads = inputs_of(name, seen, order, matched.tie)
-        check_shapes(name, reads, seen)
-        step = maker.make(name, resolve(name))
-        dtype = output_dtype(name, reads, recipe, step)
-        step = settle(step, reads, dtype)
-        drafts.append((name, dtype, step, reads))
+    for part in matched.parts:
+        resolve = part.resolver(distinct)
+        for name in part.names:
+            if name in part.kept:
+                reads = inputs_of(name, part.views, (part.donor,), matched.tie)
+                drafts.append((name, reads[0].dtype, KEEP, reads))
+                continue
+            reads = inputs_of(name, part.views, part.order, matched.tie)
+            check_shapes(name, reads, seen)
+            assert part.section is not None, name
+            step = maker.make(name, resolve(name), part.section)
+            dtype = output_dtype(name, reads, recipe, step)
+            step = settle(step, reads, dtype)
+            drafts.append((name, dtype, step, reads))
     return drafts
 
 

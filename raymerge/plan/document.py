@@ -17,6 +17,10 @@ Complete, without times or machine names, and in this order of keys:
               tile_elements, held_tensors, reread_tensors, reread_bytes
     totals    tensors, parameters, bytes_read, bytes_written
     tie       head, embedding, tied, stand_ins, must_equal; null without a head
+    stacks    of slices: stack (before a layer's number in a name), layers (how many), slices (start
+              and stop in the output; sources: source, start, stop), before, after (tensors that the
+              first and the last slice give)
+    config    what slices change in config.json: key, value
     dropped, notes
 
 Byte ranges are half-open and count from the start of their file. dtypes are safetensors' names.
@@ -32,6 +36,7 @@ from typing import Any
 
 from raymerge.plan.build import Plan
 from raymerge.plan.explain import distinct_steps
+from raymerge.plan.explain_layers import stack_documents
 from raymerge.plan.graph import (
     CopyStep,
     DeltaStep,
@@ -78,6 +83,8 @@ def as_json(plan: Plan) -> Document:
             "bytes_written": plan.bytes_written,
         },
         "tie": _tie(plan),
+        "stacks": stack_documents(plan),
+        "config": [{"key": edit.key, "value": edit.value} for edit in plan.config_edits],
         "dropped": list(plan.dropped),
         "notes": list(plan.notes),
     }

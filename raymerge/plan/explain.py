@@ -11,13 +11,14 @@ from collections.abc import Iterable, Iterator, Sequence
 from raymerge.checkpoint.dtypes import DType
 from raymerge.methods.registry import KnobValue
 from raymerge.plan.build import SURVEY_SWEEPS, Plan
+from raymerge.plan.columns import columns, listed
+from raymerge.plan.explain_layers import layer_lines
 from raymerge.plan.graph import AppliedAdapter, CopyStep, PlannedSource, Step
 from raymerge.plan.steps import KEEP
 from raymerge.units import format_bytes
 
 # A gradient gives every layer a step of its own: beyond these, knobs are shown as ranges.
 _MAX_STEPS = 6
-_MAX_NAMES = 3
 
 
 def explain(plan: Plan) -> str:
@@ -26,6 +27,7 @@ def explain(plan: Plan) -> str:
         "recipe": [plan.recipe.path],
         "method": [_method(plan)],
         "sources": _sources(plan),
+        "layers": layer_lines(plan),
         "tensors": _tensors(plan),
         "passes": _passes(plan),
         "reads": [format_bytes(plan.bytes_read)],
@@ -88,7 +90,11 @@ def adapter_figures(adapter: AppliedAdapter) -> str:
     """`adapter of x: rank 16, scaling 2, 28 tensors`."""
     figures = [f"{adapter.adapted} tensors"]
     if adapter.adapted:
-        figures = [f"rank {_range(adapter.ranks)}", f"scaling {_range(adapter.scalings)}", *figures]
+        figures = [
+            f"rank {format_range(adapter.ranks)}",
+            f"scaling {format_range(adapter.scalings)}",
+            *figures,
+        ]
     if adapter.replaced:
         figures.append(f"{adapter.replaced} replaced")
     return f"adapter of {adapter.source}: {', '.join(figures)}"
@@ -108,7 +114,7 @@ def _tensors(plan: Plan) -> Iterator[str]:
     )
     yield from columns(_step_rows(plan))
     if plan.dropped:
-        yield f"dropped: {_listed(plan.dropped)}"
+        yield f"dropped: {listed(plan.dropped)}"
 
 
 def _step_rows(plan: Plan) -> list[list[str]]:
@@ -132,14 +138,17 @@ def _step_rows(plan: Plan) -> list[list[str]]:
 def knob_ranges(steps: Sequence[Step]) -> dict[str, str | tuple[str, ...]]:
     """Each knob over several steps of one method: `0.5`, or `0.1..0.9` where it differs.
 
-    A per-source knob is a tuple, one text per source.
+    A per-source knob is a tuple, one text per source; a single one for all sources where slices
+    have different numbers of them.
     """
     knobs = [step.knobs for step in steps if not isinstance(step, CopyStep)]
     shown: dict[str, str | tuple[str, ...]] = {}
     for name in knobs[0] if knobs else ():
         values = [each[name] for each in knobs]
-        per_source = zip(*(v if isinstance(v, tuple) else (v,) for v in values), strict=True)
-        ranges = tuple(map(_range, per_source))
+        rows = [value if isinstance(value, tuple) else (value,) for value in values]
+        alike = len(set(map(len, rows))) == 1
+        per_source = zip(*rows, strict=True) if alike else [[v for row in rows for v in row]]
+        ranges = tuple(map(format_range, per_source))
         shown[name] = ranges if isinstance(values[0], tuple) else ranges[0]
     return shown
 
@@ -153,7 +162,8 @@ def _ranges(steps: Sequence[Step]) -> str:
     )
 
 
-def _range(values: Sequence[KnobValue]) -> str:
+def format_range(values: Sequence[KnobValue]) -> str:
+    """Values of a knob as `0.5`, `0.1..0.9` or, words, `tensor|model`."""
     distinct = list(dict.fromkeys(values))
     if len(distinct) == 1:
         return format_value(distinct[0])
@@ -232,20 +242,3 @@ def format_value(value: KnobValue) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     return value if isinstance(value, str) else f"{value:.6g}"
-
-
-def _listed(names: Sequence[str]) -> str:
-    more = len(names) - _MAX_NAMES
-    return ", ".join(names[:_MAX_NAMES]) + (f" and {more} more" if more > 0 else "")
-
-
-def columns(rows: Iterable[Sequence[str]]) -> list[str]:
-    """Rows whose cells line up; a column that is empty in every row takes no room."""
-    table = list(rows)
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    return [
-        "  ".join(
-            f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True) if width
-        ).rstrip()
-        for row in table
-    ]

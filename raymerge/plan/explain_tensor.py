@@ -11,7 +11,8 @@ from raymerge.kernels.groups import Group
 from raymerge.kernels.rows import rows_of
 from raymerge.methods.registry import KnobValue
 from raymerge.plan.build import SURVEY_SWEEPS, Plan
-from raymerge.plan.explain import columns, format_value, step_title
+from raymerge.plan.columns import columns
+from raymerge.plan.explain import format_value, step_title
 from raymerge.plan.graph import CopyStep, DeltaStep, Derived, Input, SpanStep, Step, TensorNode
 from raymerge.plan.memory import tile_of
 from raymerge.recipe.wording import did_you_mean

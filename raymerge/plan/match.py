@@ -1,17 +1,20 @@
 """Which tensor of which source goes into which output tensor: by name and shape, nothing else.
 
 No table of architectures. Sources of one skeleton have the same names; whatever one has and another
-lacks is an error until the recipe says what is to become of it.
+lacks is an error until the recipe says what is to become of it. Slices and modules are matched like
+whole models, each among its own sources (`plan.stack`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 
 from raymerge.checkpoint.ties import TiePolicy, decide_tie
 from raymerge.errors import PlanError
 from raymerge.plan.graph import Input
+from raymerge.plan.parts import Part, Stack
+from raymerge.plan.stack import cut
 from raymerge.plan.views import View
 from raymerge.recipe import Recipe
 from raymerge.recipe.patterns import matches
@@ -21,13 +24,23 @@ from raymerge.recipe.patterns import matches
 class Match:
     """The skeleton of the output."""
 
-    names: tuple[str, ...]
-    """Tensors to write, in the donor's order."""
-    kept: frozenset[str]
-    """Those copied from the donor."""
+    parts: tuple[Part, ...]
+    """Each with its tensors, in the order of the output."""
+    stacks: tuple[Stack, ...]
+    """The stacks of layers that slices build."""
     dropped: tuple[str, ...]
     """Tensors of any source that the recipe leaves out."""
     tie: TiePolicy | None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Tensors to write, in the donor's order; of slices, in the order of the layers."""
+        return tuple(name for part in self.parts for name in part.names)
+
+    @property
+    def kept(self) -> frozenset[str]:
+        """Those copied from the donor."""
+        return frozenset[str]().union(*(part.kept for part in self.parts))
 
 
 def match(recipe: Recipe, views: Sequence[View]) -> Match:
@@ -40,29 +53,71 @@ def match(recipe: Recipe, views: Sequence[View]) -> Match:
     Raises:
         PlanError: A source lacks a tensor or has one more, or a pattern covers nothing.
     """
-    donor = next(c for c in views if c.label == recipe.donor.label)
-    every = dict.fromkeys(name for view in (donor, *views) for name in view.tensors)
     tie = decide_tie(views)
-    in_donor = dict.fromkeys(donor.tensors)
-    if tie and donor.label in tie.stand_ins:
-        in_donor[tie.head] = None
-    _check_patterns(recipe, "drop", recipe.drop, every)
-    _check_patterns(recipe, "keep", recipe.keep, in_donor)
-    dropped = frozenset(name for name in every if matches(recipe.drop, name))
-    kept = frozenset(
-        name for name in in_donor if name not in dropped and matches(recipe.keep, name)
+    cut_up = cut(recipe, views, tie)
+    every = [_names(part) for part in cut_up.parts]
+    _check_patterns(recipe, "drop", recipe.drop, (name for names in every for name in names))
+    _check_patterns(
+        recipe, "keep", recipe.keep, (name for part in cut_up.parts for name in _donated(part, tie))
     )
+    dropped = dict.fromkeys(n for names in every for n in names if matches(recipe.drop, n))
     if tie and tie.tied and tie.embedding in dropped and tie.head not in dropped:
         raise PlanError(
             f"{recipe.path}: drop: {tie.embedding} is also the head, {tie.head}, which is tied to "
             "it; drop both, or neither",
             tensor=tie.embedding,
         )
-    tied_heads = {tie.head} if tie and tie.tied else set()
-    names = tuple(name for name in every if name not in dropped and name not in tied_heads)
-    for view in views:
-        _check_complete(view, donor, names, kept, tie)
-    return Match(names=names, kept=kept, dropped=tuple(n for n in every if n in dropped), tie=tie)
+    left_out = dropped.keys() | ({tie.head} if tie and tie.tied else set())
+    parts = [
+        _settle(recipe, part, [name for name in names if name not in left_out], tie)
+        for part, names in zip(cut_up.parts, every, strict=True)
+    ]
+    return Match(
+        parts=tuple(part for part in parts if part.names),
+        stacks=tuple(cut_up.stacks),
+        dropped=tuple(dropped),
+        tie=tie,
+    )
+
+
+def _names(part: Part) -> list[str]:
+    """All tensors that any source has for the part: the donor's order, of slices the layers'."""
+    views = (part.views[part.donor], *part.views)
+    return list(dict.fromkeys(name for view in views for name in view.tensors))
+
+
+def _donated(part: Part, tie: TiePolicy | None) -> dict[str, None]:
+    """The tensors that the part's donor could give."""
+    donor = part.views[part.donor]
+    names = dict.fromkeys(donor.tensors)
+    if tie and donor.label in tie.stand_ins and tie.embedding in names:
+        names[tie.head] = None
+    return names
+
+
+def _settle(recipe: Recipe, part: Part, names: Sequence[str], tie: TiePolicy | None) -> Part:
+    """The part with its tensors and with those that are copied.
+
+    Raises:
+        PlanError: A source lacks one, or nothing in the recipe speaks of one.
+    """
+    donated = _donated(part, tie) if recipe.keep else {}
+    kept = frozenset(name for name in names if name in donated and matches(recipe.keep, name))
+    if part.section is None and len(kept) < len(names):
+        raise _unlisted(recipe, [name for name in names if name not in kept])
+    for position in part.members:
+        _check_complete(part.views[position], part.views[part.donor], names, kept, tie)
+    return replace(part, names=tuple(names), kept=kept)
+
+
+def _unlisted(recipe: Recipe, names: Sequence[str]) -> PlanError:
+    listed = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if names[3:] else "")
+    return PlanError(
+        f"{recipe.path}: modules: {len(names)} tensors are in none of its modules: {listed}. "
+        f"To copy them from {recipe.donor.label} write `keep:` with their names or a pattern, to "
+        "leave them out `drop:`, to merge them list their module",
+        tensor=names[0],
+    )
 
 
 def inputs_of(
@@ -72,7 +127,8 @@ def inputs_of(
     inputs = []
     for position in order:
         view = views[position]
-        stands_in = tie and name == tie.head and view.label in tie.stand_ins
+        # Views of slices and modules have the head already.
+        stands_in = tie and name not in view.tensors and view.label in tie.stand_ins
         inputs.append(view.tensors[tie.embedding if tie and stands_in else name])
     return tuple(inputs)
 
@@ -117,8 +173,9 @@ def twins(matched: Match, views: Sequence[View]) -> tuple[tuple[Input, Input], .
 
 
 def _check_patterns(
-    recipe: Recipe, key: str, patterns: Iterable[str], names: Mapping[str, None]
+    recipe: Recipe, key: str, patterns: Sequence[str], every: Iterable[str]
 ) -> None:
+    names = dict.fromkeys(every) if patterns else {}
     whose = "any source" if key == "drop" else f"{recipe.donor.label}, which is copied from,"
     for pattern in patterns:
         if not any(matches((pattern,), name) for name in names):

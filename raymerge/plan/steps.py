@@ -15,6 +15,7 @@ from raymerge.errors import PlanError
 from raymerge.methods.registry import Family, Over
 from raymerge.plan.graph import CopyStep, DeltaStep, Input, SpanStep, Step
 from raymerge.recipe import Knobs, Recipe
+from raymerge.recipe.section import Section
 
 KEEP = CopyStep("keep")
 COPY = CopyStep("passthrough")
@@ -31,17 +32,20 @@ class StepMaker:
     """Makes the steps of one recipe; equal ones are one object."""
 
     recipe: Recipe
-    _made: dict[int, Step] = field(default_factory=dict)
+    _made: dict[tuple[int, Over, int], Step] = field(default_factory=dict)
 
-    def make(self, name: str, knobs: Knobs) -> Step:
-        """The step for the knobs of tensor `name`, dtypes aside."""
+    def make(self, name: str, knobs: Knobs, section: Section) -> Step:
+        """The step for the knobs of tensor `name` of a section, dtypes aside."""
+        over = self.recipe.over(section)
+        vectors = len(section.sources) + (over is Over.BASE_AND_SOURCES)
         # The resolver hands out equal knobs as one object, which it keeps alive.
-        step = self._made.get(id(knobs))
+        key = id(knobs), over, vectors
+        step = self._made.get(key)
         if step is None:
-            step = self._made[id(knobs)] = self._new(name, knobs)
+            step = self._made[key] = self._new(name, knobs, over, vectors)
         return step
 
-    def _new(self, name: str, knobs: Knobs) -> Step:
+    def _new(self, name: str, knobs: Knobs, over: Over, vectors: int) -> Step:
         method = self.recipe.method
         try:
             if method.family is Family.DELTA:
@@ -50,7 +54,7 @@ class StepMaker:
             coefficients = None
             if method.needs_gram:
                 # What it refuses whatever the Gram matrix is, it refuses here.
-                method.function(np.eye(self._num_vectors), **arguments(knobs))
+                method.function(np.eye(vectors), **arguments(knobs))
             else:
                 coefficients = tuple(method.function(**arguments(knobs)))
         except ValueError as error:
@@ -60,14 +64,10 @@ class StepMaker:
         return SpanStep(
             method=method.name,
             knobs=knobs,
-            relative=self.recipe.over is Over.DELTAS,
+            relative=over is Over.DELTAS,
             coefficients=coefficients,
             group=method.group(knobs),
         )
-
-    @property
-    def _num_vectors(self) -> int:
-        return len(self.recipe.sources) + (self.recipe.over is Over.BASE_AND_SOURCES)
 
 
 def output_dtype(name: str, inputs: tuple[Input, ...], recipe: Recipe, step: Step) -> DType:

@@ -18,8 +18,6 @@ nuslerp_row_wise normalize_weights eps max_iter tol filter_wise select_topk r al
 MERGEKIT_METHODS = frozenset(_METHODS.split())
 MERGEKIT_KNOBS = frozenset(_KNOBS.split())
 MERGEKIT_KEYS = {
-    "slices": "stacking ranges of layers",
-    "modules": "merging the parts of a model separately",
     "tokenizer": "building a vocabulary",
     "tokenizer_source": "choosing a vocabulary",
     "chat_template": "choosing a chat template",

@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from raymerge.methods import Method, methods
 from raymerge.methods.registry import Over
-from raymerge.recipe.resolve import Knobs, KnobSettings, make_resolver
+from raymerge.recipe.resolve import Knobs, depths, make_resolver
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from raymerge.checkpoint.dtypes import DType
+    from raymerge.recipe.section import Section
 
 NanPolicy = Literal["error", "pass"]
 
@@ -42,7 +43,7 @@ class Recipe:
     """The YAML as read."""
     method: Method
     sources: tuple[SourceRef, ...]
-    """What per-source knobs apply to, in recipe order."""
+    """Whatever is merged in any section, in recipe order."""
     base: SourceRef | None
     dtype: DType | None
     """Precision of the output; None keeps what each tensor's sources promote to."""
@@ -55,25 +56,30 @@ class Recipe:
     """What becomes of a NaN in a source."""
     no_effect: tuple[str, ...]
     """What the recipe says to no effect, a line each: mergekit would not tell."""
-    settings: tuple[KnobSettings, ...]
-    """What the recipe says about each knob of the method; `resolver` reads it."""
+    sections: tuple[Section, ...]
+    """One for a recipe of `models`; else one a slice, or one a module without slices."""
 
-    @property
-    def over(self) -> Over:
-        """Which vectors the method combines, with or without the base that there is."""
-        return self.method.over.resolve(has_base=self.base is not None)
+    def over(self, section: Section) -> Over:
+        """Which vectors the method combines in a section, with or without the base it has."""
+        return self.method.over.resolve(has_base=section.base is not None)
 
     @property
     def donor(self) -> SourceRef:
         """Whose config and tokenizer the output gets: the base, else the first source."""
-        return self.base or self.sources[0]
+        return self.base or self.sections[0].base or self.sources[0]
+
+    @property
+    def whole(self) -> bool:
+        """Whether all tensors are merged from the same sources, each layer where it stands."""
+        first = self.sections[0]
+        return first.module is None and first.ranges is None
 
     @property
     def all_sources(self) -> tuple[SourceRef, ...]:
-        """Every checkpoint to read, the base first unless it is one of the sources."""
-        if self.base is None or self.base in self.sources:
-            return self.sources
-        return (self.base, *self.sources)
+        """Every checkpoint to read, bases first that are not among the sources."""
+        bases = dict.fromkeys((self.base, *(section.base for section in self.sections)))
+        apart = [base for base in bases if base is not None and base not in self.sources]
+        return (*apart, *self.sources)
 
     @property
     def adapters(self) -> tuple[SourceRef, ...]:
@@ -81,17 +87,17 @@ class Recipe:
         return tuple(source.adapter for source in self.all_sources if source.adapter)
 
     def resolver(self, names: Iterable[str]) -> Callable[[str], Knobs]:
-        """A function from a tensor name to its knobs; equal knobs are the same object.
+        """A function from a tensor name of the first section to its knobs, equal ones one object.
 
         Args:
-            names: Every tensor of the output. They say how many layers each stack has, which is
+            names: Every tensor of the section. They say how many layers each stack has, which is
                 where gradients stretch.
 
         Raises:
             RecipeError: From the function returned, for a tensor that no condition of a required
                 knob matches.
         """
-        return make_resolver(self.settings, names)
+        return make_resolver(self.sections[0].settings, lambda: depths(names))
 
     def __reduce__(self) -> tuple[Callable[..., Recipe], tuple[str, dict[str, Any]]]:
         # A method travels by name: its entry holds a read-only mapping, which pickle refuses.

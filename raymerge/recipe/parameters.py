@@ -14,6 +14,8 @@ from raymerge.recipe.sources import Cast, Participant, fields_under
 from raymerge.recipe.wording import did_you_mean, listed
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from raymerge.errors import RecipeError
     from raymerge.methods.registry import Knob, Method
 
@@ -22,15 +24,23 @@ SHORTHANDS = ("trim", "rescale")
 
 
 def read_parameters(
-    top: Fields, method: Method, cast: Cast
+    top: Fields, method: Method, cast: Cast, levels: Sequence[Fields] = ()
 ) -> tuple[tuple[KnobSettings, ...], tuple[str, ...]]:
     """What the recipe says about every knob, and the lines that say something to no effect.
+
+    Args:
+        top: The recipe.
+        method: Whose knobs they are.
+        cast: Who takes part, with the parameters of each.
+        levels: Mappings of parameters that stand between a source's and the recipe's, the nearest
+            first: a slice's, its module's.
 
     Raises:
         RecipeError: Unknown knob, bad value, or a required knob without one.
     """
     reader = _Reader(method)
-    shared = reader.read_shared(top)
+    shared = [reader.read_shared(top)]
+    shared[:0] = [reader.read_level(level) for level in levels]
     own = [reader.read_own(entry.parameters) for entry in cast.participants]
     reader.read_base(cast.base_parameters)
     settings = tuple(
@@ -48,9 +58,9 @@ def read_parameters(
 
 
 def _chains(
-    knob: Knob, shared: dict[str, Setting], own: list[dict[str, Setting]], cast: Cast
+    knob: Knob, shared: list[dict[str, Setting]], own: list[dict[str, Setting]], cast: Cast
 ) -> tuple[Chain, ...]:
-    last = (shared[knob.name],) if knob.name in shared else ()
+    last = tuple(level[knob.name] for level in shared if knob.name in level)
     if not knob.per_source:
         return (Chain(knob, "", last),)
     return tuple(
@@ -82,6 +92,10 @@ class _Reader:
                 )
             found[name] = top.fields[name]
         return self._read(Fields(top.place, found))
+
+    def read_level(self, parameters: Fields) -> dict[str, Setting]:
+        """Read the `parameters` of a slice or of a module."""
+        return self._read(parameters)
 
     def read_own(self, parameters: Fields | None) -> dict[str, Setting]:
         """Read the `parameters` of one source, where shared knobs are never looked up."""
@@ -154,8 +168,7 @@ def _missing(knob: Knob, method: Method, top: Fields, cast: Cast, index: int) ->
     entry = cast.participants[index]
     if cast.joined and entry is cast.participants[-1]:
         return _base_without(knob, method, top, entry)
-    place = Place(top.place.path, entry.ref.line)
-    return place.error(
+    return entry.place.error(
         f"{knob.name}: missing for source {entry.ref.label!r}; {method.name} needs it under the "
         f"model or in the top-level parameters. Allowed: {knob.allowed}",
         source=entry.ref.label,

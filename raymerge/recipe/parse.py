@@ -11,13 +11,15 @@ from raymerge.methods import Method, methods
 from raymerge.recipe.dialect import MERGEKIT_KEYS, MERGEKIT_KNOBS, MERGEKIT_METHODS
 from raymerge.recipe.document import Fields, Items, Scalar, read_document
 from raymerge.recipe.model import NanPolicy, Recipe
-from raymerge.recipe.parameters import SHORTHANDS, read_parameters
-from raymerge.recipe.sources import read_cast
+from raymerge.recipe.parameters import SHORTHANDS
+from raymerge.recipe.sections import read_sections
 from raymerge.recipe.wording import did_you_mean, listed
 
 TOP_KEYS = (
     "merge_method",
     "models",
+    "slices",
+    "modules",
     "base_model",
     "parameters",
     "dtype",
@@ -80,21 +82,20 @@ def loads(text: str, *, path: str = "<recipe>") -> Recipe:
     method = _read_method(top)
     dtype = _read_dtype(top, "dtype")
     out_dtype = _read_dtype(top, "out_dtype")
-    cast = read_cast(top, method)
-    settings, no_effect = read_parameters(top, method, cast)
+    read = read_sections(top, method)
     return Recipe(
         path=path,
         text=text,
         method=method,
-        sources=tuple(entry.ref for entry in cast.participants),
-        base=cast.base,
+        sources=read.sources,
+        base=read.base,
         dtype=out_dtype or dtype,
         seed=_read_seed(top),
         drop=_read_patterns(top, "drop"),
         keep=_read_patterns(top, "keep"),
         nan=_read_nan(top),
-        no_effect=(*_idle_keys(top), *no_effect),
-        settings=settings,
+        no_effect=(*_idle_keys(top), *read.no_effect),
+        sections=read.sections,
     )
 
 

@@ -12,7 +12,7 @@ tensor outside any stack (embeddings, final norm, head) at t = 0. Both are merge
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 Knobs = Mapping[str, KnobValue | tuple[KnobValue, ...]]
 """Resolved knobs of one tensor, by the registry's names; per-source knobs are tuples."""
+Distinct = dict[tuple[KnobValue | tuple[KnobValue, ...], ...], Knobs]
+"""Knobs by their values."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,10 +68,21 @@ class KnobSettings:
     knob: Knob
     chains: tuple[Chain, ...]
 
-    def value(self, name: str, t: float) -> KnobValue | tuple[KnobValue, ...]:
-        """The value, or for a per-source knob the values in the order of the sources."""
-        values = tuple(chain.value(name, t) for chain in self.chains)
-        return values if self.knob.per_source else values[0]
+    def value(
+        self, name: str, t: float, own: Sequence[str] = ()
+    ) -> KnobValue | tuple[KnobValue, ...]:
+        """The value, or for a per-source knob the values in the order of the sources.
+
+        Args:
+            name: The tensor's name in the output, which conditions of shared knobs are held to.
+            t: Its relative depth.
+            own: Its name in each source, which conditions of per-source knobs are held to; empty
+                where it is the output's.
+        """
+        if not self.knob.per_source:
+            return self.chains[0].value(name, t)
+        names = own or [name] * len(self.chains)
+        return tuple(chain.value(at, t) for chain, at in zip(self.chains, names, strict=True))
 
 
 def interpolate(knob: Knob, anchors: tuple[KnobValue, ...], t: float) -> KnobValue:
@@ -112,25 +125,35 @@ def depths(names: Iterable[str]) -> Callable[[str], float]:
 
 
 def make_resolver(
-    settings: tuple[KnobSettings, ...], names: Iterable[str]
+    settings: tuple[KnobSettings, ...],
+    stretch: Callable[[], Callable[[str], float]],
+    own_names: Callable[[str], Sequence[str]] | None = None,
+    distinct: Distinct | None = None,
 ) -> Callable[[str], Knobs]:
     """A function from a tensor name to its knobs; equal knobs are one object.
 
     A large mixture of experts has 90,000 tensors and its recipe a handful of distinct answers, so
     an answer is worked out once for each combination of matching filters and depth.
+
+    Args:
+        settings: What the recipe says about each knob.
+        stretch: Makes the function from a tensor name to its depth; called where a gradient is.
+        own_names: From an output's tensor name to its name in each source, where they differ.
+        distinct: Shared by resolvers whose equal knobs are to be one object.
     """
     clauses = [clause for entry in settings for chain in entry.chains for clause in chain.clauses]
     filters = sorted({clause.filter for clause in clauses if clause.filter is not None})
     graded = any(len(clause.anchors) > 1 for clause in clauses)
-    depth = depths(names) if graded else lambda _: 0.0
+    depth = stretch() if graded else lambda _: 0.0
     seen: dict[tuple[tuple[bool, ...], float], Knobs] = {}
-    distinct: dict[tuple[KnobValue | tuple[KnobValue, ...], ...], Knobs] = {}
+    found: Distinct = {} if distinct is None else distinct
 
     def resolve(name: str) -> Knobs:
-        key = tuple([text in name for text in filters]), depth(name)
+        own = own_names(name) if own_names and filters else ()
+        key = tuple([text in one for one in (name, *own) for text in filters]), depth(name)
         if key not in seen:
-            knobs = {entry.knob.name: entry.value(name, key[1]) for entry in settings}
-            seen[key] = distinct.setdefault(tuple(knobs.values()), knobs)
+            knobs = {entry.knob.name: entry.value(name, key[1], own) for entry in settings}
+            seen[key] = found.setdefault(tuple(knobs.values()), knobs)
         return seen[key]
 
     return resolve

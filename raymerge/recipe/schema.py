@@ -1,8 +1,9 @@
 """The recipe's JSON Schema for editors, generated from the method registry.
 
 It knows keys, types, ranges and each method's knobs. What it cannot say is left to `load`: counts
-of models once the base is taken out, models listed twice, required knobs, a knob given both at the
-top level and under `parameters`, `trim: model` with a density that varies.
+of models once the base is taken out, models listed twice, ranges of layers that hold none or differ
+in length, required knobs, a knob given both at the top level and under `parameters`, `trim: model`
+with a density that varies.
 """
 
 from __future__ import annotations
@@ -21,6 +22,12 @@ if TYPE_CHECKING:
 Schema = dict[str, Any]
 
 _TEXT: Schema = {"type": "string", "minLength": 1}
+_FORMS: dict[str, Schema] = {
+    "models": {"type": "array", "minItems": 1},
+    "slices": {"type": "array", "minItems": 1},
+    "modules": {"type": "object", "minProperties": 1},
+}
+"""The ways to list what is merged, and what each is when it says something."""
 _PATTERNS: Schema = {
     "anyOf": [_TEXT, {"type": "array", "items": _TEXT, "minItems": 1}],
     "description": "Shell-style globs over the whole tensor name, such as *.mtp.*",
@@ -34,11 +41,14 @@ def json_schema() -> Schema:
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "raymerge recipe",
         "type": "object",
-        "required": ["merge_method", "models"],
+        "required": ["merge_method"],
+        "oneOf": list(map(_given, _FORMS)),
         "additionalProperties": False,
         "properties": {
             "merge_method": {"enum": list(known), "description": "See `raymerge methods`."},
-            "models": {"type": "array", "minItems": 1, "items": _entry()},
+            "models": {"type": ["array", "null"], "items": _entry()},
+            "slices": {"type": ["array", "null"], "items": _slice()},
+            "modules": {"type": ["object", "null"], "additionalProperties": _module()},
             "base_model": {"anyOf": [_reference("label"), {"type": "null"}]},
             "parameters": {"type": ["object", "null"]},
             "dtype": _dtype("Precision of the output; sums are float32 whatever it says."),
@@ -106,15 +116,26 @@ def _method_rules(method: Method) -> Schema:
     }
     # A shared knob under a model has no effect, as in mergekit, so its value is not looked at.
     own = {name: knobs[name] if knob.per_source else True for name, knob in method.knobs.items()}
+    shared: Schema = {"parameters": _closed({**idle, **knobs})}
+    entries: Schema = {"items": {"properties": {"parameters": _closed({**idle, **own})}}}
+    inner: Schema = {
+        "models": entries,
+        "slices": {"items": {"properties": {**shared, "sources": entries}}},
+    }
     properties: Schema = {
-        "parameters": _closed({**idle, **knobs}),
-        "models": {"items": {"properties": {"parameters": _closed({**idle, **own})}}},
+        **shared,
+        **inner,
+        "modules": {"additionalProperties": {"properties": {**shared, **inner}}},
         **{name: knobs.get(name, name in MERGEKIT_KNOBS) for name in SHORTHANDS},
     }
     rules: Schema = {"properties": properties}
     if method.needs_base:
-        rules["required"] = ["base_model"]
-        properties["base_model"] = {"not": {"type": "null"}}
+        based = {
+            "required": ["base_model"],
+            "properties": {"base_model": {"not": {"type": "null"}}},
+        }
+        # A slice may have a base of its own.
+        rules["anyOf"] = [based, _given("slices"), _given("modules")]
     return {
         "if": {
             "properties": {"merge_method": {"const": method.name}},
@@ -139,6 +160,47 @@ def _dtype(description: str) -> Schema:
 
 def _entry() -> Schema:
     return _reference("label", "parameters")
+
+
+def _given(form: str) -> Schema:
+    return {"required": [form], "properties": {form: _FORMS[form]}}
+
+
+def _slice() -> Schema:
+    source = _reference("label", "parameters")["anyOf"][1]
+    bound = {"type": "integer", "minimum": 0}
+    source["properties"]["layer_range"] = {
+        "type": "array",
+        "items": bound,
+        "minItems": 2,
+        "maxItems": 2,
+        "description": "First layer, and one past the last.",
+    }
+    source["required"] = ["layer_range"]
+    return {
+        "type": "object",
+        "additionalProperties": False,
+        "required": ["sources"],
+        "properties": {
+            "sources": {"type": "array", "minItems": 1, "items": source},
+            "base_model": {"anyOf": [_reference("label"), {"type": "null"}]},
+            "parameters": {"type": ["object", "null"]},
+            "residual_weight": {"description": "Has no effect."},
+        },
+    }
+
+
+def _module() -> Schema:
+    return {
+        "type": "object",
+        "additionalProperties": False,
+        "oneOf": [_given("models"), _given("slices")],
+        "properties": {
+            "models": {"type": ["array", "null"], "items": _entry()},
+            "slices": {"type": ["array", "null"], "items": _slice()},
+            "parameters": {"type": ["object", "null"]},
+        },
+    }
 
 
 def _reference(*extra: str) -> Schema:

@@ -19,13 +19,14 @@ from raymerge.recipe.labels import Named, assign_labels
 from raymerge.recipe.model import SourceRef
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
 _URL = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 _LOCATION_KEYS = ("path", "model", "revision", "lora")
 Reference = tuple[str, str | None]
 """A location and a revision of what lies there."""
 Identity = tuple[Reference, Reference | None]
+_ENTRY_KEYS = {"sources": ("layer_range",)}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,6 +54,7 @@ class Participant:
 
     ref: SourceRef
     parameters: Fields | None
+    place: Place
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,71 +69,98 @@ class Cast:
     """Whether the base is the last participant without being listed."""
 
 
-def read_cast(top: Fields, method: Method) -> Cast:
-    """Read `models` and `base_model`.
+def make_cast(
+    method: Method,
+    models: Sequence[Listed],
+    base: Listed | None,
+    refs: Mapping[Identity, SourceRef],
+    place: Place,
+    *,
+    key: str = "models",
+) -> Cast:
+    """Tell sources from the base.
+
+    Args:
+        method: Says whether it takes a base, and how many sources.
+        models: The models listed.
+        base: The one that `base_model` names.
+        refs: Every model of the recipe.
+        place: Where the models are listed.
+        key: What they are listed under: `models`, or `sources` in a slice. There a base that is not
+            listed has no layers to take part with.
 
     Raises:
-        RecipeError: A model listed twice, no base where one is needed, too few or many sources.
+        RecipeError: Too few or too many sources, or a slice without its base.
     """
-    models = _read_models(top)
-    base_node = top.get("base_model")
-    base = None if base_node is None else _read_base(base_node)
-    if base is None and method.needs_base:
-        raise top.place_of("merge_method").error(
-            f"base_model: missing; {method.name} needs the model that the others started from. "
-            "Add base_model: <model>"
-        )
+    relative = method.over.resolve(has_base=base is not None) is not Over.SOURCES
     others = [model for model in models if base is None or model.identity != base.identity]
     unlisted = [base] if base is not None and len(others) == len(models) else []
-    mentions = [*unlisted, *models]
-    refs = _refs(mentions, base)
-    relative = method.over.resolve(has_base=base is not None) is not Over.SOURCES
-    taking_part = others if relative else [*models, *unlisted]
-    joined = bool(unlisted) and not relative
-    place = top.place_of("models")
-    _check_number(method, len(taking_part), place, joined=joined, relative=relative)
+    if key == "sources" and relative and unlisted:
+        raise place.error(
+            f"sources: {method.name} needs the layers of its base, {unlisted[0].location!r}, which "
+            "is not among them; list it too, with its layer_range"
+        )
+    joining = [] if relative or key == "sources" else unlisted
+    taking_part = others if relative else [*models, *joining]
+    _check_number(method, len(taking_part), place, joined=bool(joining), relative=relative, key=key)
     base_entry = next((model for model in models if model not in others), None)
     return Cast(
         participants=tuple(
-            Participant(ref=refs[entry.identity], parameters=entry.parameters)
+            Participant(
+                ref=refs[entry.identity],
+                parameters=entry.parameters,
+                place=entry.place,
+            )
             for entry in taking_part
         ),
         base=None if base is None else refs[base.identity],
         base_parameters=base_entry.parameters if base_entry and relative else None,
-        joined=joined,
+        joined=bool(joining),
     )
 
 
-def _read_models(top: Fields) -> tuple[Listed, ...]:
-    node = top.get("models")
+def read_models(fields: Fields, key: str = "models") -> tuple[Listed, ...]:
+    """Read the list of models under `key`.
+
+    Raises:
+        RecipeError: None, or one listed twice.
+    """
+    node = fields.get(key)
     if node is None or (isinstance(node, Items) and not node.items):
-        raise top.place_of("models").error("models: missing; list the models to merge")
+        raise fields.place_of(key).error(f"{key}: missing; list the models to merge")
     if not isinstance(node, Items):
-        raise node.place.error(f"models is {node.shown}; allowed: a list of models")
-    models = tuple(_read_entry(item) for item in node.items)
+        raise node.place.error(f"{key} is {node.shown}; allowed: a list of models")
+    models = tuple(_read_entry(item, key) for item in node.items)
     first: dict[Identity, Listed] = {}
     for entry in models:
         twin = first.setdefault(entry.identity, entry)
         if twin is not entry:
+            remedy = (
+                "a slice takes each model once"
+                if key == "sources"
+                else "give it one entry with the sum of the weights"
+            )
             raise entry.place.error(
                 f"model: {entry.location!r} is listed twice, first on line {twin.place.line}; "
-                "give it one entry with the sum of the weights"
+                f"{remedy}"
             )
     return models
 
 
-def _read_entry(node: Node) -> Listed:
+def _read_entry(node: Node, key: str) -> Listed:
     if not isinstance(node, Fields):
         return _read_mention("model", node)
-    what = "an entry of models"
-    node.check_keys(what, (*_LOCATION_KEYS, "label", "parameters"), MERGEKIT_SOURCE_KEYS)
+    allowed = (*_LOCATION_KEYS, "label", "parameters", *_ENTRY_KEYS.get(key, ()))
+    node.check_keys(f"an entry of {key}", allowed, MERGEKIT_SOURCE_KEYS)
     return _read_mention("model", node, parameters=fields_under(node, "parameters"))
 
 
-def _read_base(node: Node) -> Listed:
+def read_base(fields: Fields) -> Listed | None:
+    """Read `base_model`, if there is one."""
+    node = fields.get("base_model")
     if isinstance(node, Fields):
         node.check_keys("base_model", (*_LOCATION_KEYS, "label"), MERGEKIT_SOURCE_KEYS)
-    return _read_mention("base_model", node)
+    return None if node is None else _read_mention("base_model", node)
 
 
 def _read_mention(key: str, node: Node, *, parameters: Fields | None = None) -> Listed:
@@ -228,7 +257,12 @@ def fields_under(fields: Fields, key: str) -> Fields | None:
     raise node.place.error(f"{key} is {node.shown}; allowed: a mapping such as {{weight: 0.5}}")
 
 
-def _refs(mentions: Sequence[Listed], base: Listed | None) -> dict[Identity, SourceRef]:
+def make_refs(mentions: Sequence[Listed], base: Listed | None) -> dict[Identity, SourceRef]:
+    """A reference, with its label, for each checkpoint mentioned.
+
+    Raises:
+        RecipeError: Labels that contradict each other.
+    """
     labels = assign_labels([_named(entry, base) for entry in mentions])
     return {
         entry.identity: SourceRef(
@@ -266,7 +300,7 @@ def _named(entry: Listed, base: Listed | None) -> Named:
 
 
 def _check_number(
-    method: Method, number: int, place: Place, *, joined: bool, relative: bool
+    method: Method, number: int, place: Place, *, joined: bool, relative: bool, key: str
 ) -> None:
     lower, upper = method.min_sources, method.max_sources
     if lower <= number and (upper is None or number <= upper):
@@ -276,6 +310,4 @@ def _check_number(
     noun = "model" if lower == 1 and upper in (1, None) else "models"
     besides = " besides the base" if relative else ""
     aside = " (base_model, not listed, is one more)" if joined else ""
-    raise place.error(
-        f"models: {method.name} takes {wanted} {noun}{besides}, found {number}{aside}"
-    )
+    raise place.error(f"{key}: {method.name} takes {wanted} {noun}{besides}, found {number}{aside}")

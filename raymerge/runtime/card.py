@@ -10,8 +10,9 @@ import yaml
 
 from raymerge.checkpoint.catalog import CONFIG_NAME
 from raymerge.checkpoint.index import RECORD_NAME
+from raymerge.methods.registry import KnobValue
 from raymerge.plan.build import Plan
-from raymerge.plan.explain import adapter_figures, knob_ranges
+from raymerge.plan.explain import adapter_figures, format_range, knob_ranges
 from raymerge.plan.graph import CopyStep, PlannedSource
 from raymerge.runtime.record import raymerge_version
 
@@ -89,17 +90,16 @@ def hub_id(source: PlannedSource) -> str | None:
 def _source_table(plan: Plan) -> Iterator[str]:
     knobs = _knobs(plan)
     own = [name for name, values in knobs.items() if isinstance(values, tuple)]
+    said = _own_knobs(plan)
     yield _row("source", "role", "repository", "revision", *own)
     yield _row(*["---"] * (4 + len(own)))
-    labels = [source.label for source in plan.recipe.sources]
-    for source in plan.sources:
+    for position, source in enumerate(plan.sources):
         base = plan.recipe.base
         roles = ["base"] if base is not None and base.label == source.label else []
         roles += [adapter_figures(source.adapter)] if source.adapter else []
         roles += ["config and tokenizer"] if source.label == plan.donor.label else []
         values = [
-            knobs[name][labels.index(source.label)] if source.label in labels else ""
-            for name in own
+            format_range(found) if (found := said.get((position, name))) else "" for name in own
         ]
         where = hub_id(source) or ""
         yield _row(source.label, ", ".join(roles), where, source.revision or "", *values)
@@ -117,6 +117,20 @@ def _knobs(plan: Plan) -> Mapping[str, str | tuple[str, ...]]:
     """Every knob as it was resolved; a range where it differs from tensor to tensor."""
     steps = {id(node.step): node.step for node in plan.nodes}
     return knob_ranges([step for step in steps.values() if not isinstance(step, CopyStep)])
+
+
+def _own_knobs(plan: Plan) -> Mapping[tuple[int, str], list[KnobValue]]:
+    """The values that each source, by position, gets of each per-source knob."""
+    found: dict[tuple[int, str], list[KnobValue]] = {}
+    seen = {(id(n.step), tuple(one.source for one in n.inputs)): n.step for n in plan.nodes}
+    for (_, positions), step in seen.items():
+        knobs = {} if isinstance(step, CopyStep) else step.knobs
+        for name, values in knobs.items():
+            if isinstance(values, tuple):
+                sources = positions[len(positions) - len(values) :]
+                for position, value in zip(sources, values, strict=True):
+                    found.setdefault((position, name), []).append(value)
+    return found
 
 
 def _row(*cells: str) -> str:

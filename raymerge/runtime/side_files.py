@@ -2,7 +2,7 @@
 
 Pure functions from a plan and the donor's folder to bytes; publishing them is `commit`'s business.
 The donor's files are copied byte for byte. Its config.json is changed where the merge made it
-untrue - precision, quantisation and tied head - and copied byte for byte where it did not.
+untrue - precision, quantisation, tied head, layers - and copied byte for byte where it did not.
 """
 
 from __future__ import annotations
@@ -115,7 +115,7 @@ def why_left_out(name: str, size_bytes: int) -> str | None:
 
 
 def fitted_config(plan: Plan, raw: bytes) -> bytes:
-    """The donor's config.json with the output's precision and tie; every other value as it was.
+    """The donor's config.json with the output's precision, tie and layers, all else as it was.
 
     Written as transformers does, with the donor's order of keys, or as it came if it was true.
     """
@@ -127,6 +127,7 @@ def fitted_config(plan: Plan, raw: bytes) -> bytes:
         parameters[node.slot.dtype] += node.inputs[0].num_elements
     set_dtype(config, parameters)
     _set_tie(plan, config)
+    _set_layers(plan, config)
     if json.dumps(config) == before:
         return raw
     return json.dumps(config, indent=2).encode() + b"\n"
@@ -169,6 +170,15 @@ def _sections(config: dict[str, Any]) -> Iterator[dict[str, Any]]:
     for key, value in config.items():
         if key.endswith("_config") and isinstance(value, dict):
             yield from _sections(value)
+
+
+def _set_layers(plan: Plan, config: dict[str, Any]) -> None:
+    for edit in plan.config_edits:
+        *path, key = edit.path
+        section = config
+        for name in path:
+            section = section[name]
+        section[key] = edit.value
 
 
 def _set_tie(plan: Plan, config: dict[str, Any]) -> None:

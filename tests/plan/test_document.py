@@ -55,6 +55,8 @@ def test_the_sections_come_in_the_documented_order() -> None:
         "memory",
         "totals",
         "tie",
+        "stacks",
+        "config",
         "dropped",
         "notes",
     ]

@@ -115,8 +115,8 @@ def test_top_level_keys_are_read(lines: str, field: str, value: object) -> None:
         (
             "modules: {text: {}}",
             (
-                "modules: this is mergekit's key for merging the parts of a model separately, and "
-                "raymerge does not have it yet"
+                "modules: models is given too, on line 3; a recipe has exactly one of models, "
+                "slices and modules"
             ),
         ),
         (
@@ -147,8 +147,8 @@ def test_top_level_keys_are_read(lines: str, field: str, value: object) -> None:
             "seeed: 1",
             (
                 "seeed: a recipe has no such key; allowed: base_model, drop, dtype, keep, "
-                "merge_method, models, name, nan, out_dtype, parameters, rescale, seed, trim. Did "
-                "you mean 'seed'?"
+                "merge_method, models, modules, name, nan, out_dtype, parameters, rescale, seed, "
+                "slices, trim. Did you mean 'seed'?"
             ),
         ),
     ],
@@ -159,8 +159,9 @@ def test_a_wrong_top_level_key_is_refused_with_its_line(line: str, message: str)
     assert str(caught.value) == f"r.yaml:10: {message}"
 
 
-def test_slices_are_refused_and_never_ignored() -> None:
-    with pytest.raises(RecipeError, match=r"^r\.yaml:2: slices: this is mergekit's key for stack"):
+def test_an_empty_list_says_nothing_as_in_mergekit() -> None:
+    assert loads(f"{LINEAR}parameters: {{weight: 1}}\nslices: []\nmodules: {{}}\n").whole
+    with pytest.raises(RecipeError, match=r"^r\.yaml:1: models: missing; list the models"):
         loads("merge_method: passthrough\nslices: []\n", path="r.yaml")
 
 

@@ -34,7 +34,34 @@ GOOD: list[dict[str, Any]] = [
     {"merge_method": "slerp", "base_model": "a", "models": ["b"], "parameters": {"t": [0, 1]}},
     {"merge_method": "passthrough", "models": ["a"]},
 ]
+TAKE = {"model": "a", "layer_range": [0, 2]}
+"""A source of a slice."""
+FRANKEN: dict[str, Any] = {"merge_method": "passthrough"}
+GOOD += [
+    {**FRANKEN, "slices": [{"sources": [TAKE]}, {"sources": [TAKE], "residual_weight": 1}]},
+    {**FRANKEN, "slices": [{"sources": [{**TAKE, "parameters": {"scale": [0, 1]}}]}], "models": []},
+    {**FRANKEN, "modules": {"text": {"slices": [{"sources": [TAKE], "parameters": None}]}}},
+    {**FRANKEN, "modules": {"text": {"models": ["a"], "parameters": {"scale": 0.5}}, "b": {
+        "models": ["a"]}}, "slices": None},
+    {"merge_method": "task_arithmetic", "parameters": {"weight": 1}, "slices": [
+        {"sources": [TAKE, {**TAKE, "model": "b"}], "base_model": "b"}]},
+]  # fmt: skip
 BAD: list[dict[str, Any]] = [
+    {**FRANKEN, "models": ["a"], "slices": [{"sources": [TAKE]}]},
+    {**FRANKEN, "slices": [{"sources": ["a"]}]},
+    {**FRANKEN, "slices": [{"sources": [{"model": "a"}]}]},
+    {**FRANKEN, "slices": [{"sources": [{**TAKE, "layer_range": [0]}]}]},
+    {**FRANKEN, "slices": [{"sources": [{**TAKE, "layer_range": [-1, 2]}]}]},
+    {**FRANKEN, "slices": [{"sources": [{**TAKE, "layer_range": [0, 1.5]}]}]},
+    {**FRANKEN, "slices": [{"sources": []}]},
+    {**FRANKEN, "slices": [{"sources": [TAKE], "layer_range": [0, 2]}]},
+    {**FRANKEN, "slices": [{"sources": [TAKE], "parameters": {"scael": 1}}]},
+    {**FRANKEN, "slices": [{"sources": [{**TAKE, "parameters": {"scael": 1}}]}]},
+    {**FRANKEN, "modules": {"text": ["a"]}},
+    {**FRANKEN, "modules": {"text": {}}},
+    {**FRANKEN, "modules": {"text": {"models": ["a"], "slices": [{"sources": [TAKE]}]}}},
+    {**FRANKEN, "modules": {"text": {"models": ["a"], "base_model": "a"}}},
+    {**FRANKEN, "modules": {"text": {"models": ["a"], "parameters": {"scael": 1}}}},
     {**GIVEN, "dtpye": "float16"},
     {**GIVEN, "dtype": "bf16"},
     {**GIVEN, "seed": -1},

@@ -1,0 +1,302 @@
+"""What becomes of config.json when slices change the layers: their number and what is said of each.
+
+For every architecture, by what the donor's config says and how many layers its files have: the key
+whose value is that number gets the new one, a list of that length is put together anew from the
+sources' lists, a list of layer numbers is renumbered. What a key means is told by its name where
+lengths cannot say; what cannot be told is a note for the reader.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from raymerge.plan.parts import Stack
+
+_COUNTS = (
+    "num_hidden_layers",
+    "num_layers",
+    "n_layer",
+    "n_layers",
+    "depth",
+    "num_transformer_layers",
+    "encoder_layers",
+    "decoder_layers",
+    "num_encoder_layers",
+    "num_decoder_layers",
+)
+_EXTRA = "num_nextn_predict_layers"
+"""Layers that predict further tokens, stored behind the last one and not counted."""
+_KINDS = {
+    "vision": ("vision", "visual", "vit", "image"),
+    "audio": ("audio", "speech"),
+}
+# As long as there are layers by chance, if at all.
+_NOT_BY_LAYER = ("architectures", "mrope_section", "keys_to_ignore_at_inference")
+_NOT_BY_LAYER_ENDINGS = ("token_id", "token_ids", "_tokens", "_mean", "_std", "_sizes", "_dims")
+_NUMBERS = (
+    "mlp_only_layers",
+    "cross_attention_layers",
+    "full_attn_idxs",
+    "attn_layer_indices",
+    "global_attn_indexes",
+    "hybrid_layer_ids",
+    "fullatt_block_indexes",
+    "full_attention_layers",
+    "moe_layers",
+)
+"""Lists of layer numbers, counted from 0."""
+_NUMBERS_MAYBE = ("layers", "indices", "indexes", "idxs", "layer_ids")
+_FIRST_ONES = ("first_k_dense_replace", "max_window_layers", "num_dense_layers")
+"""How many layers, from the first, are of another kind than the rest."""
+_LAST_ONES = ("num_kv_shared_layers",)
+_PERIODS = {
+    "sliding_window_pattern": True,
+    "_sliding_window_pattern": True,
+    "full_attention_interval": True,
+    "global_attn_every_n_layers": True,
+    "attn_layer_period": False,
+    "expert_layer_period": False,
+    "decoder_sparse_step": False,
+    "interleave_moe_layer_step": False,
+    "no_rope_layer_interval": False,
+}
+"""Every so many layers one is of another kind; true where `layer_types` has the last word."""
+_TYPES = "layer_types"
+_PARITY = {"gemma2": 2}
+"""Model types whose code alternates without a key that says so."""
+
+
+@dataclass(frozen=True, slots=True)
+class Edit:
+    """A value of the donor's config.json that the output's differs in."""
+
+    path: tuple[str, ...]
+    value: Any
+
+    @property
+    def key(self) -> str:
+        """As messages call it: `text_config.num_hidden_layers`."""
+        return ".".join(self.path)
+
+
+@dataclass(frozen=True, slots=True)
+class ConfigChange:
+    """All that slices change in config.json."""
+
+    edits: tuple[Edit, ...] = ()
+    notes: tuple[str, ...] = ()
+    """What could not be decided, a line each."""
+
+
+def layer_config(
+    stacks: Sequence[Stack], configs: Sequence[Mapping[str, Any]], *, donor: int
+) -> ConfigChange:
+    """Decide the edits of the donor's config.json.
+
+    Args:
+        stacks: What slices build.
+        configs: config.json of every source.
+        donor: Position of the one whose config the output gets.
+    """
+    edits: list[Edit] = []
+    notes: list[str] = []
+    for stack in stacks if configs[donor] else ():
+        author = _Author(stack, configs, donor)
+        author.write()
+        edits += author.edits
+        notes += author.notes
+    return ConfigChange(tuple(edits), tuple(notes))
+
+
+@dataclass(slots=True)
+class _Author:
+    """Rewrites what the donor's config says of one stack."""
+
+    stack: Stack
+    configs: Sequence[Mapping[str, Any]]
+    donor: int
+    edits: list[Edit] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def write(self) -> None:
+        counts = self._counts()
+        if not counts:
+            old, new = self.stack.depths[self.donor], len(self.stack.origin)
+            self.notes.append(
+                f"config.json: nothing says that {self.stack.name} has {old} layers; it has {new} "
+                "now, which the config may have to say"
+            )
+        for path, keys in counts.items():
+            self._write_section(path, keys)
+
+    def _counts(self) -> dict[tuple[str, ...], list[str]]:
+        """Keys that give the number of layers, by the section of the config they stand in."""
+        found = {}
+        for path, section in _sections(self.configs[self.donor]):
+            depth = self.stack.depths[self.donor]
+            keys = [
+                key
+                for key in _COUNTS
+                if type(section.get(key)) is int and depth - section[key] in (0, _extra(section))
+            ]
+            if keys := _of_side(keys, self.stack.name):
+                found[path] = keys
+        kind = _kind(self.stack.name)
+        alike = {path: keys for path, keys in found.items() if _kind(".".join(path)) == kind}
+        # A vision model's own config does not call itself one.
+        return alike or (found if len(found) == 1 else {})
+
+    def _write_section(self, path: tuple[str, ...], keys: Sequence[str]) -> None:
+        section = _at(self.configs[self.donor], path)
+        old = section[keys[0]]
+        extra = self.stack.depths[self.donor] - old
+        count = len(self.stack.origin)
+        if extra:
+            beyond = [layer >= old for _, layer in self.stack.origin]
+            last = sum(beyond)
+            if beyond != [False] * (count - last) + [True] * last:
+                self._note(path, _EXTRA, "prediction layers are among the others now")
+            self._edit(path, _EXTRA, last)
+            count -= last
+        for key in keys:
+            self._edit(path, key, count)
+        origin = self.stack.origin[:count]
+        sided = _side(self.stack.name)
+        for key, value in section.items():
+            if key in keys or (sided and sided in keys[0] and sided not in key):
+                continue
+            self._write_key(path, key, value, old, origin)
+        self._check_periods(path, section, origin)
+
+    def _write_key(
+        self,
+        path: tuple[str, ...],
+        key: str,
+        value: Any,
+        old: int,
+        origin: Sequence[tuple[int, int]],
+    ) -> None:
+        if key in _NUMBERS and _are_numbers(value):
+            self._edit(path, key, [n for n, at in enumerate(origin) if self._lists(path, key, at)])
+        elif _is_by_layer(key, value, old):
+            kinds = [self._of_layer(path, key, at) for at in origin]
+            self._edit(path, key, "".join(kinds) if isinstance(value, str) else kinds)
+        elif key in _FIRST_ONES and type(value) is int:
+            first = [layer < value for _, layer in origin]
+            if first == sorted(first, reverse=True):
+                self._edit(path, key, sum(first))
+            else:
+                self._note(path, key, f"is {value}, and the first layers are not in front now")
+        elif key in _LAST_ONES and type(value) is int and value:
+            self._note(
+                path, key, f"is {value} and counts from the last layer, which may be another"
+            )
+        elif key.endswith(_NUMBERS_MAYBE) and _are_numbers(value) and value:
+            self._note(path, key, f"is {value}: if these are layers, they have other numbers now")
+
+    def _of_layer(self, path: tuple[str, ...], key: str, at: tuple[int, int]) -> Any:
+        """What the layer's own source says of it, else what the donor says."""
+        source, layer = at
+        donors = _at(self.configs[self.donor], path)[key]
+        own = _at(self.configs[source], path).get(key)
+        if isinstance(own, type(donors)) and layer < len(own):
+            return own[layer]
+        return donors[layer % len(donors)]
+
+    def _lists(self, path: tuple[str, ...], key: str, at: tuple[int, int]) -> bool:
+        own = _at(self.configs[at[0]], path).get(key)
+        listed = own if isinstance(own, list) else _at(self.configs[self.donor], path)[key]
+        return at[1] in listed
+
+    def _check_periods(
+        self,
+        path: tuple[str, ...],
+        section: Mapping[str, Any],
+        origin: Sequence[tuple[int, int]],
+    ) -> None:
+        listed = _TYPES in section
+        periods = {
+            key: section[key]
+            for key, yields in _PERIODS.items()
+            if type(section.get(key)) is int and section[key] > 1 and not (yields and listed)
+        }
+        parity = _PARITY.get(str(section.get("model_type")))
+        if parity and not listed:
+            periods["model_type"] = parity
+        for key, period in periods.items():
+            moved = [n for n, (_, layer) in enumerate(origin) if (n - layer) % period]
+            if moved:
+                self._note(
+                    path,
+                    key,
+                    f"is {section[key]}: every {period} layers one is of another kind, and layer "
+                    f"{moved[0]} was {origin[moved[0]][1]}, in another place of that pattern",
+                )
+
+    def _edit(self, path: tuple[str, ...], key: str, value: Any) -> None:
+        if _at(self.configs[self.donor], path).get(key) != value:
+            self.edits.append(Edit((*path, key), value))
+
+    def _note(self, path: tuple[str, ...], key: str, text: str) -> None:
+        self.notes.append(f"config.json: {'.'.join((*path, key))} {text}; it is left as it is")
+
+
+def _sections(
+    config: Mapping[str, Any], path: tuple[str, ...] = ()
+) -> Iterator[tuple[tuple[str, ...], Mapping[str, Any]]]:
+    """The config and every mapping in it."""
+    yield path, config
+    for key, value in config.items():
+        if isinstance(value, dict):
+            yield from _sections(value, (*path, key))
+
+
+def _at(config: Mapping[str, Any], path: Sequence[str]) -> Mapping[str, Any]:
+    """The section at `path`, empty where there is none."""
+    for key in path:
+        inner = config.get(key)
+        config = inner if isinstance(inner, dict) else {}
+    return config
+
+
+def _extra(section: Mapping[str, Any]) -> int:
+    extra = section.get(_EXTRA)
+    return extra if isinstance(extra, int) else 0
+
+
+def _side(stack: str) -> str:
+    """`encoder` or `decoder` of a model that may have both."""
+    components = stack.split(".")
+    return next((side for side in ("decoder", "encoder") if side in components), "")
+
+
+def _of_side(keys: Sequence[str], stack: str) -> list[str]:
+    """Of the keys of a model with two sides those of the stack's."""
+    side = _side(stack)
+    sided = [key for key in keys if side and side in key]
+    plain = [key for key in keys if "coder" not in key]
+    if side == "decoder" and sided:
+        return sided
+    # BART repeats its encoder's number as num_hidden_layers.
+    return [*sided, *plain]
+
+
+def _kind(text: str) -> str:
+    lower = text.lower()
+    kinds = (kind for kind, words in _KINDS.items() if any(word in lower for word in words))
+    return next(kinds, "text")
+
+
+def _is_by_layer(key: str, value: Any, number: int) -> bool:
+    """Whether a value has an element for each of `number` layers."""
+    if isinstance(value, str):
+        return len(value) == number and key.endswith("pattern")
+    if not isinstance(value, list) or len(value) != number:
+        return False
+    return key not in _NOT_BY_LAYER and not key.endswith(_NOT_BY_LAYER_ENDINGS)
+
+
+def _are_numbers(value: Any) -> bool:
+    return isinstance(value, list) and all(type(item) is int for item in value)
