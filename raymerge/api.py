@@ -156,6 +156,7 @@ def _plan(
     from raymerge.recipe import Recipe
     from raymerge.storage import open_folder
     from raymerge.storage.mounts import shares_files
+    from raymerge.tokenizer.files import read_tokenizer_files
 
     recipe = recipe if isinstance(recipe, Recipe) else load(recipe)
     if seed is not None:
@@ -182,7 +183,18 @@ def _plan(
         # from there into a core's cache moves fewer bytes than memory of our own (TIES: 10 % less).
         hold=False,
     )
-    return build(recipe, catalogs, limits, remarks=config_differences(catalogs, folders))
+    return build(
+        recipe,
+        catalogs,
+        limits,
+        remarks=config_differences(catalogs, folders),
+        tokenizer_files={
+            catalog.label: read_tokenizer_files(
+                folders[catalog.label], catalog.side_files, label=catalog.label
+            )
+            for catalog in catalogs
+        },
+    )
 
 
 def _start_engine(planned: Plan, machine: Machine, folder: str, report: OnProgress) -> Engine:

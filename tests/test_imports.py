@@ -18,7 +18,7 @@ EACH_MODULE = pytest.mark.parametrize(
 
 BASE = {"errors", "units"}
 MODEL = BASE | {"checkpoint", "kernels", "methods", "recipe"}
-RUN = MODEL | {"plan", "storage", "runtime"}
+RUN = MODEL | {"plan", "storage", "runtime", "tokenizer"}
 TOP = {"api", "progress", "machine", "listing"}
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
@@ -27,7 +27,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "kernels": BASE | {"checkpoint"},
     "methods": BASE | {"checkpoint", "kernels"},
     "recipe": BASE | {"checkpoint", "kernels", "methods"},
-    "plan": MODEL,
+    "tokenizer": BASE | {"checkpoint", "recipe"},
+    "plan": MODEL | {"tokenizer"},
     "storage": BASE | {"checkpoint"},
     "runtime": RUN,
     "api": RUN | TOP,
@@ -44,6 +45,9 @@ THIRD_PARTY: dict[str, set[str]] = {
     # The CUDA kernels, and the question whether there is a device.
     "torch": {"kernels.torch_kernels", "machine"},
     "rich": {"progress"},
+    "tokenizers": {"tokenizer.vocabulary"},
+    "transformers": set(),
+    "jinja2": {"recipe.chat_templates"},
     "obstore": set(),
     "huggingface_hub": set(),
 }

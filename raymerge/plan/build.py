@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import prod
+from types import MappingProxyType
 from typing import Literal
 
 from raymerge.checkpoint.catalog import Catalog
@@ -30,9 +31,11 @@ from raymerge.plan.graph import (
 from raymerge.plan.match import Match, check_shapes, inputs_of, match, twins
 from raymerge.plan.memory import Memory, project, sample_bytes
 from raymerge.plan.steps import KEEP, StepMaker, output_dtype, settle
+from raymerge.plan.tokenizer import PlannedTokenizer, settle_tokenizer
 from raymerge.plan.units import cut
 from raymerge.plan.views import View, views
 from raymerge.recipe import Recipe
+from raymerge.tokenizer.files import TokenizerFiles
 
 CONTRACT = "1"
 """Version of the numeric contract. Part of every digest: a change of bytes is another merge."""
@@ -76,6 +79,8 @@ class Plan:
     memory: Memory
     tie: TiePolicy | None
     dropped: tuple[str, ...]
+    tokenizer: PlannedTokenizer | None
+    """What the recipe makes of vocabulary and chat template; None leaves the donor's."""
     notes: tuple[str, ...]
     """What a reader should know before running: narrowings, config differences, knobs without
     effect."""
@@ -124,6 +129,7 @@ def build(
     options: PlanOptions,
     *,
     remarks: Iterable[str] = (),
+    tokenizer_files: Mapping[str, TokenizerFiles] = MappingProxyType({}),
 ) -> Plan:
     """Plan a merge.
 
@@ -132,12 +138,15 @@ def build(
         catalogs: One per `recipe.all_sources`, in that order.
         options: Budgets and limits.
         remarks: Further lines for the reader, such as differences between the sources' configs.
+        tokenizer_files: Those of every source, by label; one that is not in it has none.
 
     Raises:
         PlanError: Sources do not match each other or the recipe, are quantised, or do not fit.
+        SourceError: A tokenizer that the recipe needs cannot be read.
     """
     _refuse_quantised(catalogs)
-    seen = views(catalogs)
+    stored = views(catalogs)
+    seen, tokenizer = settle_tokenizer(recipe, stored, tokenizer_files)
     matched = match(recipe, seen)
     nodes = _nodes(recipe, seen, matched)
     if not nodes:
@@ -147,7 +156,7 @@ def build(
         sum(dtype.num_bytes(shape) for _, dtype, shape in outputs)
     )
     shards = lay_out(outputs, max_shard_bytes=shard_bytes)
-    placed = _place(nodes, shards, twins(matched, seen), matched.tie)
+    placed = _place(nodes, shards, twins(matched, stored), matched.tie)
     sources = tuple(_pin(recipe, catalog) for catalog in catalogs)
     plan = Plan(
         recipe=recipe,
@@ -166,6 +175,7 @@ def build(
         ),
         tie=matched.tie,
         dropped=matched.dropped,
+        tokenizer=tokenizer,
         notes=(*recipe.no_effect, *_narrowings(placed.values()), *_idle(placed.values()), *remarks),
         digest="",
     )
@@ -278,6 +288,9 @@ def digest(plan: Plan) -> str:
     hashed.update(repr((CONTRACT, recipe.seed, recipe.nan, recipe.method.name)).encode())
     # Its config and tokenizer go beside the tensors.
     hashed.update(repr((plan.donor.label, _identities(plan.donor.side_pins))).encode())
+    if plan.tokenizer is not None:
+        side = next(s.side_pins for s in plan.sources if s.label == plan.tokenizer.donor)
+        hashed.update(repr((plan.tokenizer.identity, _identities(side))).encode())
     for source in plan.sources:
         named = source.label, source.revision, _identities(source.pins)
         hashed.update(repr(named).encode())

@@ -13,6 +13,7 @@ from raymerge.methods.registry import KnobValue
 from raymerge.plan.build import SURVEY_SWEEPS, Plan
 from raymerge.plan.graph import CopyStep, PlannedSource, Step
 from raymerge.plan.steps import KEEP
+from raymerge.plan.tokenizer import tokenizer_lines
 from raymerge.units import format_bytes
 
 # A gradient gives every layer a step of its own: beyond these, knobs are shown as ranges.
@@ -35,6 +36,7 @@ def explain(plan: Plan) -> str:
         "peak": [_peak(plan)],
         "device": _device(plan),
         "tie": _tie(plan),
+        **tokenizer_lines(plan.tokenizer),
         "notes": plan.notes,
         "digest": [plan.digest],
     }

@@ -20,9 +20,6 @@ MERGEKIT_KNOBS = frozenset(_KNOBS.split())
 MERGEKIT_KEYS = {
     "slices": "stacking ranges of layers",
     "modules": "merging the parts of a model separately",
-    "tokenizer": "building a vocabulary",
-    "tokenizer_source": "choosing a vocabulary",
-    "chat_template": "choosing a chat template",
 }
 MERGEKIT_SOURCE_KEYS = {
     "lora": "merging a LoRA adapter into a model first",

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from raymerge.checkpoint.dtypes import DType
+    from raymerge.recipe.chat_templates import ChatTemplate
+    from raymerge.recipe.tokenizer_keys import TokenizerPolicy
 
 NanPolicy = Literal["error", "pass"]
 
@@ -54,6 +56,10 @@ class Recipe:
     """What the recipe says to no effect, a line each: mergekit would not tell."""
     settings: tuple[KnobSettings, ...]
     """What the recipe says about each knob of the method; `resolver` reads it."""
+    tokenizer: TokenizerPolicy | None = None
+    """Which vocabulary the output gets; None is the donor's, which all sources have to share."""
+    chat_template: ChatTemplate | None = None
+    """None is the donor's."""
 
     @property
     def donor(self) -> SourceRef:

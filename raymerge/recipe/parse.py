@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 from raymerge.checkpoint.dtypes import OUTPUT_DTYPES, DType
 from raymerge.errors import RecipeError
 from raymerge.methods import Method, methods
+from raymerge.recipe.chat_templates import read_chat_template
 from raymerge.recipe.dialect import MERGEKIT_KEYS, MERGEKIT_KNOBS, MERGEKIT_METHODS
 from raymerge.recipe.document import Fields, Items, Scalar, read_document
 from raymerge.recipe.model import NanPolicy, Recipe
 from raymerge.recipe.parameters import SHORTHANDS, read_parameters
 from raymerge.recipe.sources import read_cast
+from raymerge.recipe.tokenizer_keys import read_tokenizer_policy
 from raymerge.recipe.wording import did_you_mean, listed
 
 TOP_KEYS = (
@@ -26,6 +29,9 @@ TOP_KEYS = (
     "drop",
     "keep",
     "nan",
+    "tokenizer_source",
+    "tokenizer",
+    "chat_template",
     "name",
     *SHORTHANDS,
 )
@@ -82,7 +88,7 @@ def loads(text: str, *, path: str = "<recipe>") -> Recipe:
     out_dtype = _read_dtype(top, "out_dtype")
     cast = read_cast(top, method)
     settings, no_effect = read_parameters(top, method, cast)
-    return Recipe(
+    recipe = Recipe(
         path=path,
         text=text,
         method=method,
@@ -95,7 +101,10 @@ def loads(text: str, *, path: str = "<recipe>") -> Recipe:
         nan=_read_nan(top),
         no_effect=(*_idle_keys(top), *no_effect),
         settings=settings,
+        chat_template=read_chat_template(top),
     )
+    policy = read_tokenizer_policy(top, recipe.all_sources, recipe.donor)
+    return replace(recipe, tokenizer=policy)
 
 
 def _refuse_stray_knobs(top: Fields) -> None:

@@ -6,9 +6,13 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from raymerge.plan.graph import Derived
+from raymerge.plan.remapped import Remapped
+from raymerge.runtime.derived.remapped import RemappedFiller
 from raymerge.runtime.readers import Filler, Readers
 
-FILLERS: Mapping[type[Derived], Callable[[Any, Readers], Filler]] = {}
+FILLERS: Mapping[type[Derived], Callable[[Any, Readers], Filler]] = {
+    Remapped: RemappedFiller,
+}
 """What fills buffers for each kind, made from the input and the open files."""
 
 
