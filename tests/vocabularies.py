@@ -50,3 +50,34 @@ def by_token(matrix: Tensor, made: Tokenizer) -> dict[str, Tensor]:
     """Rows of an embedding by token."""
     ids = made.get_vocab(with_added_tokens=True)
     return {token: matrix[number].to(torch.float32) for token, number in ids.items()}
+
+
+Rows = dict[str, Tensor]
+
+
+def completed(
+    tokens: Sequence[str],
+    sources: Sequence[Rows],
+    *,
+    base: int = 0,
+    given: dict[str, Tensor] | None = None,
+    force: frozenset[str] = frozenset(),
+) -> list[Rows]:
+    """Rows by token of every source, once each has one for all `tokens`: the rule, spelt out."""
+    filled: list[Rows] = []
+    for own in sources:
+        rows: Rows = {}
+        for token in tokens:
+            having = [source[token] for source in sources if token in source]
+            if token in own and token not in force:
+                rows[token] = own[token]
+            elif given and token in given:
+                rows[token] = given[token]
+            elif token in sources[base]:
+                rows[token] = sources[base][token]
+            elif having:
+                rows[token] = torch.stack(having).sum(0) / len(having)
+            else:
+                rows[token] = torch.zeros_like(next(iter(own.values())))
+        filled.append(rows)
+    return filled

@@ -8,24 +8,22 @@ so that task vectors, thresholds and draws are taken over the output's rows.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from raymerge.checkpoint.dtypes import DType, promote
-from raymerge.checkpoint.ties import TiePolicy, decide_tie, find_embedding, vocabulary_tensors
+from raymerge.checkpoint.ties import TiePolicy, decide_tie, vocabulary_tensors
 from raymerge.errors import PlanError
 from raymerge.plan.graph import Input
 from raymerge.plan.remapped import Remapped, encode, stored, used_columns
+from raymerge.plan.same_vocabulary import num_rows, require_same
 from raymerge.plan.views import View
 from raymerge.recipe import Recipe
-from raymerge.recipe.patterns import matches
 from raymerge.recipe.tokenizer_keys import TokenizerPolicy, TokenRule
 from raymerge.tokenizer.files import TokenizerFiles
 from raymerge.tokenizer.output import OutputVocabulary, output_vocabulary
 from raymerge.tokenizer.rows import NONE, Given, Table, is_identity, row_tables
 from raymerge.tokenizer.token_ids import Changes, token_ids
-from raymerge.tokenizer.vocabulary import AddedToken, Vocabulary, read_vocabulary
-
-_MAX_SHOWN = 3
+from raymerge.tokenizer.vocabulary import AddedToken, Vocabulary, read_each
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,7 +73,7 @@ def settle_vocabulary(
     """
     policy = recipe.tokenizer
     if policy is None:
-        _require_same(recipe, views, files)
+        require_same(recipe, views, files)
         return list(views), None
     sources = _sources(views, files)
     labels = [source.view.label for source in sources]
@@ -104,17 +102,12 @@ class _Source:
         return self.vocabulary.within(self.rows)
 
 
-def _num_rows(view: View) -> int:
-    embedding = find_embedding(view)
-    return 0 if embedding is None else view.tensors[embedding].shape[0]
-
-
 def _sources(views: Sequence[View], files: Mapping[str, TokenizerFiles]) -> list[_Source]:
-    holders = [view for view in views if _num_rows(view)]
+    holders = [view for view in views if num_rows(view)]
     read = [files.get(view.label, TokenizerFiles(view.label, {})) for view in holders]
     return [
-        _Source(view, _num_rows(view), one, vocabulary)
-        for view, one, vocabulary in zip(holders, read, _read_each(read), strict=True)
+        _Source(view, num_rows(view), one, vocabulary)
+        for view, one, vocabulary in zip(holders, read, read_each(read), strict=True)
     ]
 
 
@@ -164,15 +157,6 @@ def _settled(
         ),
         changes=_changes(recipe, policy, output, sources),
     )
-
-
-def _read_each(files: Sequence[TokenizerFiles]) -> list[Vocabulary]:
-    """Vocabularies of all sources; equal files are read once."""
-    read: dict[str, Vocabulary] = {}
-    for one in files:
-        if not one.any or one.fingerprint not in read:
-            read[one.fingerprint] = read_vocabulary(one)
-    return [replace(read[one.fingerprint], label=one.label) for one in files]
 
 
 def _given(policy: TokenizerPolicy, sources: Sequence[_Source]) -> dict[str, Given]:
@@ -267,62 +251,3 @@ def _joint_dtype(name: str, parts: Sequence[Input], view: View) -> DType:
             tensor=name,
         )
     return promote(dtypes)
-
-
-def _require_same(
-    recipe: Recipe, views: Sequence[View], files: Mapping[str, TokenizerFiles]
-) -> None:
-    """Raise unless all sources whose rows are merged have the same tokens in the same rows."""
-    patterns = (*recipe.keep, *recipe.drop)
-    concerned = [
-        view
-        for view in views
-        if not all(matches(patterns, name) for name in vocabulary_tensors(view))
-    ]
-    if len(concerned) < 2:  # noqa: PLR2004 - one agrees with itself
-        return
-    read = [files[view.label] for view in concerned if view.label in files]
-    readable = [one for one in read if one.any]
-    sizes = {view.label: _num_rows(view) for view in concerned}
-    alike = len({one.fingerprint for one in readable}) <= 1
-    if alike and len(set(sizes.values())) == 1:
-        return
-    vocabularies = [] if alike else _read_each(readable)
-    seen = [v.within(sizes[one.label]) for v, one in zip(vocabularies, readable, strict=False)]
-    if len(set(sizes.values())) > 1 or any(tokens != seen[0] for tokens in seen):
-        raise _differ(sizes, [one.label for one in readable], seen)
-
-
-def _differ(
-    sizes: Mapping[str, int], labels: Sequence[str], seen: Sequence[Mapping[str, int]]
-) -> PlanError:
-    counts = {label: f"{rows} rows" for label, rows in sizes.items()}
-    for label, tokens in zip(labels, seen, strict=False):
-        counts[label] = f"{len(tokens)} tokens in {sizes[label]} rows"
-    shown = ", ".join(f"{label} {text}" for label, text in counts.items())
-    return PlanError(
-        f"the sources differ in their vocabulary: {shown}.{_first_difference(labels, seen)} Rows "
-        "of different tokens cannot be merged. Write `tokenizer_source: base` to keep the tokens "
-        "of the base (without one, the first model's), `tokenizer_source: union` for the tokens "
-        "of all, or keep the embedding and the head as they are with `keep:`."
-    )
-
-
-def _first_difference(labels: Sequence[str], seen: Sequence[Mapping[str, int]]) -> str:
-    """The first tokens, by id, that two sources do not agree on."""
-    for label, tokens in zip(labels, seen, strict=False):
-        first = {number: token for token, number in seen[0].items()}
-        other = {number: token for token, number in tokens.items()}
-        apart = sorted(n for n in first.keys() | other.keys() if first.get(n) != other.get(n))
-        if apart:
-            listed = ", ".join(
-                f"{n} is {_token(first, n)} in {labels[0]} and {_token(other, n)} in {label}"
-                for n in apart[:_MAX_SHOWN]
-            )
-            more = f", and {len(apart) - _MAX_SHOWN} more" if len(apart) > _MAX_SHOWN else ""
-            return f" First to differ: {listed}{more}."
-    return ""
-
-
-def _token(tokens: Mapping[int, str], number: int) -> str:
-    return repr(tokens[number]) if number in tokens else "no token"

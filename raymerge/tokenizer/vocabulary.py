@@ -9,8 +9,8 @@ What `tokenizer_config.json` and `added_tokens.json` add to these is added as tr
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from raymerge.checkpoint.strict_json import parse_config
@@ -98,6 +98,15 @@ def read_vocabulary(files: TokenizerFiles) -> Vocabulary:
         added.setdefault(token.content, token)
     _refuse_twins(files.label, ids, name)
     return Vocabulary(label=files.label, ids=ids, added=added)
+
+
+def read_each(files: Sequence[TokenizerFiles]) -> list[Vocabulary]:
+    """Vocabularies of all sources; equal files are read once."""
+    read: dict[str, Vocabulary] = {}
+    for one in files:
+        if one.fingerprint not in read:
+            read[one.fingerprint] = read_vocabulary(one)
+    return [replace(read[one.fingerprint], label=one.label) for one in files]
 
 
 def load_tokenizer(files: TokenizerFiles) -> Tokenizer:
