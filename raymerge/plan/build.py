@@ -147,7 +147,7 @@ def build(
     _refuse_quantised(catalogs)
     stored = views(catalogs)
     seen, tokenizer = settle_tokenizer(recipe, stored, tokenizer_files)
-    matched = match(recipe, seen)
+    matched = match(recipe, seen, stored=stored)
     nodes = _nodes(recipe, seen, matched)
     if not nodes:
         raise PlanError(f"{recipe.path}: nothing is left to write: `drop:` covers every tensor")

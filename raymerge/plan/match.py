@@ -30,19 +30,20 @@ class Match:
     tie: TiePolicy | None
 
 
-def match(recipe: Recipe, views: Sequence[View]) -> Match:
+def match(recipe: Recipe, views: Sequence[View], *, stored: Sequence[View] | None = None) -> Match:
     """Decide the names of the output.
 
     Args:
         recipe: The recipe.
         views: One per `recipe.all_sources`, in that order.
+        stored: The same before rows were put in another order, which is where ties are seen.
 
     Raises:
         PlanError: A source lacks a tensor or has one more, or a pattern covers nothing.
     """
     donor = next(c for c in views if c.label == recipe.donor.label)
     every = dict.fromkeys(name for view in (donor, *views) for name in view.tensors)
-    tie = decide_tie(views)
+    tie = decide_tie(stored or views)
     in_donor = dict.fromkeys(donor.tensors)
     if tie and donor.label in tie.stand_ins:
         in_donor[tie.head] = None
@@ -72,7 +73,12 @@ def inputs_of(
     inputs = []
     for position in order:
         view = views[position]
-        stands_in = tie and name == tie.head and view.label in tie.stand_ins
+        stands_in = (
+            tie
+            and name == tie.head
+            and view.label in tie.stand_ins
+            and name not in view.tensors  # a view may have worked it out
+        )
         inputs.append(view.tensors[tie.embedding if tie and stands_in else name])
     return tuple(inputs)
 

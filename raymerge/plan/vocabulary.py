@@ -203,19 +203,22 @@ def _remap(
 ) -> View:
     """A source with its tensors in the output's rows; those that stay as they are stay stored."""
     view, table = views[position], tables[position]
-    names = vocabulary_tensors(view)
-    if is_identity(table, position, view.tensors[names[0]].shape[0]):
+    own = {name: view.tensors[name] for name in vocabulary_tensors(view)}
+    if is_identity(table, position, num_rows(view)):
         return view
+    if tie and view.label in tie.stand_ins:
+        # Its embedding stands in for its head, and the heads of others for rows that it lacks.
+        own[tie.head] = view.tensors[tie.embedding]
     columns = used_columns(table) or [position]
     runs = encode(table, {column: part for part, column in enumerate(columns)})
     tensors = dict(view.tensors)
-    for name in names:
-        parts = tuple(_part(name, views[column], view, tie) for column in columns)
+    for name, whole in own.items():
+        parts = tuple(_part(name, views[column], view, whole, tie) for column in columns)
         tensors[name] = Remapped(
-            source=view.tensors[name].source,
+            source=whole.source,
             name=name,
             dtype=_joint_dtype(name, parts, view),
-            shape=(len(table), *view.tensors[name].shape[1:]),
+            shape=(len(table), *whole.shape[1:]),
             reads=stored(parts),
             parts=parts,
             table=runs,
@@ -223,12 +226,12 @@ def _remap(
     return View(label=view.label, config=view.config, tensors=tensors)
 
 
-def _part(name: str, view: View, for_view: View, tie: TiePolicy | None) -> Input:
+def _part(name: str, view: View, for_view: View, whole: Input, tie: TiePolicy | None) -> Input:
     """The tensor of a source that supplies rows: a tied head is its embedding."""
     found = view.tensors.get(name)
     if found is None and tie and name == tie.head:
         found = view.tensors.get(tie.embedding)
-    row = for_view.tensors[name].shape[1:]
+    row = whole.shape[1:]
     if found is None or found.shape[1:] != row:
         what = f"has no {name}" if found is None else f"has rows of shape {list(found.shape[1:])}"
         raise PlanError(

@@ -80,13 +80,13 @@ def test_jinja_is_taken_as_it_is(text: str) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("chat_template: chatlm", "chat_template is 'chatlm'; allowed: alpaca, auto, chatml, "
+        ("chat_template: chatlm", ("chat_template is 'chatlm'; allowed: alpaca, auto, chatml, "
                                   "exaone, llama3, mistral, or a jinja template. Did you mean "
-                                  "'chatml'?"),
+                                  "'chatml'?")),
         ("chat_template: [chatml]", "chat_template is a list; allowed: a string"),
         ("chat_template: a template without any jinja in it at all",
          "chat_template is 'a template without any jinja in it at all'; allowed"),
-        ("chat_template: '{% for m in messages %}{{ m }}'", "chat_template: not a jinja template: "),
+        ("chat_template: '{% for m in all %}{{ m }}'", "chat_template: not a jinja template: "),
         ("chat_template: '{{ messages'", "chat_template: not a jinja template: "),
         ("chat_template: '{{ messages | nofilter }}'", "chat_template: not a jinja template: "),
     ],

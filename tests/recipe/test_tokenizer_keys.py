@@ -78,35 +78,35 @@ tokenizer:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("tokenizer_source: onion", "'onion' is not one of the models that are merged; allowed: "
-                                    "union, base, a, two. Did you mean 'union'?"),
+        ("tokenizer_source: onion", ("'onion' is not one of the models that are merged; allowed: "
+                                    "union, base, a, two. Did you mean 'union'?")),
         ("tokenizer_source: m/b", "'m/b' is not one of the models"),
         ("tokenizer_source: [union]", "tokenizer_source is a list; allowed: a string"),
         ("tokenizer_source: 3", "tokenizer_source is 3; allowed: a string"),
-        ("tokenizer: union", "tokenizer is 'union'; allowed: a mapping of pad_to_multiple_of, "
-                             "source, tokens. The short form is tokenizer_source: union"),
+        ("tokenizer: union", ("tokenizer is 'union'; allowed: a mapping of pad_to_multiple_of, "
+                             "source, tokens. The short form is tokenizer_source: union")),
         ("tokenizer: {sourc: union}", "sourc: tokenizer has no such key"),
-        ("tokenizer: {pad_to_multiple_of: 0}", "pad_to_multiple_of is 0; allowed: a whole number "
-                                               "from 1 on"),
+        ("tokenizer: {pad_to_multiple_of: 0}", ("pad_to_multiple_of is 0; allowed: a whole number "
+                                               "from 1 on")),
         ("tokenizer: {pad_to_multiple_of: 2.5}", "pad_to_multiple_of is 2.5"),
         ("tokenizer: {pad_to_multiple_of: true}", "pad_to_multiple_of is true"),
         ("tokenizer: {tokens: [x]}", "tokens is a list; allowed: a mapping from tokens"),
         ("tokenizer: {tokens: {'': {}}}", "tokens: an empty token"),
-        ("tokenizer: {tokens: {x: base}}", "tokens: 'x' is 'base'; allowed: a mapping of force, "
-                                           "source"),
+        ("tokenizer: {tokens: {x: base}}", ("tokens: 'x' is 'base'; allowed: a mapping of force, "
+                                           "source")),
         ("tokenizer: {tokens: {x: {from: m/a}}}", "from: the token 'x' has no such key"),
         ("tokenizer: {tokens: {x: {source: m/q}}}", "source: 'm/q' is not one of the models"),
         ("tokenizer: {tokens: {x: {force: 1}}}", "force is 1; allowed: true or false"),
         ("tokenizer: {tokens: {x: {source: {}}}}", "kind: missing; allowed: model_token, zero"),
-        ("tokenizer: {tokens: {x: {source: {kind: nil}}}}", "kind is 'nil'; allowed: model_token, "
-                                                            "zero"),
-        ("tokenizer: {tokens: {x: {source: {kind: zero, model: m/a}}}}", "model: a source of kind "
-                                                                         "zero has no such key"),
+        ("tokenizer: {tokens: {x: {source: {kind: nil}}}}", ("kind is 'nil'; allowed: model_token, "
+                                                            "zero")),
+        ("tokenizer: {tokens: {x: {source: {kind: zero, model: m/a}}}}", ("model: a source of kind "
+                                                                         "zero has no such key")),
         ("tokenizer: {tokens: {x: {source: {kind: model_token, token: y}}}}", "model: missing"),
         ("tokenizer: {tokens: {x: {source: {kind: model_token, model: m/a}}}}",
          "token, token_id: say which token, with exactly one of them"),
-        ("tokenizer: {tokens: {x: {source: {kind: model_token, model: m/a, token: y, "
-         "token_id: 1}}}}", "token, token_id: say which token, with exactly one of them"),
+        (("tokenizer: {tokens: {x: {source: {kind: model_token, model: m/a, token: y, "
+         "token_id: 1}}}}"), "token, token_id: say which token, with exactly one of them"),
         ("tokenizer: {tokens: {x: {source: {kind: model_token, model: m/a, token_id: -1}}}}",
          "token_id is -1; allowed: a whole number from 0 on"),
         ("tokenizer_source: union\ntokenizer: {}", "tokenizer: given beside tokenizer_source"),
