@@ -97,7 +97,7 @@ class _Source:
     vocabulary: Vocabulary
 
     @property
-    def tokens(self) -> dict[str, int]:
+    def tokens(self) -> Mapping[str, int]:
         """The tokens that have a row."""
         return self.vocabulary.within(self.rows)
 

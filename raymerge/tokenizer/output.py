@@ -7,7 +7,7 @@ behind everything that is there. So the library that will read it is asked.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from raymerge.checkpoint.strict_json import parse_config
@@ -98,7 +98,7 @@ def _wanted(
     vocabularies: Sequence[Vocabulary],
     sizes: Sequence[int],
     donor: int,
-    kept: dict[str, int],
+    kept: Mapping[str, int],
 ) -> list[AddedToken]:
     """Tokens to add, in the order in which they get their ids."""
     order = [donor, *(s for s in range(len(vocabularies)) if s != donor)]
@@ -121,11 +121,11 @@ def _wanted(
 
 
 def _extended(
-    kept: dict[str, int],
+    kept: Mapping[str, int],
     removed: Sequence[str],
     wanted: list[AddedToken],
     files: TokenizerFiles,
-) -> tuple[dict[str, int], list[tuple[AddedToken, int]]]:
+) -> tuple[Mapping[str, int], list[tuple[AddedToken, int]]]:
     """Ids of all tokens once some are out and others in, and what the file has to get."""
     if TOKENIZER_JSON not in files.contents:
         raise SourceError(
@@ -136,9 +136,8 @@ def _extended(
             file=TOKENIZER_JSON,
         )
     tokenizer = tokenizer_from(without_added(files, set(removed)), files.label)
-    in_file = tokenizer.get_vocab(with_added_tokens=True)
-    gone = set(removed)
-    missing = [t for t, _ in declared(files) if t.content not in in_file and t.content not in gone]
+    named = [token for token, _ in declared(files) if token.content not in set(removed)]
+    missing = [token for token in named if tokenizer.token_to_id(token.content) is None]
     additions = [*missing, *wanted]
     add_tokens(tokenizer, additions)
     ids = tokenizer.get_vocab(with_added_tokens=True)

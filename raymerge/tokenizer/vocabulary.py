@@ -60,8 +60,10 @@ class Vocabulary:
     added: Mapping[str, AddedToken]
     """Those of them that are added tokens."""
 
-    def within(self, rows: int) -> dict[str, int]:
+    def within(self, rows: int) -> Mapping[str, int]:
         """The tokens that have a row in an embedding of `rows`."""
+        if max(self.ids.values(), default=-1) < rows:
+            return self.ids
         return {token: number for token, number in self.ids.items() if number < rows}
 
 
@@ -79,8 +81,11 @@ def read_vocabulary(files: TokenizerFiles) -> Vocabulary:
             source=files.label,
         )
     if name == TOKENIZER_JSON:
-        tokenizer = load_tokenizer(files)
+        tokenizer = tokenizer_from(files.contents[name].decode(errors="replace"), files.label)
         ids = tokenizer.get_vocab(with_added_tokens=True)
+        if missing := [token for token, _ in declared(files) if token.content not in ids]:
+            add_tokens(tokenizer, missing)
+            ids = tokenizer.get_vocab(with_added_tokens=True)
         added = {
             token.content: AddedToken(**{name: getattr(token, name) for name in _FLAGS})
             for token in tokenizer.get_added_tokens_decoder().values()
@@ -107,18 +112,6 @@ def read_each(files: Sequence[TokenizerFiles]) -> list[Vocabulary]:
         if one.fingerprint not in read:
             read[one.fingerprint] = read_vocabulary(one)
     return [replace(read[one.fingerprint], label=one.label) for one in files]
-
-
-def load_tokenizer(files: TokenizerFiles) -> Tokenizer:
-    """The tokenizer of a source, with all tokens that any of its files adds.
-
-    Raises:
-        SourceError: There is no tokenizer.json, or it cannot be read.
-    """
-    tokenizer = tokenizer_from(files.contents[TOKENIZER_JSON].decode(errors="replace"), files.label)
-    ids = tokenizer.get_vocab(with_added_tokens=True)
-    add_tokens(tokenizer, [token for token, _ in declared(files) if token.content not in ids])
-    return tokenizer
 
 
 def tokenizer_from(text: str, label: str) -> Tokenizer:
