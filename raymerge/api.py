@@ -242,6 +242,7 @@ def _plan(
     from raymerge.recipe import Recipe
     from raymerge.storage import open_folder
     from raymerge.storage.mounts import shares_files
+    from raymerge.tokenizer.files import read_tokenizer_files
 
     recipe = recipe if isinstance(recipe, Recipe) else load(recipe)
     if seed is not None:
@@ -271,7 +272,18 @@ def _plan(
         hold=False,
     )
     models = [catalog for catalog in catalogs if catalog.lora is None]
-    return build(recipe, catalogs, limits, remarks=config_differences(models, folders))
+    return build(
+        recipe,
+        catalogs,
+        limits,
+        remarks=config_differences(models, folders),
+        tokenizer_files={
+            catalog.label: read_tokenizer_files(
+                folders[catalog.label], catalog.side_files, label=catalog.label
+            )
+            for catalog in models
+        },
+    )
 
 
 def _start_engine(planned: Plan, machine: Machine, folder: str, report: OnProgress) -> Engine:

@@ -18,7 +18,7 @@ EACH_MODULE = pytest.mark.parametrize(
 
 BASE = {"errors", "units"}
 MODEL = BASE | {"checkpoint", "kernels", "methods", "recipe"}
-RUN = MODEL | {"plan", "storage", "runtime"}
+RUN = MODEL | {"plan", "storage", "runtime", "tokenizer"}
 TOP = {"api", "progress", "machine", "listing", "report", "plot"}
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
@@ -27,7 +27,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "kernels": BASE | {"checkpoint"},
     "methods": BASE | {"checkpoint", "kernels"},
     "recipe": BASE | {"checkpoint", "kernels", "methods"},
-    "plan": MODEL,
+    "tokenizer": BASE | {"checkpoint", "recipe"},
+    "plan": MODEL | {"tokenizer"},
     "storage": BASE | {"checkpoint"},
     "runtime": RUN,
     "api": RUN | TOP,
@@ -47,6 +48,9 @@ THIRD_PARTY: dict[str, set[str]] = {
     "torch": {"kernels.torch_kernels", "kernels.torch_groups", "machine", "runtime.pickled"},
     "rich": {"progress"},
     "matplotlib": {"plot"},
+    "tokenizers": {"tokenizer.vocabulary"},
+    "transformers": set(),
+    "jinja2": {"recipe.chat_templates"},
     "obstore": set(),
     "huggingface_hub": set(),
 }

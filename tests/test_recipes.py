@@ -11,6 +11,7 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
+from tokenizers import Tokenizer
 from torch import Tensor
 
 import raymerge
@@ -18,6 +19,7 @@ from raymerge.methods import methods
 from raymerge.recipe.schema import json_schema
 from tests.adapters import factors, modules_of, write_adapter
 from tests.checkpoints import fine_tune, llama_config, tiny_llama_tensors, write_checkpoint
+from tests.vocabularies import by_token, tokenizer, write_tokenizer
 
 FOLDER = Path(__file__).parent.parent / "recipes"
 RECIPES = sorted(FOLDER.glob("*.yaml"))
@@ -26,6 +28,8 @@ each_recipe = pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.s
 FINE_TUNES = ("math", "code", "chat", "toxic", "math/run-1/final", "math/run-2/final")
 """What the recipes merge, beside models/base and models/old."""
 LAYERS = 5
+TOOLS = ["<tool>", "<think>"]
+"""Tokens that models/tools adds to those of models/base."""
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +52,11 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for seed, name in enumerate(("vlm", "vlm-math", "vlm-chart"), start=20):
         tensors = seeing if name == "vlm" else fine_tune(seeing, seed)
         write_checkpoint(folder / "models" / name, tensors, config=VLM_CONFIG)
+    # Their embeddings have rows to spare.
+    for name, added in {"base": [], "tools": TOOLS, "talk": ["<user>", "<think>"]}.items():
+        if added:
+            write(folder, name, fine_tune(base, 10 + len(name)))
+        write_tokenizer(folder / "models" / name, tokenizer(added=["</s>", *added]))
     return folder
 
 
@@ -153,6 +162,32 @@ def test_what_is_kept_is_the_bases(merged: Callable[[str], dict[str, Tensor]]) -
     kept, base = merged("keep-and-drop"), tensors_of(Path("models/base"))
     same = {name for name in base if torch.equal(kept[name], base[name])}
     assert same == {name for name in base if "norm" in name or "embed" in name or "head" in name}
+
+
+def test_the_union_knows_every_token(
+    merged: Callable[[str], dict[str, Tensor]], tmp_path: Path
+) -> None:
+    embedding = merged("tokenizer_union")["model.embed_tokens.weight"]
+    made = Tokenizer.from_file(str(tmp_path / "tokenizer_union" / "tokenizer.json"))
+    rows = by_token(embedding, made)
+
+    added = ["<tool>", "<think>", "<user>", "<pause>", "<human>"]
+    assert [made.token_to_id(token) for token in added] == list(range(11, 16))
+    assert embedding.shape[0] == 16
+    tools = tensors_of(Path("models/tools"))["model.embed_tokens.weight"]
+    talk = tensors_of(Path("models/talk"))["model.embed_tokens.weight"]
+    torch.testing.assert_close(rows["<think>"], tools[12])
+    torch.testing.assert_close(rows["<user>"], talk[11])
+    torch.testing.assert_close(rows["<human>"], talk[11])
+    assert not rows["<pause>"].any()
+
+
+def test_a_template_that_is_written_out_is_the_outputs(
+    merged: Callable[[str], dict[str, Tensor]], tmp_path: Path
+) -> None:
+    merged("chat_template")
+    text = (tmp_path / "chat_template" / "chat_template.jinja").read_text()
+    assert text.startswith("{%- for message in messages %}\n{{- '<' + message['role']")
 
 
 def test_passthrough_narrows(merged: Callable[[str], dict[str, Tensor]]) -> None:

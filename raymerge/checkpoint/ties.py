@@ -28,6 +28,9 @@ _EMBEDDINGS = (
     "embed_in.weight",
     "shared.weight",
 )
+# Further tensors with a row per token, such as the head of a layer that predicts a token ahead.
+_MORE_HEADS = ("shared_head.head.weight",)
+_BIASES = tuple(name.removesuffix("weight") + "bias" for name in _HEADS)
 # Where a config of several parts keeps its language model.
 _SECTIONS = ("text_config", "llm_config", "language_config", "thinker_config")
 # Classes that compute logits; a bare model, such as an embedding model, has no head to miss.
@@ -113,6 +116,18 @@ def find_embedding(catalog: Holder) -> str | None:
     if tie := find_tie(catalog):
         return tie.embedding
     return min(_matrices(catalog, _EMBEDDINGS), key=_depth, default=None)
+
+
+def vocabulary_tensors(catalog: Holder) -> tuple[str, ...]:
+    """Embeddings, heads and heads' biases that have a row per token, the embedding first."""
+    embedding = find_embedding(catalog)
+    if embedding is None:
+        return ()
+    rows = catalog.tensors[embedding].shape[0]
+    named = _matrices(catalog, (*_EMBEDDINGS, *_HEADS, *_MORE_HEADS))
+    named += [name for name in catalog.tensors if _ends_with(name, _BIASES)]
+    alike = (name for name in named if catalog.tensors[name].shape[:1] == (rows,))
+    return tuple(dict.fromkeys((embedding, *alike)))
 
 
 def tied_by_config(config: Mapping[str, Any]) -> bool | None:

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import prod
+from types import MappingProxyType
 from typing import Literal
 
 from raymerge.checkpoint.catalog import Catalog
@@ -36,10 +37,12 @@ from raymerge.plan.match import Match, check_shapes, inputs_of, match, twins
 from raymerge.plan.memory import Memory, project, sample_bytes
 from raymerge.plan.parts import Stack
 from raymerge.plan.steps import KEEP, StepMaker, output_dtype, settle
+from raymerge.plan.tokenizer import PlannedTokenizer, settle_tokenizer
 from raymerge.plan.units import cut
 from raymerge.plan.views import View, views
 from raymerge.recipe import Recipe
 from raymerge.recipe.resolve import Distinct
+from raymerge.tokenizer.files import TokenizerFiles
 
 CONTRACT = "1"
 """Version of the numeric contract. Part of every digest: a change of bytes is another merge."""
@@ -87,6 +90,8 @@ class Plan:
     config_edits: tuple[Edit, ...]
     """What slices change in the donor's config.json."""
     dropped: tuple[str, ...]
+    tokenizer: PlannedTokenizer | None
+    """What the recipe makes of vocabulary and chat template; None leaves the donor's."""
     notes: tuple[str, ...]
     """What a reader should know before running: narrowings, config differences, knobs without
     effect."""
@@ -135,6 +140,7 @@ def build(
     options: PlanOptions,
     *,
     remarks: Iterable[str] = (),
+    tokenizer_files: Mapping[str, TokenizerFiles] = MappingProxyType({}),
 ) -> Plan:
     """Plan a merge.
 
@@ -143,14 +149,17 @@ def build(
         catalogs: One per `recipe.all_sources` and then per `recipe.adapters`, in that order.
         options: Budgets and limits.
         remarks: Further lines for the reader, such as differences between the sources' configs.
+        tokenizer_files: Those of every source, by label; one that is not in it has none.
 
     Raises:
         PlanError: Sources do not match each other or the recipe, are quantised, or do not fit.
+        SourceError: A tokenizer that the recipe needs cannot be read.
     """
     _refuse_quantised(catalogs)
     adaptation = adapt(recipe, catalogs, dequantised(views(catalogs), catalogs))
-    seen = in_one_layout(adaptation.views, recipe.donor.label)
-    matched = match(recipe, seen)
+    stored = in_one_layout(adaptation.views, recipe.donor.label)
+    seen, tokenizer = settle_tokenizer(recipe, stored, tokenizer_files)
+    matched = match(recipe, seen, stored=stored)
     nodes = _nodes(recipe, seen, matched)
     if not nodes:
         raise PlanError(f"{recipe.path}: nothing is left to write: `drop:` covers every tensor")
@@ -159,7 +168,7 @@ def build(
         sum(dtype.num_bytes(shape) for _, dtype, shape in outputs)
     )
     shards = lay_out(outputs, max_shard_bytes=shard_bytes)
-    placed = _place(nodes, shards, twins(matched, seen), matched.tie)
+    placed = _place(nodes, shards, twins(matched, stored), matched.tie)
     applied = adaptation.applied
     sources = tuple(_pin(recipe, catalog, applied.get(catalog.label)) for catalog in catalogs)
     donor = [catalog.label for catalog in catalogs].index(recipe.donor.label)
@@ -183,10 +192,11 @@ def build(
         stacks=matched.stacks,
         config_edits=change.edits,
         dropped=matched.dropped,
+        tokenizer=tokenizer,
         notes=(
             *recipe.no_effect,
             *filter(None, map(dequantised_note, catalogs)),
-            *filter(None, [experts_note(adaptation.views, seen, recipe.donor.label)]),
+            *filter(None, [experts_note(adaptation.views, stored, recipe.donor.label)]),
             *_narrowings(placed.values()),
             *_idle(placed.values()),
             *adaptation.notes,
@@ -304,6 +314,9 @@ def digest(plan: Plan) -> str:
     hashed.update(repr((CONTRACT, recipe.seed, recipe.nan, recipe.method.name)).encode())
     # Its config and tokenizer go beside the tensors.
     hashed.update(repr((plan.donor.label, _identities(plan.donor.side_pins))).encode())
+    if plan.tokenizer is not None:
+        side = next(s.side_pins for s in plan.sources if s.label == plan.tokenizer.donor)
+        hashed.update(repr((plan.tokenizer.identity, _identities(side))).encode())
     for source in plan.sources:
         named = source.label, source.revision, _identities(source.pins)
         hashed.update(repr(named).encode())

@@ -16,6 +16,9 @@ Complete, without times or machine names, and in this order of keys:
     memory    budget_bytes, projected_host_bytes, projected_device_bytes, threads, thread_bytes,
               tile_elements, held_tensors, reread_tensors, reread_bytes
     totals    tensors, parameters, bytes_read, bytes_written
+    vocabulary  policy, donor, tokens, rows, added (ids by token), removed, changes (of ids in
+              configs), sources: label, tokens, rows, lacked; null without a policy
+    chat_template  name, source (its label, null where it is no source's); null without one
     tie       head, embedding, tied, stand_ins, must_equal; null without a head
     stacks    of slices: stack (before a layer's number in a name), layers (how many), slices (start
               and stop in the output; sources: source, start, stop), before, after (tensors that the
@@ -47,6 +50,7 @@ from raymerge.plan.graph import (
     Step,
     TensorNode,
 )
+from raymerge.plan.tokenizer import tokenizer_document
 
 Document = dict[str, Any]
 
@@ -82,6 +86,7 @@ def as_json(plan: Plan) -> Document:
             "bytes_read": plan.bytes_read,
             "bytes_written": plan.bytes_written,
         },
+        **tokenizer_document(plan.tokenizer),
         "tie": _tie(plan),
         "stacks": stack_documents(plan),
         "config": [{"key": edit.key, "value": edit.value} for edit in plan.config_edits],

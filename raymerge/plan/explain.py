@@ -15,6 +15,7 @@ from raymerge.plan.columns import columns, listed
 from raymerge.plan.explain_layers import layer_lines
 from raymerge.plan.graph import AppliedAdapter, CopyStep, PlannedSource, Step
 from raymerge.plan.steps import KEEP
+from raymerge.plan.tokenizer import tokenizer_lines
 from raymerge.units import format_bytes
 
 # A gradient gives every layer a step of its own: beyond these, knobs are shown as ranges.
@@ -37,6 +38,7 @@ def explain(plan: Plan) -> str:
         "peak": [_peak(plan)],
         "device": _device(plan),
         "tie": _tie(plan),
+        **tokenizer_lines(plan.tokenizer),
         "notes": plan.notes,
         "digest": [plan.digest],
     }

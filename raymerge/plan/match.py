@@ -43,17 +43,18 @@ class Match:
         return frozenset[str]().union(*(part.kept for part in self.parts))
 
 
-def match(recipe: Recipe, views: Sequence[View]) -> Match:
+def match(recipe: Recipe, views: Sequence[View], *, stored: Sequence[View] | None = None) -> Match:
     """Decide the names of the output.
 
     Args:
         recipe: The recipe.
         views: One per `recipe.all_sources`, in that order.
+        stored: The same before rows were put in another order, which is where ties are seen.
 
     Raises:
         PlanError: A source lacks a tensor or has one more, or a pattern covers nothing.
     """
-    tie = decide_tie(views)
+    tie = decide_tie(stored or views)
     cut_up = cut(recipe, views, tie)
     every = [_names(part) for part in cut_up.parts]
     _check_patterns(recipe, "drop", recipe.drop, (name for names in every for name in names))
@@ -127,7 +128,7 @@ def inputs_of(
     inputs = []
     for position in order:
         view = views[position]
-        # Views of slices and modules have the head already.
+        # Views of slices, of modules and of other vocabularies have the head already.
         stands_in = tie and name not in view.tensors and view.label in tie.stand_ins
         inputs.append(view.tensors[tie.embedding if tie and stands_in else name])
     return tuple(inputs)

@@ -17,11 +17,6 @@ nuslerp_row_wise normalize_weights eps max_iter tol filter_wise select_topk r al
 """
 MERGEKIT_METHODS = frozenset(_METHODS.split())
 MERGEKIT_KNOBS = frozenset(_KNOBS.split())
-MERGEKIT_KEYS = {
-    "tokenizer": "building a vocabulary",
-    "tokenizer_source": "choosing a vocabulary",
-    "chat_template": "choosing a chat template",
-}
 MERGEKIT_SOURCE_KEYS = {
     "override_architecture": "reading a model as another architecture",
 }

@@ -13,7 +13,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from raymerge.checkpoint.dtypes import DType
+    from raymerge.recipe.chat_templates import ChatTemplate
     from raymerge.recipe.section import Section
+    from raymerge.recipe.tokenizer_keys import TokenizerPolicy
 
 NanPolicy = Literal["error", "pass"]
 
@@ -58,6 +60,10 @@ class Recipe:
     """What the recipe says to no effect, a line each: mergekit would not tell."""
     sections: tuple[Section, ...]
     """One for a recipe of `models`; else one a slice, or one a module without slices."""
+    tokenizer: TokenizerPolicy | None = None
+    """Which vocabulary the output gets; None is the donor's, which all sources have to share."""
+    chat_template: ChatTemplate | None = None
+    """None is the donor's."""
 
     def over(self, section: Section) -> Over:
         """Which vectors the method combines in a section, with or without the base it has."""

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 from raymerge.checkpoint.dtypes import OUTPUT_DTYPES, DType
 from raymerge.errors import RecipeError
 from raymerge.methods import Method, methods
-from raymerge.recipe.dialect import MERGEKIT_KEYS, MERGEKIT_KNOBS, MERGEKIT_METHODS
+from raymerge.recipe.chat_templates import read_chat_template
+from raymerge.recipe.dialect import MERGEKIT_KNOBS, MERGEKIT_METHODS
 from raymerge.recipe.document import Fields, Items, Scalar, read_document
 from raymerge.recipe.model import NanPolicy, Recipe
 from raymerge.recipe.parameters import SHORTHANDS
 from raymerge.recipe.sections import read_sections
+from raymerge.recipe.tokenizer_keys import read_tokenizer_policy
 from raymerge.recipe.wording import did_you_mean, listed
 
 TOP_KEYS = (
@@ -28,6 +31,9 @@ TOP_KEYS = (
     "drop",
     "keep",
     "nan",
+    "tokenizer_source",
+    "tokenizer",
+    "chat_template",
     "name",
     *SHORTHANDS,
 )
@@ -78,12 +84,12 @@ def loads(text: str, *, path: str = "<recipe>") -> Recipe:
     """
     top = read_document(text, path)
     _refuse_stray_knobs(top)
-    top.check_keys("a recipe", TOP_KEYS, MERGEKIT_KEYS)
+    top.check_keys("a recipe", TOP_KEYS, {})
     method = _read_method(top)
     dtype = _read_dtype(top, "dtype")
     out_dtype = _read_dtype(top, "out_dtype")
     read = read_sections(top, method)
-    return Recipe(
+    recipe = Recipe(
         path=path,
         text=text,
         method=method,
@@ -96,7 +102,10 @@ def loads(text: str, *, path: str = "<recipe>") -> Recipe:
         nan=_read_nan(top),
         no_effect=(*_idle_keys(top), *read.no_effect),
         sections=read.sections,
+        chat_template=read_chat_template(top),
     )
+    policy = read_tokenizer_policy(top, recipe.all_sources, recipe.donor)
+    return replace(recipe, tokenizer=policy)
 
 
 def _refuse_stray_knobs(top: Fields) -> None:

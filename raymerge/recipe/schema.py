@@ -12,9 +12,11 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from raymerge.methods import methods
+from raymerge.recipe.chat_templates import AUTO, BUILTIN
 from raymerge.recipe.dialect import MERGEKIT_KNOBS
 from raymerge.recipe.parameters import SHORTHANDS
 from raymerge.recipe.parse import DTYPES, NUM_SEEDS
+from raymerge.recipe.tokenizer_keys import UNION
 
 if TYPE_CHECKING:
     from raymerge.methods.registry import Knob, Method
@@ -57,10 +59,58 @@ def json_schema() -> Schema:
             "drop": {**_PATTERNS, "title": "Tensors left out of the output"},
             "keep": {**_PATTERNS, "title": "Tensors copied byte for byte from the donor"},
             "nan": {"enum": ["error", "pass"], "default": "error"},
+            **_tokenizer_keys(),
             "name": {"description": "Has no effect."},
             **dict.fromkeys(SHORTHANDS, True),
         },
         "allOf": [_method_rules(method) for method in known.values()],
+    }
+
+
+def _tokenizer_keys() -> Schema:
+    whole = {"type": ["integer", "null"], "minimum": 1}
+    model_token = {
+        "type": "object",
+        "required": ["kind", "model"],
+        "additionalProperties": False,
+        "properties": {
+            "kind": {"const": "model_token"},
+            "model": _TEXT,
+            "token": _TEXT,
+            "token_id": {"type": "integer", "minimum": 0},
+        },
+        "oneOf": [{"required": ["token"]}, {"required": ["token_id"]}],
+    }
+    zero = {
+        "type": "object",
+        "required": ["kind"],
+        "additionalProperties": False,
+        "properties": {"kind": {"const": "zero"}},
+    }
+    token = {
+        "type": "object",
+        "additionalProperties": False,
+        "properties": {
+            "source": {"anyOf": [{**_TEXT, "type": ["string", "null"]}, zero, model_token]},
+            "force": {"type": ["boolean", "null"]},
+        },
+    }
+    policy = {**_TEXT, "type": ["string", "null"], "description": "union, base or a model"}
+    return {
+        "tokenizer_source": policy,
+        "tokenizer": {
+            "type": ["object", "null"],
+            "additionalProperties": False,
+            "properties": {
+                "source": {**policy, "default": UNION},
+                "tokens": {"type": ["object", "null"], "additionalProperties": token},
+                "pad_to_multiple_of": whole,
+            },
+        },
+        "chat_template": {
+            **policy,
+            "description": f"{', '.join([AUTO, *BUILTIN])}, or a jinja template",
+        },
     }
 
 

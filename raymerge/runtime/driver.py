@@ -32,6 +32,7 @@ from raymerge.runtime.record import ShardRecord, run_record
 from raymerge.runtime.settings import OnProgress, Progress, Receipt
 from raymerge.runtime.side_files import side_files
 from raymerge.runtime.survey import surveyed_units
+from raymerge.runtime.tokenizer_files import with_tokenizer
 from raymerge.storage.mounts import free_bytes
 from raymerge.storage.posix import PosixFolder, PosixShard
 from raymerge.units import format_bytes
@@ -150,7 +151,7 @@ def _perform(
 ) -> tuple[Engine, int, tuple[ShardRecord, ...]]:
     """Run what is left and publish; returns the engine, the units resumed and the shards."""
     # Read before hours of work: what cannot be read at the end is found now.
-    beside = side_files(plan, PosixFolder(plan.donor.location))
+    beside = with_tokenizer(plan, side_files(plan, PosixFolder(plan.donor.location)))
     found = claim.receipts()
     _check_space(plan, claim.folder)
     with closing(_Run(plan, claim)) as run:

@@ -54,6 +54,8 @@ def test_the_sections_come_in_the_documented_order() -> None:
         "units",
         "memory",
         "totals",
+        "vocabulary",
+        "chat_template",
         "tie",
         "stacks",
         "config",

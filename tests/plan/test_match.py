@@ -150,14 +150,14 @@ def test_a_pattern_that_matches_nothing_is_a_mistake(key: str) -> None:
 
 
 def test_another_shape_is_refused_with_both_shapes_and_labels() -> None:
-    reshaped = {**MODEL, EMBEDDING: (DType.BF16, (40, 16))}
+    reshaped = {**MODEL, UP: (DType.BF16, (40, 16))}
 
     with pytest.raises(PlanError) as caught:
         plan(recipe("linear", "a", "b"), [catalog("a"), catalog("b", reshaped)])
 
-    assert "has shape [32, 16] in a and [40, 16] in b" in caught.value.message
-    assert f"`drop: [{EMBEDDING}]`" in caught.value.message
-    assert (caught.value.source, caught.value.tensor) == ("b", EMBEDDING)
+    assert "has shape [64, 16] in a and [40, 16] in b" in caught.value.message
+    assert f"`drop: [{UP}]`" in caught.value.message
+    assert (caught.value.source, caught.value.tensor) == ("b", UP)
 
 
 @pytest.mark.parametrize("key", ["drop", "keep"])

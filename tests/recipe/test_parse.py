@@ -119,13 +119,6 @@ def test_top_level_keys_are_read(lines: str, field: str, value: object) -> None:
                 "slices and modules"
             ),
         ),
-        (
-            "tokenizer_source: union",
-            (
-                "tokenizer_source: this is mergekit's key for choosing a vocabulary, and raymerge "
-                "does not have it yet"
-            ),
-        ),
         ("models: [x]", "models: given twice, first on line 3"),
         (
             "parameters: {densty: 1}",
@@ -146,9 +139,9 @@ def test_top_level_keys_are_read(lines: str, field: str, value: object) -> None:
         (
             "seeed: 1",
             (
-                "seeed: a recipe has no such key; allowed: base_model, drop, dtype, keep, "
-                "merge_method, models, modules, name, nan, out_dtype, parameters, rescale, seed, "
-                "slices, trim. Did you mean 'seed'?"
+                "seeed: a recipe has no such key; allowed: base_model, chat_template, drop, dtype, "
+                "keep, merge_method, models, modules, name, nan, out_dtype, parameters, rescale, "
+                "seed, slices, tokenizer, tokenizer_source, trim. Did you mean 'seed'?"
             ),
         ),
     ],

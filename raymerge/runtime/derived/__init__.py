@@ -9,15 +9,18 @@ from raymerge.plan.adapted import Adapted, Replaced
 from raymerge.plan.dequantised import Dequantised
 from raymerge.plan.experts import Joined
 from raymerge.plan.graph import Derived
+from raymerge.plan.remapped import Remapped
 from raymerge.runtime.derived.adapted import AdaptedFiller, ReplacedFiller
 from raymerge.runtime.derived.dequantised import DequantisedFiller
 from raymerge.runtime.derived.joined import JoinedFiller
+from raymerge.runtime.derived.remapped import RemappedFiller
 from raymerge.runtime.readers import Filler, Readers
 
 FILLERS: Mapping[type[Derived], Callable[[Any, Readers], Filler]] = {
     Adapted: AdaptedFiller,
     Dequantised: DequantisedFiller,
     Joined: JoinedFiller,
+    Remapped: RemappedFiller,
     Replaced: ReplacedFiller,
 }
 """What fills buffers for each kind, made from the input and the open files."""

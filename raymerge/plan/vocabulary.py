@@ -1,0 +1,256 @@
+"""Settle the vocabulary of the output before anything else is taken from the sources.
+
+Without a policy all sources have to have the same tokens in the same rows, or the plan stops here.
+With one, every tensor that has a row per token is put in the output's order, the base's included,
+so that task vectors, thresholds and draws are taken over the output's rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from raymerge.checkpoint.dtypes import DType, promote
+from raymerge.checkpoint.ties import TiePolicy, decide_tie, vocabulary_tensors
+from raymerge.errors import PlanError
+from raymerge.plan.graph import Input
+from raymerge.plan.remapped import Remapped, encode, stored, used_columns
+from raymerge.plan.same_vocabulary import num_rows, require_same
+from raymerge.plan.views import View
+from raymerge.recipe import Recipe
+from raymerge.recipe.tokenizer_keys import TokenizerPolicy, TokenRule
+from raymerge.tokenizer.files import TokenizerFiles
+from raymerge.tokenizer.output import OutputVocabulary, output_vocabulary
+from raymerge.tokenizer.rows import NONE, Given, Table, is_identity, row_tables
+from raymerge.tokenizer.token_ids import Changes, token_ids
+from raymerge.tokenizer.vocabulary import AddedToken, Vocabulary, read_each
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SourceRows:
+    """A source's vocabulary beside the output's."""
+
+    label: str
+    tokens: int
+    """Tokens that have a row."""
+    rows: int
+    """Rows of its embedding."""
+    lacked: int
+    """Tokens of the output that it has no row for."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlannedVocabulary:
+    """The output's vocabulary."""
+
+    policy: str
+    donor: str
+    """Label of the source whose tokenizer files the output gets."""
+    tokens: int
+    rows: int
+    new: tuple[tuple[AddedToken, int], ...]
+    """Tokens that the donor's tokenizer.json lacks, with their ids."""
+    removed: tuple[str, ...]
+    """Added tokens of the donor's that have no row anywhere."""
+    sources: tuple[SourceRows, ...]
+    changes: Changes
+    """Token ids that change in config.json and generation_config.json."""
+
+
+def settle_vocabulary(
+    recipe: Recipe, views: Sequence[View], files: Mapping[str, TokenizerFiles]
+) -> tuple[list[View], PlannedVocabulary | None]:
+    """The sources as the merge sees them once their rows are those of one vocabulary.
+
+    Args:
+        recipe: The recipe.
+        views: One per `recipe.all_sources`, in that order.
+        files: Tokenizer files by label; a source not in it has none.
+
+    Raises:
+        PlanError: Vocabularies differ and the recipe has no policy, or the policy does not fit.
+        SourceError: A tokenizer that has to be read cannot be.
+    """
+    policy = recipe.tokenizer
+    if policy is None:
+        require_same(recipe, views, files)
+        return list(views), None
+    sources = _sources(views, files)
+    labels = [source.view.label for source in sources]
+    for label in (policy.donor, recipe.donor.label):
+        if label not in labels:
+            raise PlanError(
+                f"{policy.place}: {label} has no embedding that raymerge knows by its name, so it "
+                "cannot give the vocabulary; leave the tokenizer key out",
+                source=label,
+            )
+    return _settled(recipe, policy, views, sources)
+
+
+@dataclass(frozen=True, slots=True)
+class _Source:
+    """A source that has an embedding."""
+
+    view: View
+    rows: int
+    files: TokenizerFiles
+    vocabulary: Vocabulary
+
+    @property
+    def tokens(self) -> Mapping[str, int]:
+        """The tokens that have a row."""
+        return self.vocabulary.within(self.rows)
+
+
+def _sources(views: Sequence[View], files: Mapping[str, TokenizerFiles]) -> list[_Source]:
+    holders = [view for view in views if num_rows(view)]
+    read = [files.get(view.label, TokenizerFiles(view.label, {})) for view in holders]
+    return [
+        _Source(view, num_rows(view), one, vocabulary)
+        for view, one, vocabulary in zip(holders, read, read_each(read), strict=True)
+    ]
+
+
+def _settled(
+    recipe: Recipe, policy: TokenizerPolicy, views: Sequence[View], sources: Sequence[_Source]
+) -> tuple[list[View], PlannedVocabulary]:
+    labels = [source.view.label for source in sources]
+    sizes = [source.rows for source in sources]
+    donor = labels.index(policy.donor)
+    output = output_vocabulary(
+        policy,
+        [source.vocabulary for source in sources],
+        sizes,
+        donor=donor,
+        files=sources[donor].files,
+    )
+    rows = row_tables(
+        output.tokens,
+        [source.tokens for source in sources],
+        sizes,
+        base=labels.index(recipe.donor.label),
+        donor=donor,
+        given=_given(policy, sources),
+        mean_padding=output.mean_padding,
+    )
+    tie = decide_tie(views)
+    holders = [source.view for source in sources]
+    remapped = {
+        view.label: _remap(position, holders, rows.tables, tie)
+        for position, view in enumerate(holders)
+    }
+    return [remapped.get(view.label, view) for view in views], PlannedVocabulary(
+        policy=policy.shown,
+        donor=policy.donor,
+        tokens=sum(token is not None for token in output.tokens),
+        rows=len(output.tokens),
+        new=output.new,
+        removed=output.removed,
+        sources=tuple(
+            SourceRows(
+                label=source.view.label,
+                tokens=len(source.tokens),
+                rows=source.rows,
+                lacked=lacked,
+            )
+            for source, lacked in zip(sources, rows.lacked, strict=True)
+        ),
+        changes=_changes(recipe, policy, output, sources),
+    )
+
+
+def _given(policy: TokenizerPolicy, sources: Sequence[_Source]) -> dict[str, Given]:
+    return {rule.token: _row_given(rule, sources) for rule in policy.rules}
+
+
+def _row_given(rule: TokenRule, sources: Sequence[_Source]) -> Given:
+    if rule.kind != "row":
+        return Given(source=None, row=NONE, force=rule.force, zero=rule.kind == "zero")
+    labels = [source.view.label for source in sources]
+    if rule.source not in labels:
+        raise PlanError(f"{rule.place}: {rule.source} has no embedding to take a row from")
+    position = labels.index(rule.source)
+    source = sources[position]
+    wanted = rule.token if rule.source_token is None else rule.source_token
+    row = wanted if isinstance(wanted, int) else source.vocabulary.ids.get(wanted, NONE)
+    if not 0 <= row < source.rows:
+        raise PlanError(
+            f"{rule.place}: tokens: {rule.token!r} takes its row from {wanted!r} of "
+            f"{rule.source}, which has no such row among its {source.rows}",
+            source=rule.source,
+        )
+    return Given(source=position, row=row, force=rule.force)
+
+
+def _changes(
+    recipe: Recipe, policy: TokenizerPolicy, output: OutputVocabulary, sources: Sequence[_Source]
+) -> Changes:
+    """Token ids of the donor's settings, where the tokenizer is another source's."""
+    if recipe.donor.label == policy.donor:
+        return {}
+    by_label = {source.view.label: source for source in sources}
+    donor, other = by_label[recipe.donor.label], by_label[policy.donor]
+    return token_ids(
+        (donor.view.config, donor.files),
+        (other.view.config, other.files),
+        before={number: token for token, number in donor.vocabulary.ids.items()},
+        after={token: row for row, token in enumerate(output.tokens) if token is not None},
+    )
+
+
+def _remap(
+    position: int, views: Sequence[View], tables: Sequence[Table], tie: TiePolicy | None
+) -> View:
+    """A source with its tensors in the output's rows; those that stay as they are stay stored."""
+    view, table = views[position], tables[position]
+    own = {name: view.tensors[name] for name in vocabulary_tensors(view)}
+    if is_identity(table, position, num_rows(view)):
+        return view
+    if tie and view.label in tie.stand_ins:
+        # Its embedding stands in for its head, and the heads of others for rows that it lacks.
+        own[tie.head] = view.tensors[tie.embedding]
+    columns = used_columns(table) or [position]
+    runs = encode(table, {column: part for part, column in enumerate(columns)})
+    tensors = dict(view.tensors)
+    for name, whole in own.items():
+        parts = tuple(_part(name, views[column], view, whole, tie) for column in columns)
+        tensors[name] = Remapped(
+            source=whole.source,
+            name=name,
+            dtype=_joint_dtype(name, parts, view),
+            shape=(len(table), *whole.shape[1:]),
+            reads=stored(parts),
+            parts=parts,
+            table=runs,
+        )
+    return View(label=view.label, config=view.config, tensors=tensors)
+
+
+def _part(name: str, view: View, for_view: View, whole: Input, tie: TiePolicy | None) -> Input:
+    """The tensor of a source that supplies rows: a tied head is its embedding."""
+    found = view.tensors.get(name)
+    if found is None and tie and name == tie.head:
+        found = view.tensors.get(tie.embedding)
+    row = whole.shape[1:]
+    if found is None or found.shape[1:] != row:
+        what = f"has no {name}" if found is None else f"has rows of shape {list(found.shape[1:])}"
+        raise PlanError(
+            f"{for_view.label}: rows of {name}, of shape {list(row)}, come from {view.label} where "
+            f"it lacks a token, and {view.label} {what}; sources must be of one architecture",
+            source=view.label,
+            tensor=name,
+        )
+    return found
+
+
+def _joint_dtype(name: str, parts: Sequence[Input], view: View) -> DType:
+    dtypes = {part.dtype for part in parts}
+    if not all(dtype.mergeable for dtype in dtypes):
+        shown = ", ".join(sorted(dtypes))
+        raise PlanError(
+            f"{view.label}: {name} holds {shown} values, whose rows cannot be put in another "
+            "order; a vocabulary policy needs floating-point embeddings",
+            source=view.label,
+            tensor=name,
+        )
+    return promote(dtypes)

@@ -1,0 +1,138 @@
+"""Vocabularies beside mergekit 0.1.5, compared by token: the ids it adds change from run to run."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tokenizers import Tokenizer
+
+from tests.conftest import Place, read_tensors
+from tests.e2e.test_peer import mergekit
+from tests.e2e.test_vocabularies import EMBEDDING, HEAD, ORDER, TOKENIZERS, write_models
+from tests.vocabularies import by_token
+
+pytestmark = pytest.mark.peer
+TOLERANCE = 1e-6
+__all__ = ["mergekit"]  # the fixture
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
+    made = Place(tmp_path_factory.mktemp("peer"))
+    write_models(made)
+    return made
+
+
+def run_peer(mergekit: Path, recipe: Path, out: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [mergekit, recipe, out, "--quiet"],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""},
+    )
+
+
+def rows_by_token(out: Path) -> tuple[Tokenizer, dict[str, Any], dict[str, torch.Tensor]]:
+    made = Tokenizer.from_file(str(out / "tokenizer.json"))
+    config = json.loads((out / "config.json").read_text())
+    return made, config, read_tensors(out)
+
+
+TOKENS = {
+    "<x>": {"source": "{b}", "force": True},
+    "<q>": {"source": {"kind": "zero"}},
+    "<r>": {"source": {"kind": "model_token", "model": "{a}", "token": "ab"}},
+    "<s>": {"source": {"kind": "model_token", "model": "{b}", "token_id": 3}},
+}
+CASES: dict[str, tuple[str, Mapping[str, Any]]] = {
+    "union": ("linear", {"tokenizer_source": "union"}),
+    "base": ("linear", {"tokenizer_source": "base"}),
+    "a model": ("linear", {"tokenizer_source": "{b}"}),
+    "task vectors": ("task_arithmetic", {"tokenizer_source": "union"}),
+    "slerp": ("slerp", {"tokenizer_source": "union"}),
+    "ties": ("ties", {"tokenizer_source": "union"}),
+    "tokens": ("linear", {"tokenizer": {"source": "union", "tokens": TOKENS}}),
+    "tokens of a model": ("linear", {"tokenizer": {"source": "{b}", "tokens": TOKENS}}),
+    "padded": ("linear", {"tokenizer": {"source": "union", "pad_to_multiple_of": 8}}),
+}
+KNOBS: dict[str, dict[str, Any]] = {
+    "linear": {"weight": 1.0},
+    "task_arithmetic": {"weight": 0.6, "lambda": 0.8},
+    "slerp": {"t": 0.3},
+    "ties": {"weight": 0.6, "density": 1.0},
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_mergekit_gives_every_token_the_same_row(
+    place: Place, mergekit: Path, tmp_path: Path, case: str
+) -> None:
+    method, top = CASES[case]
+    # mergekit knows a model by its path alone.
+    text = json.dumps(top).replace("{a}", str(place / "a")).replace("{b}", str(place / "b"))
+    listed = {"linear": ORDER, "slerp": ORDER[:2]}.get(method, ORDER[1:])
+    recipe = place.recipe(
+        method, listed, base="base", dtype="float32", parameters=KNOBS[method], **json.loads(text)
+    )
+    Place(tmp_path).merged(recipe, "ours")
+    done = run_peer(mergekit, recipe, tmp_path / "theirs")
+    assert done.returncode == 0, done.stderr[-3000:]
+
+    ours, our_config, our_tensors = rows_by_token(tmp_path / "ours")
+    theirs, their_config, their_tensors = rows_by_token(tmp_path / "theirs")
+    assert set(ours.get_vocab()) == set(theirs.get_vocab())
+    assert our_config["vocab_size"] == their_config["vocab_size"]
+    for name in (EMBEDDING, HEAD):
+        assert our_tensors[name].shape == their_tensors[name].shape
+        expected = by_token(their_tensors[name], theirs)
+        for token, row in by_token(our_tensors[name], ours).items():
+            torch.testing.assert_close(row, expected[token], rtol=0, atol=TOLERANCE, msg=token)
+    used = len(ours.get_vocab())
+    torch.testing.assert_close(
+        our_tensors[EMBEDDING][used:], their_tensors[EMBEDDING][used:], rtol=0, atol=TOLERANCE
+    )
+
+
+def test_mergekit_cuts_padding_rows_which_are_kept_here(mergekit: Path, tmp_path: Path) -> None:
+    """It cuts the matrix to the tokenizer; kernels like padded sizes, and users asked why."""
+    place = Place(tmp_path)
+    models = write_models(place, padding=5)
+    recipe = place.recipe(
+        "linear", ORDER, base="base", parameters=KNOBS["linear"], tokenizer_source="base"
+    )
+    ours = place.merged(recipe, "ours")
+    assert run_peer(mergekit, recipe, tmp_path / "theirs").returncode == 0
+
+    tokens = len(TOKENIZERS["base"].get_vocab())
+    assert read_tensors(tmp_path / "theirs")[EMBEDDING].shape[0] == tokens
+    assert ours[EMBEDDING].shape == models["base"][EMBEDDING].shape
+
+
+def test_mergekit_loses_the_generation_config(place: Place, mergekit: Path, tmp_path: Path) -> None:
+    recipe = place.recipe(
+        "linear", ORDER, base="base", parameters=KNOBS["linear"], tokenizer_source="base"
+    )
+    Place(tmp_path).merged(recipe, "ours")
+    assert run_peer(mergekit, recipe, tmp_path / "theirs").returncode == 0
+    assert (tmp_path / "ours" / "generation_config.json").exists()
+    assert not (tmp_path / "theirs" / "generation_config.json").exists()
+
+
+def test_mergekit_cannot_add_a_token_to_the_bases_tokenizer(
+    place: Place, mergekit: Path, tmp_path: Path
+) -> None:
+    tokenizer = {"source": "base", "tokens": {"<q>": {"source": {"kind": "zero"}}}}
+    recipe = place.recipe(
+        "linear", ORDER, base="base", parameters=KNOBS["linear"], tokenizer=tokenizer
+    )
+    assert "KeyError" in run_peer(mergekit, recipe, tmp_path / "theirs").stderr
+    merged = Place(tmp_path).merged(recipe, "ours")
+    assert not merged[EMBEDDING][-1].any()
