@@ -19,7 +19,7 @@ from typing import Literal
 
 from raymerge.errors import PlanError
 from raymerge.kernels.constants import BLOCK, HIGH_BINS, LANES, LOW_BINS, STRIPES
-from raymerge.plan.graph import CopyStep, DeltaStep, TensorNode
+from raymerge.plan.graph import CopyStep, DeltaStep, Derived, TensorNode
 from raymerge.units import format_bytes
 
 PROCESS_BYTES = 256 * 2**20
@@ -60,7 +60,9 @@ class Budget:
     def holds(self, node: TensorNode) -> bool:
         """Whether a tensor that is swept more than once stays in memory between its passes."""
         held = node.held_bytes + working_bytes(node, self.tile_elements)
-        wanted = self.hold or node.held_bytes <= CACHED_BYTES
+        # What was worked out as it was read costs more to work out again than to keep.
+        derived = any(isinstance(one, Derived) for one in node.inputs)
+        wanted = self.hold or derived or node.held_bytes <= CACHED_BYTES
         return wanted and len(node.step.passes) > 1 and held <= self.thread_bytes
 
 
