@@ -74,8 +74,7 @@ def parse_lora(config: Mapping[str, Any], *, source: str) -> Lora:
     if kind != "LORA":
         raise _refusal(source, f"is of peft_type {kind!r}; only LORA adapters can be added")
     for key, value in config.items():
-        used = bool(value) and (key != "megatron_core" or bool(config.get("megatron_config")))
-        if used and key not in _READ | _OF_TRAINING:
+        if value and key not in _READ | _OF_TRAINING:
             raise _refusal(source, f"sets {key}, which raymerge does not implement")
     start = config.get("init_lora_weights")
     if start not in _PLAIN_STARTS:

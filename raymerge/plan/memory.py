@@ -22,7 +22,7 @@ from raymerge.kernels.constants import BLOCK, HIGH_BINS, LANES, LOW_BINS, STRIPE
 from raymerge.kernels.groups import Group
 from raymerge.kernels.rows import rank_bytes, rows_of, whole_rows
 from raymerge.methods.rules import KeepBand
-from raymerge.plan.graph import CopyStep, DeltaStep, SpanStep, TensorNode
+from raymerge.plan.graph import CopyStep, DeltaStep, Derived, SpanStep, TensorNode
 from raymerge.units import format_bytes
 
 PROCESS_BYTES = 256 * 2**20
@@ -63,7 +63,9 @@ class Budget:
     def holds(self, node: TensorNode) -> bool:
         """Whether a tensor that is swept more than once stays in memory between its passes."""
         held = node.held_bytes + working_bytes(node, self.tile_elements)
-        wanted = self.hold or node.held_bytes <= CACHED_BYTES
+        # What was worked out as it was read costs more to work out again than to keep.
+        derived = any(isinstance(one, Derived) for one in node.inputs)
+        wanted = self.hold or derived or node.held_bytes <= CACHED_BYTES
         return wanted and len(node.step.passes) > 1 and held <= self.thread_bytes
 
 

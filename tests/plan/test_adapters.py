@@ -354,3 +354,12 @@ def test_an_adapter_alone_needs_a_model(
     with pytest.raises(PlanError) as caught:
         plan(merge, catalogs)
     assert str(caught.value) == message
+
+
+def test_what_is_worked_out_stays_in_memory_between_passes() -> None:
+    large = {UP: (DType.BF16, (2048, 4096)), DOWN: (DType.BF16, (2048, 4096))}
+    shapes = {f"{UP_MODULE}.lora_A.weight": (4, 4096), f"{UP_MODULE}.lora_B.weight": (2048, 4)}
+    merge = recipe("ties", "org/code", base="org/base", parameters={"density": 0.5})
+    made = plan(merge, [catalog("base", large), adapter("code", shapes)], hold=False)
+    held = {node.slot.name: made.memory.budget.holds(node) for node in made.nodes}
+    assert held == {UP: True, DOWN: False}
