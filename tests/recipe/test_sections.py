@@ -107,7 +107,8 @@ def test_a_slices_own_base_wins() -> None:
 
 def test_slices_with_bases_of_their_own_need_none_at_the_top() -> None:
     sources = [take("base", 0, 2), take("a", 0, 2)]
-    slices = [{"sources": sources, "base_model": {"model": "base", "label": "original"}}]
+    base = {"model": "base", "label": "original"}
+    slices: list[dict[str, Any]] = [{"sources": sources, "base_model": base}]
     recipe = read("task_arithmetic", slices, parameters={"weight": 1})
     assert recipe.base is None
     assert recipe.donor.label == "original"
