@@ -6,7 +6,8 @@ Complete, without times or machine names, and in this order of keys:
     sources   label, location, revision, donor, tensor_bytes, files: name, bytes, tag; of an adapter
               also adapter: source (whose it is), ranks, scalings, adapted, replaced
     steps     index, kind (copy, span, delta), method, reason (of a copy), knobs, coefficients (of a
-              span, null where the run decides them), passes, surveyed, tensors (how many)
+              span, null where the run decides them), group (of a span: what has coefficients of
+              its own), passes, surveyed, tensors (how many)
     tensors   name, dtype, shape, step (its index), inputs, shard, start, stop
     inputs    source (its index), tensor (only where it has another name there), file, start, stop,
               dtype; of one worked out from stored tensors, instead of file, start and stop: derived
@@ -124,6 +125,7 @@ def _step(index: int, step: Step, count: int) -> Document:
     if isinstance(step, SpanStep):
         known = step.coefficients
         document["coefficients"] = None if known is None else list(known)
+        document["group"] = step.group.value
     return document | {
         "passes": list(step.passes),
         "surveyed": isinstance(step, DeltaStep) and step.surveyed,

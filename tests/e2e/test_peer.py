@@ -91,6 +91,17 @@ ATTENTION_AND_MLP = [
     {"filter": "mlp", "value": [1, 0.5, 0.7, 0.3, 0]},
     {"value": 0.5},
 ]
+BY_MLP = [{"filter": "mlp", "value": True}, {"filter": "norm", "value": True}, {"value": False}]
+ROWS_AND_COLUMNS = {
+    "nuslerp_flatten": [
+        {"filter": "self_attn", "value": False},
+        {"filter": "mlp", "value": False},
+        {"filter": "norm", "value": False},
+        {"value": True},
+    ],
+    "nuslerp_row_wise": BY_MLP,
+}
+"""Arcs of rows in attention, of columns in the MLPs, of the whole in embedding and head."""
 EXACT: dict[str, tuple[str, Mapping[str, Mapping[str, Any]] | list[str], dict[str, Any]]] = {
     "linear": ("linear", {"base": {"weight": 0.2}, "a": {"weight": [0.3, 1.5]}, "b": {"weight": 2}},
                {}),
@@ -105,40 +116,19 @@ EXACT: dict[str, tuple[str, Mapping[str, Mapping[str, Any]] | list[str], dict[st
         {"a": {"scale": [{"filter": "mlp", "value": 0.5}, {"value": 1}]}},
         {},
     ),
-    "nuslerp": ("nuslerp", {"a": {"weight": ATTENTION_AND_MLP}, "b": {"weight": 0.6}}, {}),
+    "nuslerp": (
+        "nuslerp",
+        {"a": {"weight": ATTENTION_AND_MLP}, "b": {"weight": 0.6}},
+        {"parameters": ROWS_AND_COLUMNS},
+    ),
     "nuslerp of task vectors": (
         "nuslerp",
-        {"a": {"weight": ATTENTION_AND_MLP}, "b": {"weight": -0.2}},
-        {"base": "base"},
-    ),
-    "nuslerp, weights that cancel": (
-        "nuslerp",
-        {"a": {"weight": 1.5}, "b": {"weight": -1.5}},
-        {"base": "base"},
-    ),
-    "nuslerp of rows": (
-        "nuslerp",
-        {"a": {"weight": 0.3}, "b": {"weight": 0.5}},
-        {"parameters": {"nuslerp_flatten": False}},
-    ),
-    "nuslerp of rows of task vectors": (
-        "nuslerp",
-        {"a": {"weight": 0.3}, "b": {"weight": 0.5}},
-        {"base": "base", "parameters": {"nuslerp_flatten": False}},
-    ),
-    "nuslerp of columns": (
-        "nuslerp",
-        {"a": {"weight": 0.3}, "b": {"weight": 0.5}},
-        {"parameters": {"nuslerp_flatten": False, "nuslerp_row_wise": True}},
-    ),
-    "nuslerp of columns of task vectors": (
-        "nuslerp",
-        {"a": {"weight": 0.3}, "b": {"weight": 0.5}},
-        {"base": "base", "parameters": {"nuslerp_flatten": False, "nuslerp_row_wise": True}},
+        {"a": {"weight": [{"filter": "norm", "value": 0.2}, {"value": 0.3}]}, "b": {"weight": -0.2}},
+        {"base": "base", "parameters": ROWS_AND_COLUMNS},
     ),
     "multislerp": (
         "multislerp",
-        {"a": {"weight": 0.3}, "b": {"weight": 0.5}, "base": {"weight": -0.1}},
+        {"a": {"weight": 0.3}, "b": {"weight": 0.5}, "far": {"weight": -0.1}},
         {},
     ),
     "multislerp of task vectors": (
@@ -147,18 +137,16 @@ EXACT: dict[str, tuple[str, Mapping[str, Mapping[str, Any]] | list[str], dict[st
         {"base": "base", "parameters": {"normalize_weights": False, "eps": 0.001}},
     ),
     "multislerp of one": ("multislerp", {"a": {"weight": 0.3}}, {"base": "base"}),
-    "karcher": ("karcher", ["a", "b", "base"], {}),
+    "karcher": ("karcher", ["a", "b", "far"], {}),
     "karcher with the base as one more source": (
         "karcher",
         ["a", "b"],
         {"base": "base", "parameters": {"max_iter": 3, "tol": 1e-4}},
     ),
-    "karcher of far directions": ("karcher", ["a", "b", "far"], {}),
-    "model_stock": ("model_stock", ["a", "b"], {"base": "base"}),
-    "model_stock of rows": (
+    "model_stock": (
         "model_stock",
         ["a", "b"],
-        {"base": "base", "parameters": {"filter_wise": True}},
+        {"base": "base", "parameters": {"filter_wise": BY_MLP}},
     ),
     "model_stock of three": ("model_stock", ["a", "b", "far"], {"base": "base"}),
 }  # fmt: skip

@@ -31,6 +31,10 @@ CASES: dict[str, tuple[str, dict[str, object]]] = {
     "ties, trim: model": ("ties", {"trim": "model"}),
     "ties, float16": ("ties", {"dtype": "float16"}),
     "dare_ties, seed 5": ("dare_ties", {"seed": 5}),
+    "nuslerp, columns": (
+        "nuslerp",
+        {"parameters": {"weight": 0.6, "nuslerp_flatten": False, "nuslerp_row_wise": True}},
+    ),
 }
 EACH_CASE = pytest.mark.parametrize("case", CASES)
 
@@ -80,11 +84,12 @@ def test_bytes_are_those_of_the_golden_file(place: Place) -> None:
 
 @pytest.fixture(scope="module")
 def sources(tmp_path_factory: pytest.TempPathFactory) -> Place:
-    """Sources with a tensor of more than three reduction blocks, which any tiling cuts."""
+    """Sources with more than three reduction blocks and with rows, which tiles cut anywhere."""
     place = Place(tmp_path_factory.mktemp("sources"))
     base = tiny_llama_tensors(0)
     generator = torch.Generator().manual_seed(9)
     base["large.weight"] = torch.randn(3 * 2**20 + 777, generator=generator).to(torch.bfloat16)
+    base["rows.weight"] = torch.randn((40, 1031), generator=generator).to(torch.bfloat16)
     for name, tensors in (("base", base), ("a", fine_tune(base, 1)), ("b", fine_tune(base, 2))):
         place.model(name, tensors)
     return place

@@ -11,6 +11,7 @@ import torch
 
 from raymerge.checkpoint.dtypes import DType
 from raymerge.kernels.cpu import CpuKernels
+from raymerge.kernels.groups import Group, Groups
 from raymerge.kernels.philox import draw_key
 from raymerge.kernels.tile import Kernels, Selectors
 from raymerge.kernels.torch_kernels import TorchKernels
@@ -22,6 +23,7 @@ from tests.strategies import (
     Stored,
     delta_figures,
     find_gram,
+    find_grams,
     find_norms,
     find_thresholds,
     fine_tunes,
@@ -30,6 +32,7 @@ from tests.strategies import (
     keep_largest,
     merge,
     run_delta,
+    run_group_span,
     run_span,
     stored,
 )
@@ -167,6 +170,9 @@ def test_the_first_input_that_is_not_finite_is_reported(value: float) -> None:
         pytest.param("linear", {"weight": [1, 2, 3, 4]}, id="linear"),
         pytest.param("task_arithmetic", {"weight": [0.3, -0.2, 0.9]}, id="task_arithmetic"),
         pytest.param("ties", {"weight": 1, "density": 0.2, "rescale": "l1"}, id="ties"),
+        pytest.param("karcher", {}, id="karcher"),
+        pytest.param("model_stock", {}, id="model_stock"),
+        pytest.param("multislerp", {"weight": 1}, id="multislerp"),
         pytest.param("dare_linear", {"weight": 1, "density": 0.1}, id="dare_linear"),
         pytest.param("dare_ties", {"weight": 1, "density": 0.1, "rescale": "l1"}, id="dare_ties"),
     ],
@@ -176,6 +182,22 @@ def test_whole_methods(name: str, knobs: dict[str, Any]) -> None:
     expected = merge(name, given, kernels=CPU, dtype=DType.BF16, **knobs)
 
     assert merge(name, given, kernels=cuda(), dtype=DType.BF16, step=TILE, **knobs) == expected
+
+
+@pytest.mark.parametrize("kind", [Group.ROW, Group.COLUMN], ids=str)
+@pytest.mark.parametrize("shape", [(3, 2**20 + 259), (1029, 3057), (49161, 64)], ids=str)
+@pytest.mark.parametrize("relative", [False, True])
+def test_rows_and_columns(kind: Group, shape: tuple[int, int], *, relative: bool) -> None:
+    given = fine_tunes(2, shape[0] * shape[1], dtypes=MERGEABLE)
+    groups = Groups.of(kind, shape)
+    expected = find_grams(CPU, given, groups, relative=relative)
+
+    found = find_grams(cuda(), given, groups, relative=relative, step=TILE)
+    assert np.array_equal(found, expected)
+    figures = np.random.default_rng(0).normal(size=(3 - relative, groups.count))
+    of_cpu = run_group_span(groups, CPU, given, figures, relative=relative, dtype=DType.BF16)
+    of_cuda = run_group_span(groups, cuda(), given, figures, relative=relative, dtype=DType.BF16)
+    assert of_cuda == of_cpu
 
 
 def test_slerp() -> None:

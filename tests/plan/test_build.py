@@ -16,6 +16,7 @@ from raymerge.checkpoint.catalog import Catalog
 from raymerge.checkpoint.dtypes import DType
 from raymerge.checkpoint.folder import Pin
 from raymerge.errors import PlanError, RecipeError
+from raymerge.kernels.groups import Group
 from raymerge.plan.build import SURVEY_SWEEPS, Plan, PlanOptions, build
 from raymerge.plan.graph import DeltaStep, SpanStep, TensorNode
 from raymerge.plan.steps import COPY, NOT_FLOATING
@@ -59,6 +60,11 @@ def of_dtype(dtype: DType, *names: str) -> Tensors:
         (recipe("ties", "a", "b", base="base"), ["base", "a", "b"]),
         (recipe("task_arithmetic", "b", "a", base="base"), ["base", "b", "a"]),
         (recipe("slerp", "a", base="base", parameters={"t": 0.5}), ["base", "a"]),
+        (recipe("nuslerp", "a", "b"), ["a", "b"]),
+        (recipe("nuslerp", "a", "b", base="base"), ["base", "a", "b"]),
+        (recipe("multislerp", "b", "a", base="base"), ["base", "b", "a"]),
+        (recipe("karcher", "a", "b", base="base"), ["a", "b", "base"]),
+        (recipe("model_stock", "a", "b", base="base"), ["base", "a", "b"]),
     ],
 )
 def test_the_base_is_read_first_by_methods_that_are_relative_to_it(
@@ -161,6 +167,41 @@ def test_what_a_method_refuses_is_a_plan_error_that_names_recipe_and_tensor() ->
 
     with pytest.raises(PlanError, match=rf"r.yaml: linear on {EMBEDDING}: the weights are all 0"):
         plan(merge)
+
+
+@pytest.mark.parametrize("base", [None, "base"])
+def test_a_base_makes_some_methods_relative(base: str | None) -> None:
+    for method in ("nuslerp", "multislerp"):
+        step = node(plan(recipe(method, "a", "b", base=base)), UP).step
+        assert isinstance(step, SpanStep)
+        assert step.relative == (base is not None)
+
+
+def test_what_is_wrong_with_the_knobs_of_a_method_with_angles_is_said_while_planning() -> None:
+    merge = recipe("multislerp", "a", "b", parameters={"weight": 0.0})
+
+    with pytest.raises(PlanError, match=rf"multislerp on {EMBEDDING}: the weights are all 0"):
+        plan(merge)
+
+
+@pytest.mark.parametrize(
+    ("method", "knobs", "kind"),
+    [
+        ("nuslerp", {}, Group.TENSOR),
+        ("nuslerp", {"nuslerp_row_wise": True}, Group.TENSOR),
+        ("nuslerp", {"nuslerp_flatten": False}, Group.ROW),
+        ("nuslerp", {"nuslerp_flatten": False, "nuslerp_row_wise": True}, Group.COLUMN),
+        ("model_stock", {}, Group.TENSOR),
+        ("model_stock", {"filter_wise": True}, Group.ROW),
+    ],
+)
+def test_knobs_choose_what_an_angle_is_taken_over(
+    method: str, knobs: dict[str, Any], kind: Group
+) -> None:
+    made = plan(recipe(method, "a", "b", base="base", parameters=knobs))
+
+    assert node(made, UP).groups.kind is kind
+    assert node(made, NORM).groups.kind is Group.TENSOR
 
 
 def test_a_required_knob_that_covers_no_tensor_is_the_recipes_mistake() -> None:

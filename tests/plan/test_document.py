@@ -118,6 +118,12 @@ def test_coefficients_of_a_span_are_there_unless_the_run_decides_them() -> None:
     assert [step["coefficients"] for step in rotated] == [None]
 
 
+def test_a_span_says_what_its_angles_are_taken_over() -> None:
+    merge = recipe("nuslerp", "a", "b", parameters={"nuslerp_flatten": False})
+
+    assert [step["group"] for step in as_json(plan(merge))["steps"]] == ["row"]
+
+
 def test_a_read_under_another_name_says_so() -> None:
     catalogs = [
         catalog("a", config={"tie_word_embeddings": False}),

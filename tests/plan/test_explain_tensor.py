@@ -72,6 +72,19 @@ def test_a_graph_names_the_passes_in_their_order(
     assert [word for line in lines if (word := line[6:].split()[0]) in known] == passes
 
 
+@pytest.mark.parametrize(
+    ("row_wise", "groups"), [(False, "64 rows of 16"), (True, "16 columns of 64")]
+)
+def test_passes_by_row_or_column_say_of_how_many(*, row_wise: bool, groups: str) -> None:
+    knobs = {"nuslerp_flatten": False, "nuslerp_row_wise": row_wise}
+    made = plan(recipe("nuslerp", "a", "b", parameters=knobs))
+
+    text = explain_tensor(made, UP)
+    assert f"gram       inner products within each of {groups}, which give its coeff" in text
+    assert f"span       sum of the inputs times the coefficients of each of {groups}, cast" in text
+    assert "gram       inner products, which give the coefficients" in explain_tensor(made, NORM)
+
+
 def test_coefficients_known_while_planning_stand_beside_their_source() -> None:
     models = ["a", {"model": "b", "parameters": {"weight": 3}}]
     made = plan(recipe("linear", "a", "b", models=models))

@@ -13,6 +13,7 @@ from raymerge.checkpoint.dtypes import DType
 from raymerge.checkpoint.header import TensorEntry
 from raymerge.checkpoint.layout import Slot
 from raymerge.errors import PlanError
+from raymerge.kernels.groups import Group
 from raymerge.methods import methods
 from raymerge.plan.graph import CopyStep, DeltaStep, Read, SpanStep, Step, TensorNode
 from raymerge.plan.memory import (
@@ -181,6 +182,19 @@ def test_a_tensor_swept_once_is_never_held() -> None:
     memory = projected(node("span", elements=MIB), node("copy", elements=MIB))
 
     assert (memory.held_tensors, memory.reread_tensors, memory.reread_bytes) == (0, 0, 0)
+
+
+@pytest.mark.parametrize(("kind", "count"), [(Group.ROW, 2**20), (Group.COLUMN, 64)])
+def test_the_sums_and_coefficients_of_all_groups_are_counted(kind: Group, count: int) -> None:
+    shape = (2**20, 64)
+    whole = node("gram", 3, 2**26)
+    slot = replace(whole.slot, shape=shape)
+    assert isinstance(whole.step, SpanStep)
+    grouped = replace(whole, slot=slot, step=replace(whole.step, group=kind))
+
+    more = working_bytes(grouped, LARGEST_TILE) - working_bytes(whole, LARGEST_TILE)
+    assert more >= count * (6 * 8 + 3 * 4), "three vectors have six products"
+    assert device_bytes(grouped, DEVICE_TILE) > device_bytes(whole, DEVICE_TILE)
 
 
 @pytest.mark.parametrize("dtype", [DType.U8, DType.F4, DType.I64])

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from raymerge.errors import RecipeError
+from raymerge.methods.registry import Over
 from raymerge.recipe import Recipe, loads
 
 if TYPE_CHECKING:
@@ -175,6 +176,22 @@ def test_linear_counts_an_unlisted_base_last_and_a_listed_one_where_it_stands() 
     assert listed.donor.label == "base"
 
 
+def test_nuslerp_leaves_a_base_out_of_the_sources_and_does_without_one() -> None:
+    rest = "parameters: {weight: 1}"
+    for models in ("[a, b]", "[a, base, b]"):
+        recipe = loads(f"merge_method: nuslerp\nbase_model: base\nmodels: {models}\n{rest}")
+        assert [source.label for source in recipe.sources] == ["a", "b"]
+        assert recipe.over is Over.DELTAS
+    recipe = loads(f"merge_method: nuslerp\nmodels: [a, b]\n{rest}")
+    assert recipe.base is None
+    assert recipe.over is Over.SOURCES
+
+
+def test_karcher_counts_an_unlisted_base_which_needs_no_knob() -> None:
+    recipe = loads("merge_method: karcher\nbase_model: base\nmodels: [a, b]")
+    assert [source.label for source in recipe.sources] == ["a", "b", "base"]
+
+
 def test_without_a_base_the_first_model_is_the_donor() -> None:
     recipe = linear("a", "b")
     assert recipe.base is None
@@ -327,6 +344,18 @@ def test_one_model_at_two_revisions_is_two_sources() -> None:
                 "models: passthrough takes exactly 1 model, found 2 (base_model, not listed, is "
                 "one more)"
             ),
+        ),
+        (
+            {"merge_method": "nuslerp", "models": ["a", "b", "c"]},
+            "models: nuslerp takes exactly 2 models, found 3",
+        ),
+        (
+            {"merge_method": "nuslerp", "base_model": "b", "models": ["a", "b"]},
+            "models: nuslerp takes exactly 2 models besides the base, found 1",
+        ),
+        (
+            {"merge_method": "model_stock", "base_model": "b", "models": ["a"]},
+            "models: model_stock takes at least 2 models besides the base, found 1",
         ),
         ({"merge_method": "linear"}, "models: missing; list the models to merge"),
         ({"merge_method": "linear", "models": []}, "models: missing; list the models to merge"),
