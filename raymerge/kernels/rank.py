@@ -18,6 +18,8 @@ from raymerge.kernels.jit import kernel, part
 from raymerge.kernels.philox import philox_words
 from raymerge.kernels.rows import MAX_BUCKETS, MAX_COLUMNS
 
+PER_BUCKET = 2
+"""Entries of a bucket on average, at least."""
 FEW = 32
 """Rows of no more entries are ordered by insertion alone."""
 MAX_MOVES = 8
@@ -25,40 +27,43 @@ MAX_MOVES = 8
 
 
 @part
-def bucket_of(key: Any, smallest: Any, shift: Any) -> Any:
-    """The bucket of a magnitude's bits: 0 for zero, then by distance from the smallest other."""
-    distance = np.uint32(key - np.uint32(1)) - smallest
-    return np.int64(distance >> shift) + 1 if key != 0 else np.int64(0)
+def bucket_of(key: Any, below: Any, shift: Any) -> Any:
+    """The bucket of a magnitude's bits: 0 for zero, then by distance from the smallest other.
+
+    `below` is one less than the smallest other. No branch: which entries are zero is as good as
+    random, and a wrong guess costs more than the rest.
+    """
+    distance = np.uint64(max(key, below) - below)
+    return (distance + (np.uint64(1) << shift) - np.uint64(1)) >> shift
 
 
 @part
 def spread(keys: Any, length: int, pairs: Any, buckets: Any) -> None:
     """Write magnitude and index of every entry to `pairs`, in the order of their buckets."""
-    smallest, largest = np.uint32(0xFFFFFFFF), np.uint32(0)
+    below, largest = np.uint32(0xFFFFFFFF), np.uint32(0)
     for k in range(length):
         # Zero becomes the largest of all words: a bucket of its own keeps the others narrow.
-        smallest = min(smallest, np.uint32(keys[k] - np.uint32(1)))
+        below = min(below, np.uint32(keys[k] - np.uint32(1)))
         largest = max(largest, keys[k])
-    if largest == 0:
-        smallest = np.uint32(0)
+    below = min(below, largest)
     number = 256
-    while number < MAX_BUCKETS and number <= length // 2:
+    while number < MAX_BUCKETS and number <= length // PER_BUCKET:
         number *= 2
-    shift = np.uint32(0)
-    while bucket_of(largest, smallest, shift) > number:
-        shift += np.uint32(1)
+    shift = np.uint64(0)
+    while bucket_of(largest, below, shift) > np.uint64(number):
+        shift += np.uint64(1)
     buckets[: number + 1] = 0
     for k in range(length):
-        buckets[bucket_of(keys[k], smallest, shift)] += 1
-    before = 0
+        buckets[bucket_of(keys[k], below, shift)] += np.uint32(1)
+    before = np.uint32(0)
     for bucket in range(number + 1):
         counted = buckets[bucket]
         buckets[bucket] = before
         before += counted
     for k in range(length):
-        bucket = bucket_of(keys[k], smallest, shift)
-        pairs[buckets[bucket]] = np.uint64(keys[k]) << np.uint64(32) | np.uint64(k)
-        buckets[bucket] += 1
+        place = bucket_of(keys[k], below, shift)
+        pairs[buckets[place]] = np.uint64(keys[k]) << np.uint64(32) | np.uint64(k)
+        buckets[place] += np.uint32(1)
 
 
 @part
@@ -92,8 +97,8 @@ def sort_digits(keys: Any, length: int, pairs: Any, spare: Any, buckets: Any) ->
         shift = np.uint64(32 + 8 * digit)
         buckets[:256] = 0
         for k in range(length):
-            buckets[np.int64((source[k] >> shift) & np.uint64(0xFF))] += 1
-        before = 0
+            buckets[np.int64((source[k] >> shift) & np.uint64(0xFF))] += np.uint32(1)
+        before = np.uint32(0)
         for bucket in range(256):
             counted = buckets[bucket]
             buckets[bucket] = before
@@ -101,7 +106,7 @@ def sort_digits(keys: Any, length: int, pairs: Any, spare: Any, buckets: Any) ->
         for k in range(length):
             place = np.int64((source[k] >> shift) & np.uint64(0xFF))
             target[buckets[place]] = source[k]
-            buckets[place] += 1
+            buckets[place] += np.uint32(1)
         source, target = target, source
 
 
@@ -147,6 +152,19 @@ def gather_keys(
                 keys[row, read] = bits[row] & np.uint32(0x7FFFFFFF)
 
 
+@part
+def draw(
+    pairs: Any, length: int, limits: Any, factors: Any, words: Any, start: int, stride: int
+) -> None:
+    """Put the bits of its factor, or 0, in place of the word of each entry of a sorted row."""
+    bits = factors.view(np.uint32)
+    for rank in range(length):
+        at = start + np.int64(pairs[rank] & np.uint64(0xFFFFFFFF)) * stride
+        # All bits where it stays, none where it does not: a branch here would be a coin's.
+        stays = np.uint64(0) - np.uint64(np.uint64(words[at]) < limits[rank])
+        words[at] = bits[rank] & np.uint32(stays)
+
+
 @kernel(
     "void(int64[::1], int64[::1], int64, int64, int64, int64, uint64[:, ::1], uint64[:, ::1],"
     " float32[:, ::1], float32[:, ::1])"
@@ -182,13 +200,12 @@ def rank_tile(
     base = np.empty(max(length, columns), np.float32)
     delta = np.empty(max(length, columns), np.float32)
     pairs, spare = np.empty(length, np.uint64), np.empty(length, np.uint64)
-    buckets = np.empty(MAX_BUCKETS + 1, np.int64)
+    buckets = np.empty(MAX_BUCKETS + 1, np.uint32)
     for i in range(selectors.shape[0]):
         if selectors[i, MODE] != KEEP_RANKED:
             continue
-        chosen = out[i]
         # The words lie where the factors will: each is read once, before its factor is written.
-        words = chosen.view(np.uint32)
+        words = out[i].view(np.uint32)
         philox_words(selectors[i, KEY], first, (count + 3) // 4 * 4, words)
         for group in range(0, count, length * stride):
             for column in range(0, stride, columns):
@@ -197,8 +214,4 @@ def rank_tile(
                 gather_keys(addresses, codes, i + 1, start, stride, rows, base, delta)
                 for row in range(rows.shape[0]):
                     order_row(rows[row], length, pairs, spare, buckets)
-                    for rank in range(length):
-                        index = np.int64(pairs[rank] & np.uint64(0xFFFFFFFF))
-                        at = start + row + index * stride
-                        stays = np.uint64(words[at]) < limits[i, rank]
-                        chosen[at] = factors[i, rank] if stays else np.float32(0.0)
+                    draw(pairs, length, limits[i], factors[i], words, start + row, stride)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from raymerge.checkpoint.dtypes import DType
 from raymerge.methods import methods
+from tests.band_oracles import oracle_breadcrumbs, oracle_della
 from tests.checkpoints import fine_tune, llama_config, tiny_llama_tensors
 from tests.conftest import METHOD_KNOBS, WITHOUT_BASE, Place, raw
 from tests.oracles import (
@@ -49,7 +50,7 @@ def widened(tensor: Tensor) -> Floats:
     return from_dtype(raw(tensor), DTYPES[tensor.dtype])
 
 
-def expected(
+def expected(  # noqa: PLR0911 - one for each oracle
     method: str, name: str, tensors: Sequence[Tensor], knobs: Mapping[str, Any], *, seed: int = 0
 ) -> Floats:
     """What the oracle makes of one tensor: base, a, b, in float32 before the cast.
@@ -59,8 +60,7 @@ def expected(
     base, *sources = map(widened, tensors)
     filled = {"lambda": 1.0, "density": 1.0, "rescale": False, **knobs}
     weight, density = (
-        value if isinstance(value, Sequence) else [value] * len(sources)
-        for value in (filled.get("weight", 1.0), filled["density"])
+        _each(value, sources) for value in (filled.get("weight", 1.0), filled["density"])
     )
     match method:
         case "linear":
@@ -100,6 +100,34 @@ def expected(
                 labels=LABELS,
                 tensor=name,
             )
+        case "breadcrumbs" | "breadcrumbs_ties":
+            return oracle_breadcrumbs(
+                base,
+                sources,
+                weight=weight,
+                density=density,
+                gamma=_each(filled.get("gamma", 0.01), sources),
+                elect=method == "breadcrumbs_ties",
+                rescale=bool(filled["rescale"]),
+                normalize=filled.get("normalize", False),
+                lambda_=filled["lambda"],
+            )
+        case "della" | "della_linear":
+            return oracle_della(
+                base,
+                sources,
+                shape=tensors[0].shape,
+                weight=weight,
+                density=density,
+                epsilon=_each(filled.get("epsilon", 0.15), sources),
+                elect=method == "della",
+                rescale=filled["rescale"] if "rescale" in knobs else True,
+                normalize=filled.get("normalize", method == "della"),
+                lambda_=filled["lambda"],
+                seed=seed,
+                labels=LABELS,
+                tensor=name,
+            )
     return expected_by_angles(method, tensors, {**knobs, "weight": weight})
 
 
@@ -123,6 +151,10 @@ def expected_by_angles(method: str, tensors: Sequence[Tensor], knobs: Mapping[st
             grouping = "row" if knobs.get("filter_wise") else "tensor"
             return oracle_model_stock(base, sources, shape=shape, grouping=grouping)
     raise AssertionError(f"no oracle for {method}")
+
+
+def _each(value: Any, sources: Sequence[Floats]) -> Sequence[Any]:
+    return value if isinstance(value, Sequence) else [value] * len(sources)
 
 
 def promoted(tensors: Sequence[Tensor]) -> torch.dtype:
@@ -272,6 +304,10 @@ OTHER_KNOBS: list[tuple[str, dict[str, Any]]] = [
     ("dare_linear", {"weight": 1.0, "density": 0.5, "rescale": False, "lambda": 0.5}),
     ("dare_ties", {"weight": [1.0, 0.5], "density": [0.3, 1.0], "normalize": True}),
     ("dare_ties", {"weight": 1.0, "density": 0.5}),
+    ("breadcrumbs", {"weight": [0.3, -1.0], "density": [0.5, 0.95], "gamma": [0.2, 0.1]}),
+    ("breadcrumbs_ties", {"weight": 1.0, "density": 0.9, "normalize": True, "lambda": 0.5}),
+    ("della", {"weight": [0.3, 1.0], "density": [0.3, 1.0], "epsilon": [0.2, 0.3]}),
+    ("della_linear", {"weight": 1.0, "density": 0.5, "rescale": False, "normalize": True}),
 ]
 
 
@@ -290,7 +326,7 @@ def test_knobs_mean_what_the_oracle_says(place: Place, method: str, knobs: dict[
     assert_merged(place.merged(recipe), method, models, knobs)
 
 
-@pytest.mark.parametrize("method", ["dare_linear", "dare_ties"])
+@pytest.mark.parametrize("method", ["dare_linear", "dare_ties", "della", "della_linear"])
 def test_the_seed_of_the_command_line_replaces_the_recipe_s(place: Place, method: str) -> None:
     models = three(place, [torch.bfloat16])
     recipe = place.any_recipe(method, seed=3)

@@ -3,7 +3,8 @@
     |a - b| <= 1e-6 * max(1, |x|)    for every entry, x the largest magnitude among the sources'
 
 The two part by design in few places, which are counted here and not hidden: entries exactly at a
-trim threshold (mergekit keeps whichever an unstable sort puts first), and DARE's draws.
+trim threshold (mergekit keeps whichever an unstable sort puts first), and the draws of DARE and
+DELLA.
 """
 
 from __future__ import annotations
@@ -165,16 +166,24 @@ def test_mergekit_gives_the_same_with_gradients_and_filters(
     assert differing(ours, theirs, models) == {}
 
 
-def test_mergekit_gives_the_same_ties_but_for_entries_at_the_threshold(
-    sources: tuple[Place, list[Model]], mergekit: Path, tmp_path: Path
+TRIMMED: dict[str, dict[str, Any]] = {
+    "ties": {"normalize": True},
+    "breadcrumbs": {"gamma": [0.001, 0.2]},
+    "breadcrumbs_ties": {"gamma": 0.05, "normalize": True},
+}
+
+
+@pytest.mark.parametrize("method", TRIMMED)
+def test_mergekit_trims_the_same_but_for_entries_at_a_threshold(
+    sources: tuple[Place, list[Model]], mergekit: Path, tmp_path: Path, method: str
 ) -> None:
     place, models = sources
     own = {
         "a": {"weight": 0.7, "density": [0.2, 0.5, 0.9]},
         "b": {"weight": [{"filter": "mlp", "value": [0.1, 1]}, {"value": 0.5}], "density": 0.4},
     }
-    knobs = {"normalize": True, "lambda": 0.9}
-    recipe = place.recipe("ties", own, base="base", dtype="float32", parameters=knobs)
+    knobs = {"lambda": 0.9, **TRIMMED[method]}
+    recipe = place.recipe(method, own, base="base", dtype="float32", parameters=knobs)
     ours, theirs = both(sources, mergekit, tmp_path, recipe)
 
     counts = differing(ours, theirs, models)
@@ -187,19 +196,24 @@ def test_mergekit_gives_the_same_ties_but_for_entries_at_the_threshold(
 
 
 def at_thresholds(place: Place, recipe: Path, models: list[Model]) -> dict[str, int]:
-    """Entries whose magnitude equals that of the last one kept, where others do too."""
+    """Entries whose magnitude equals that of the last one kept or dropped, where others do too."""
     plan = place.run("plan", recipe, "--json").json
     found = {}
     for tensor in plan["tensors"]:
-        densities = plan["steps"][tensor["step"]]["knobs"]["density"]
+        knobs = plan["steps"][tensor["step"]]["knobs"]
+        densities = knobs["density"]
+        gammas = knobs.get("gamma", [0.0] * len(densities))
         base, *tuned = (model[tensor["name"]] for model in models)
         number = 0
-        for density, source in zip(densities, tuned, strict=True):
+        for density, gamma, source in zip(densities, gammas, tuned, strict=False):
             magnitude = (source - base).abs().view(-1)
-            kept = max(1, int(density * magnitude.numel()))
-            last = magnitude.sort(descending=True).values[kept - 1]
-            ties = int((magnitude == last).sum())
-            number += ties if ties > 1 else 0
+            largest = magnitude.sort(descending=True).values
+            target = max(1, int(density * magnitude.numel()))
+            bottom = max(0, magnitude.numel() - target - int(gamma * magnitude.numel()))
+            last = magnitude.numel() - bottom
+            for rank in {last - target, last} - {0}:
+                ties = int((magnitude == largest[rank - 1]).sum())
+                number += ties if ties > 1 else 0
         found[tensor["name"]] = number
     return found
 
@@ -223,6 +237,73 @@ def test_mergekit_draws_other_entries_of_the_same_number(
         assert abs(share - 0.3) < 0.01
         assert abs(kept.norm().item() / deltas.norm().item() - 0.3**-0.5) < 0.15
     assert re.fullmatch(r"0\.1\.5", mergekit_version(mergekit)), "compared with another mergekit"
+
+
+@pytest.mark.parametrize(("gamma", "density"), [(0.01, 1.0), (0.01, 0.9), (0.2, 0.9), (0.0, 0.5)])
+def test_mergekit_keeps_the_same_band(
+    sources: tuple[Place, list[Model]], mergekit: Path, tmp_path: Path, gamma: float, density: float
+) -> None:
+    """Density 1 keeps outliers too; norms of 32 have no whole outlier; 0.9 leaves 0.1 to drop."""
+    place, models = sources
+    own = {"a": {"weight": 1.0, "density": density, "gamma": gamma}}
+    recipe = place.recipe("breadcrumbs", own, base="base", dtype="float32")
+    ours, theirs = both(sources, mergekit, tmp_path, recipe)
+
+    counts = differing(ours, theirs, models)
+    tied = at_thresholds(place, recipe, models)
+    assert all(counts[name] <= tied[name] for name in counts), counts
+    assert sum(tied.values()) <= 0.002 * sum(tensor.numel() for tensor in ours.values())
+
+
+@pytest.mark.parametrize("method", ["della", "della_linear"])
+def test_mergekit_draws_by_rank_as_often(
+    sources: tuple[Place, list[Model]], mergekit: Path, tmp_path: Path, method: str
+) -> None:
+    """DELLA is compared by how many of the smaller and the larger half of each row stay, and by
+    what becomes of the L1 norm, which mergekit's rescaling leaves as it was.
+    """
+    place, (base, tuned, _) = sources
+    own = {"a": {"weight": 1.0, "density": 0.4, "epsilon": 0.2}}
+    recipe = place.recipe(
+        method, own, base="base", dtype="float32", parameters={"rescale": True}, name="their.yaml"
+    )
+    _, theirs = both(sources, mergekit, tmp_path, recipe)
+    matched = place.recipe(
+        method, own, base="base", dtype="float32", parameters={"rescale": "l1"}, name="our.yaml"
+    )
+    ours = Place(tmp_path).merged(matched, "l1")
+
+    names = [name for name in base if base[name].dim() == 2]
+    deltas = {name: tuned[name] - base[name] for name in names}
+    for merged in (ours, theirs):
+        shares: list[list[float]] = [[], []]
+        for name in names:
+            kept = merged[name] - base[name]
+            assert kept.abs().sum() == pytest.approx(deltas[name].abs().sum().item(), rel=1e-3)
+            ranks = deltas[name].abs().argsort(1).argsort(1)
+            for half in (0, 1):
+                inside = ranks // (ranks.shape[1] // 2) == half
+                shares[half] += (kept[inside] != 0).tolist()
+        # From 0.2 to 0.6 along a row: 0.3 on average in the smaller half, 0.5 in the larger.
+        for share, expected in zip(shares, (0.3, 0.5), strict=True):
+            assert abs(sum(share) / len(share) - expected) < 0.02
+
+
+def test_mergekit_too_refuses_probabilities_beyond_1(
+    sources: tuple[Place, list[Model]], mergekit: Path, tmp_path: Path
+) -> None:
+    place, _ = sources
+    own = {"a": {"weight": 1.0, "density": 0.9}}
+    recipe = place.recipe("della", own, base="base", dtype="float32")
+    done = Place(tmp_path).merge(recipe)
+    assert done.rc == 2
+    assert "density 0.9 and epsilon 0.15 of source 1" in done.err
+
+    theirs = subprocess.run(
+        [mergekit, recipe, tmp_path / "theirs", "--no-copy-tokenizer", "--quiet"],
+        capture_output=True, text=True, check=False, env={**os.environ, "HF_HUB_OFFLINE": "1"},
+    )  # fmt: skip
+    assert theirs.returncode != 0
 
 
 def mergekit_version(mergekit: Path) -> str:

@@ -59,6 +59,9 @@ def test_every_tensor_of_a_model_has_a_graph_with_its_address() -> None:
         ("dare_ties", "base", KNOBS, ["delta"]),
         ("ties", "base", {**KNOBS, "rescale": "l1"}, ["histogram", "norms", "delta"]),
         ("ties", "base", {**KNOBS, "trim": "model"}, ["survey", "delta"]),
+        ("breadcrumbs", "base", KNOBS, ["histogram", "delta"]),
+        ("della", "base", KNOBS, ["delta"]),
+        ("della", "base", {**KNOBS, "rescale": "l1"}, ["norms", "delta"]),
     ],
 )
 def test_a_graph_names_the_passes_in_their_order(
@@ -83,6 +86,15 @@ def test_passes_by_row_or_column_say_of_how_many(*, row_wise: bool, groups: str)
     assert f"gram       inner products within each of {groups}, which give its coeff" in text
     assert f"span       sum of the inputs times the coefficients of each of {groups}, cast" in text
     assert "gram       inner products, which give the coefficients" in explain_tensor(made, NORM)
+
+
+def test_rows_that_are_ranked_whole_are_named_with_their_tiles() -> None:
+    made = plan(recipe("della", "a", "b", base="base", parameters=KNOBS))
+    lines = explain_tensor(made, UP).splitlines()
+    assert "|  `- ranked in whole rows of 16 entries, tiles of 1,024 elements" in lines
+
+    whole = plan(recipe("della", "a", "b", base="base", parameters={"weight": 1}))
+    assert "ranked" not in explain_tensor(whole, UP)
 
 
 def test_coefficients_known_while_planning_stand_beside_their_source() -> None:

@@ -13,6 +13,7 @@ from raymerge.checkpoint.dtypes import DType
 from raymerge.checkpoint.header import TensorEntry
 from raymerge.checkpoint.layout import Slot
 from raymerge.errors import PlanError
+from raymerge.kernels.constants import LOW_BINS
 from raymerge.kernels.groups import Group
 from raymerge.methods import methods
 from raymerge.plan.graph import CopyStep, DeltaStep, Read, SpanStep, Step, TensorNode
@@ -26,6 +27,7 @@ from raymerge.plan.memory import (
     Memory,
     device_bytes,
     project,
+    tile_of,
     working_bytes,
 )
 from raymerge.plan.steps import COPY
@@ -50,8 +52,16 @@ def step_of(kind: str, inputs: int) -> Step:
         "surveyed": {"density": (0.5,) * sources, "trim": "model"},
         "rescaled": {"density": (0.5,) * sources, "rescale": "l1"},
         "untrimmed": {},
+        "band": {"density": (0.5,) * sources, "gamma": (0.1,) * sources},
+        "ranked": {"density": (0.5,) * sources, "epsilon": (0.1,) * sources},
+        "ranked by norms": {
+            "density": (0.5,) * sources,
+            "epsilon": (0.1,) * sources,
+            "rescale": "l1",
+        },
     }
-    return delta("ties", sources, **knobs[kind])
+    method = "breadcrumbs" if kind == "band" else "della" if "ranked" in kind else "ties"
+    return delta(method, sources, **knobs[kind])
 
 
 def node(
@@ -62,10 +72,12 @@ def node(
     dtype: DType = DType.BF16,
     out: DType = DType.BF16,
     name: str = "t",
+    row: int | None = None,
 ) -> TensorNode:
-    entry = TensorEntry(name, dtype, (elements,), "f", 0, dtype.num_bytes((elements,)))
+    shape = (elements,) if row is None else (elements // row, row)
+    entry = TensorEntry(name, dtype, shape, "f", 0, dtype.num_bytes(shape))
     return TensorNode(
-        slot=Slot(name, out, (elements,), 0, out.num_bytes((elements,))),
+        slot=Slot(name, out, shape, 0, out.num_bytes(shape)),
         step=step_of(kind, inputs),
         inputs=tuple(Read(i, entry) for i in range(inputs)),
     )
@@ -89,7 +101,12 @@ def projected(
     )
 
 
-kinds = st.sampled_from(["copy", "span", "gram", "ties", "surveyed", "rescaled", "untrimmed"])
+kinds = st.sampled_from(
+    [
+        *("copy", "span", "gram", "ties", "surveyed", "rescaled", "untrimmed"),
+        *("band", "ranked", "ranked by norms"),
+    ]
+)
 floating = st.sampled_from([DType.BF16, DType.F16, DType.F32])
 nodes = st.builds(
     node,
@@ -98,6 +115,7 @@ nodes = st.builds(
     st.integers(0, 100) | st.integers(0, 2**32),
     dtype=floating,
     out=floating,
+    row=st.none() | st.integers(1, 10**5),
 )
 
 
@@ -220,6 +238,48 @@ def test_a_device_budget_is_not_exceeded_since_its_tiles_follow_from_it() -> Non
 def test_a_device_that_cannot_hold_the_smallest_tile_is_refused_with_its_flag() -> None:
     with pytest.raises(PlanError, match="Raise --device-memory"):
         projected(node("ties", 9, 2**30), device="cuda", device_budget_bytes=MIB)
+
+
+def test_a_band_has_counters_for_both_its_ends() -> None:
+    ends = [working_bytes(node(kind, 4), LARGEST_TILE) for kind in ("ties", "band")]
+
+    assert ends[1] - ends[0] == 3 * 8 * LOW_BINS
+
+
+@pytest.mark.parametrize(
+    ("row", "tile"),
+    [
+        pytest.param(4096, LARGEST_TILE, id="whole rows already"),
+        pytest.param(3 * 256, LARGEST_TILE // 768 * 768, id="fewer, to end where a row does"),
+        pytest.param(5 * 2**17, 5 * 2**17, id="a row longer than a tile"),
+        pytest.param(2049, 2049 * 256, id="rows that end between lanes"),
+        pytest.param(None, 2**30, id="a vector is one row"),
+    ],
+)
+def test_a_tile_holds_whole_rows_where_entries_are_ranked(row: int | None, tile: int) -> None:
+    wide = node("ranked", elements=2**30 // (row or 1) * (row or 1), row=row)
+
+    assert tile_of(wide, LARGEST_TILE) == tile
+    assert tile_of(replace(wide, step=COPY), LARGEST_TILE) == LARGEST_TILE
+    # Inputs and output, and a factor for each entry of two sources.
+    assert working_bytes(wide, LARGEST_TILE) > tile * (4 * 2 + 2 * 4)
+    assert device_bytes(wide, LARGEST_TILE) > tile * 100
+
+
+def test_a_row_that_does_not_fit_is_refused_with_its_length() -> None:
+    with pytest.raises(PlanError, match="rows of 1000000000 are ranked whole") as caught:
+        projected(node("ranked", elements=10**9, name="bias"), budget_bytes=GIB)
+
+    assert "bias needs " in caught.value.message
+    assert "tiles of 1000000000 elements" in caught.value.message
+    assert "Raise --memory" in caught.value.message
+
+
+def test_densities_that_draw_nothing_rank_nothing() -> None:
+    whole = delta("della", 2, density=(1.0, 0.0), epsilon=(0.15, 0.15))
+    vector = replace(node(elements=2**30), step=whole)
+
+    assert tile_of(vector, LARGEST_TILE) == LARGEST_TILE
 
 
 def test_empty_and_scalar_tensors_have_a_projection() -> None:

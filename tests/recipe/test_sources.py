@@ -181,10 +181,10 @@ def test_nuslerp_leaves_a_base_out_of_the_sources_and_does_without_one() -> None
     for models in ("[a, b]", "[a, base, b]"):
         recipe = loads(f"merge_method: nuslerp\nbase_model: base\nmodels: {models}\n{rest}")
         assert [source.label for source in recipe.sources] == ["a", "b"]
-        assert recipe.over is Over.DELTAS
+        assert recipe.over(recipe.sections[0]) is Over.DELTAS
     recipe = loads(f"merge_method: nuslerp\nmodels: [a, b]\n{rest}")
     assert recipe.base is None
-    assert recipe.over is Over.SOURCES
+    assert recipe.over(recipe.sections[0]) is Over.SOURCES
 
 
 def test_karcher_counts_an_unlisted_base_which_needs_no_knob() -> None:
