@@ -107,6 +107,11 @@ def _vocabulary_lines(vocabulary: PlannedVocabulary) -> list[str]:
     if vocabulary.new:
         shown = [f"{token.content!r} {number}" for token, number in vocabulary.new]
         lines.append(f"added {len(shown):,}: {_listed(shown)}")
+    if vocabulary.spelt:
+        lines.append(
+            f"{vocabulary.spelt:,} of them are ordinary tokens elsewhere: without their merges "
+            "they are found in a text only as they are spelt"
+        )
     if vocabulary.removed:
         names = list(map(repr, vocabulary.removed))
         lines.append(f"left out for want of a row {len(names):,}: {_listed(names)}")

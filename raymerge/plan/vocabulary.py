@@ -50,6 +50,8 @@ class PlannedVocabulary:
     rows: int
     new: tuple[tuple[AddedToken, int], ...]
     """Tokens that the donor's tokenizer.json lacks, with their ids."""
+    spelt: int
+    """How many of those are ordinary tokens elsewhere, found in a text only as they are spelt."""
     removed: tuple[str, ...]
     """Added tokens of the donor's that have no row anywhere."""
     sources: tuple[SourceRows, ...]
@@ -145,6 +147,7 @@ def _settled(
         tokens=sum(token is not None for token in output.tokens),
         rows=len(output.tokens),
         new=output.new,
+        spelt=output.spelt,
         removed=output.removed,
         sources=tuple(
             SourceRows(

@@ -31,6 +31,9 @@ class OutputVocabulary:
     """By row; None is padding."""
     new: tuple[tuple[AddedToken, int], ...]
     """What the donor's tokenizer.json lacks, with ids, in their order."""
+    spelt: int
+    """How many of those are ordinary tokens elsewhere. Their merges do not come along: they are
+    found in a text where they stand as they are spelt."""
     removed: tuple[str, ...]
     """Added tokens of the donor that have no row in its embedding and are not in the output."""
     mean_padding: bool
@@ -74,6 +77,10 @@ def output_vocabulary(
     return OutputVocabulary(
         tokens=tuple(tokens),
         new=tuple(new),
+        spelt=sum(
+            any(token.content in one.ids and token.content not in one.added for one in vocabularies)
+            for token, _ in new
+        ),
         removed=tuple(token for token in removed if token not in kept),
         mean_padding=multiple is not None,
     )

@@ -149,16 +149,19 @@ def add_tokens(tokenizer: Tokenizer, tokens: list[AddedToken]) -> None:
 
 
 def declared(files: TokenizerFiles) -> list[tuple[AddedToken, int]]:
-    """Added tokens with their ids by tokenizer_config.json and added_tokens.json, by id."""
-    found: dict[str, tuple[AddedToken, int]] = {}
+    """Added tokens with their ids by tokenizer_config.json, else by added_tokens.json, by id."""
     decoder = _document(files, TOKENIZER_CONFIG).get("added_tokens_decoder")
-    for number, entry in (decoder if isinstance(decoder, dict) else {}).items():
-        if isinstance(entry, dict) and number.isdecimal() and "content" in entry:
-            found[entry["content"]] = _added(entry), int(number)
-    for content, number in _document(files, ADDED_TOKENS).items():
-        if isinstance(number, int):
-            found.setdefault(content, (AddedToken(content=content), number))
-    return sorted(found.values(), key=lambda pair: pair[1])
+    if isinstance(decoder, dict):
+        found = [
+            (_added(entry), int(number))
+            for number, entry in decoder.items()
+            if isinstance(entry, dict) and number.isdecimal() and "content" in entry
+        ]
+    else:
+        # The older place: loaders look there only if there is nothing in the newer one.
+        listed = _document(files, ADDED_TOKENS).items()
+        found = [(AddedToken(content=t), n) for t, n in listed if isinstance(n, int)]
+    return sorted(found, key=lambda pair: pair[1])
 
 
 def _document(files: TokenizerFiles, name: str) -> dict[str, Any]:

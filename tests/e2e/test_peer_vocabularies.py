@@ -13,10 +13,11 @@ import pytest
 import torch
 from tokenizers import Tokenizer
 
+from raymerge.storage.posix import PosixFolder
 from tests.conftest import Place, read_tensors
 from tests.e2e.test_peer import mergekit
 from tests.e2e.test_vocabularies import EMBEDDING, HEAD, ORDER, TOKENIZERS, write_models
-from tests.vocabularies import by_token
+from tests.vocabularies import by_token, write_tokenizer
 
 pytestmark = pytest.mark.peer
 TOLERANCE = 1e-6
@@ -114,6 +115,26 @@ def test_mergekit_cuts_padding_rows_which_are_kept_here(mergekit: Path, tmp_path
     tokens = len(TOKENIZERS["base"].get_vocab())
     assert read_tensors(tmp_path / "theirs")[EMBEDDING].shape[0] == tokens
     assert ours[EMBEDDING].shape == models["base"][EMBEDDING].shape
+
+
+def test_mergekit_takes_the_same_chat_template(mergekit: Path, tmp_path: Path) -> None:
+    from raymerge.tokenizer.files import read_tokenizer_files
+    from raymerge.tokenizer.template import template_of
+
+    place = Place(tmp_path)
+    write_models(place)
+    for name, text in zip(ORDER, ("{{ 'one' }}", "{{ 'two' }}", "{{ 'two' }}"), strict=True):
+        write_tokenizer(place / name, TOKENIZERS[name], chat_template=text)
+    recipe = place.recipe(
+        "linear", ORDER, base="base", parameters=KNOBS["linear"], tokenizer_source="base",
+        chat_template="auto",
+    )  # fmt: skip
+    place.merged(recipe, "ours")
+    assert run_peer(mergekit, recipe, tmp_path / "theirs").returncode == 0
+    for out in ("ours", "theirs"):
+        folder = PosixFolder(tmp_path / out)
+        files = read_tokenizer_files(folder, list(folder.sizes()), label=out)
+        assert template_of(files) == "{{ 'two' }}"
 
 
 def test_mergekit_loses_the_generation_config(place: Place, mergekit: Path, tmp_path: Path) -> None:

@@ -256,10 +256,30 @@ def test_the_plan_shows_the_vocabulary(merged_place: Place) -> None:
 
     assert "vocabulary     union, beginning with base: 15 tokens in 15 rows\n" in shown
     assert "added 4: '<x>' 11, '<y>' 12, 'gh' 13, '<z>' 14\n" in shown
+    assert "1 of them are ordinary tokens elsewhere: without their merges they are found" in shown
     assert "a: 13 tokens in 13 rows, lacks 2 of the output's\n" in shown
     assert "chat template  chatml\n" in shown
     graph = merged_place.run("plan", recipe, "--graph", HEAD).out
     assert "rows by token: 11 its own, 2 of another source, 2 averaged" in graph
+
+
+@pytest.mark.parametrize("knobs", [{}, {"scale": 0.5}], ids=["copied", "scaled"])
+def test_one_model_alone_can_be_padded(tmp_path: Path, knobs: dict[str, float]) -> None:
+    place = Place(tmp_path)
+    models = write_models(place)
+    recipe = place.recipe(
+        "passthrough",
+        ["a"],
+        parameters=knobs,
+        tokenizer={"source": "base", "pad_to_multiple_of": 8},
+    )
+    merged = place.merged(recipe)
+
+    for name in (EMBEDDING, HEAD):
+        expected = models["a"][name] * knobs.get("scale", 1.0)
+        mean = expected.double().mean(0).float().expand(3, -1)
+        torch.testing.assert_close(merged[name], torch.cat([expected, mean]), rtol=0, atol=1e-9)
+    assert place.run("verify", place / "out").rc == 0
 
 
 def test_a_token_without_a_row_is_left_out(tmp_path: Path) -> None:

@@ -62,6 +62,7 @@ def test_tokens_of_others_follow_by_their_ids_then_the_recipes() -> None:
         ("<q>", 12),
     ]
     assert [token.special for token, _ in made.new] == [False, True, False]
+    assert made.spelt == 1
 
 
 def test_padding_is_kept_used_up_and_rounded() -> None:
