@@ -29,6 +29,8 @@ Int64s = npt.NDArray[np.int64]
 
 LARGE_DELTA = 0.03
 """Magnitude above which an entry of a delta counts as large."""
+LARGE_BITS = np.float32(LARGE_DELTA).view(np.uint32)
+MAGNITUDE = np.uint32(0x7FFFFFFF)
 UNCHANGED, LARGE = 0, 1
 """Columns of `Comparison.entries`."""
 BOTH, OPPOSITE = 0, 1
@@ -50,8 +52,8 @@ class Comparison:
     pairs: Int64s
     """Per pair of vectors, row by row above the diagonal: entries where both are other than 0, and
     those of them where the signs differ."""
-    largest: npt.NDArray[np.float32]
-    """Largest magnitude per vector."""
+    lanes: npt.NDArray[np.uint32]
+    """Per vector and lane the bits of the largest magnitude."""
 
     @classmethod
     def new(cls, inputs: int, *, relative: bool) -> Comparison:
@@ -62,7 +64,7 @@ class Comparison:
             new_sums(num_pairs(vectors) + 1),
             np.zeros((vectors, 2), np.int64),
             np.zeros((num_pairs(vectors - 1), 2), np.int64),
-            np.zeros(vectors, np.float32),
+            np.zeros((vectors, LANES), np.uint32),
         )
 
     def add(self, tile: Tile) -> int:
@@ -77,15 +79,21 @@ class Comparison:
                 self.sums,
                 self.entries,
                 self.pairs,
-                self.largest,
+                self.lanes,
             )
         )
 
     def gram(self) -> tuple[npt.NDArray[np.float64], float]:
         """Inner products of the vectors and the base's square, once every tile is in."""
-        matrix = gram_matrix(self.sums[:-1], len(self.largest))
+        matrix = gram_matrix(self.sums[:-1], len(self.entries))
         close_block(self.sums[-1:])
         return matrix, float(self.sums[-1, LANES])
+
+    @property
+    def largest(self) -> npt.NDArray[np.float32]:
+        """Largest magnitude per vector."""
+        bits: npt.NDArray[np.uint32] = self.lanes.max(axis=1)
+        return bits.view(np.float32)
 
 
 def _address(buffer: npt.NDArray[np.uint8]) -> int:
@@ -99,37 +107,45 @@ def pairs_of(members: Sequence[int]) -> list[tuple[int, int]]:
 
 
 @part
-def count_entries(vector: Any, width: int, counts: Any, largest: Any, position: int) -> None:
-    """Count what is exactly 0 and what is large, and keep the largest magnitude."""
-    unchanged, large = np.int64(0), np.int64(0)
-    top = largest[position]
-    for k in range(width):
-        size = abs(vector[k])
-        unchanged += np.int64(size == np.float32(0.0))
-        large += np.int64(size > np.float32(LARGE_DELTA))
-        top = max(top, size)
-    counts[UNCHANGED] += unchanged
-    counts[LARGE] += large
-    largest[position] = top
+def count_entries(bits: Any, width: int, lanes: Any, counts: Any, largest: Any) -> None:
+    """Count what is exactly 0 and what is large, and keep the largest magnitude, by its bits.
+
+    Magnitudes order as their bits do, and integers of one width, kept in lanes, fill the registers.
+    """
+    lanes[:2] = 0
+    for start in range(0, width, LANES):
+        block = bits[start : start + LANES]
+        for lane in range(min(LANES, width - start)):
+            size = block[lane] & MAGNITUDE
+            lanes[UNCHANGED, lane] += np.uint32(size == 0)
+            lanes[LARGE, lane] += np.uint32(size > LARGE_BITS)
+            largest[lane] = max(largest[lane], size)
+    for lane in range(LANES):
+        counts[UNCHANGED] += np.int64(lanes[UNCHANGED, lane])
+        counts[LARGE] += np.int64(lanes[LARGE, lane])
 
 
 @part
-def count_signs(one: Any, other: Any, width: int, counts: Any) -> None:
-    """Count where both are other than 0, and where they have opposite signs then, by their bits."""
-    magnitude, sign = np.uint32(0x7FFFFFFF), np.uint32(31)
-    both, opposite = np.int64(0), np.int64(0)
-    for k in range(width):
-        moved = np.uint32((one[k] & magnitude) != 0) & np.uint32((other[k] & magnitude) != 0)
-        both += np.int64(moved)
-        # Signs, not the product: that of two small deltas is 0.
-        opposite += np.int64(moved & ((one[k] ^ other[k]) >> sign))
-    counts[BOTH] += both
-    counts[OPPOSITE] += opposite
+def count_signs(one: Any, other: Any, width: int, lanes: Any, counts: Any) -> None:
+    """Count where both are other than 0, and where they have opposite signs then, by their bits.
+
+    Signs, not the product: that of two small deltas is 0.
+    """
+    lanes[:2] = 0
+    for start in range(0, width, LANES):
+        a, b = one[start : start + LANES], other[start : start + LANES]
+        for lane in range(min(LANES, width - start)):
+            moved = np.uint32((a[lane] & MAGNITUDE) != 0) & np.uint32((b[lane] & MAGNITUDE) != 0)
+            lanes[BOTH, lane] += moved
+            lanes[OPPOSITE, lane] += moved & ((a[lane] ^ b[lane]) >> np.uint32(31))
+    for lane in range(LANES):
+        counts[BOTH] += np.int64(lanes[BOTH, lane])
+        counts[OPPOSITE] += np.int64(lanes[OPPOSITE, lane])
 
 
 @kernel(
     "int64(int64[::1], int64[::1], boolean, int64, int64, float64[:, ::1], int64[:, ::1],"
-    " int64[:, ::1], float32[::1])"
+    " int64[:, ::1], uint32[:, ::1])"
 )
 def compare_tile(
     addresses: Any,
@@ -153,7 +169,7 @@ def compare_tile(
         sums: See `Comparison.sums`.
         entries: See `Comparison.entries`.
         pairs: See `Comparison.pairs`; left alone unless `relative`.
-        largest: See `Comparison.largest`.
+        largest: See `Comparison.lanes`.
 
     Returns:
         The first input that holds a NaN or an Inf, or -1.
@@ -163,6 +179,7 @@ def compare_tile(
     vectors = inputs - skip
     values = np.empty((inputs, BLOCK), np.float32)
     bits = values.view(np.uint32)
+    lanes = np.empty((2, LANES), np.uint32)
     bad = inputs
     start = 0
     while start < count:
@@ -184,10 +201,10 @@ def compare_tile(
             add_products(sums, row, values[0], values[0], width)
         row = 0
         for i in range(vectors):
-            count_entries(values[i + skip], width, entries[i], largest, i)
+            count_entries(bits[i + skip], width, lanes, entries[i], largest[i])
             for j in range(i + 1, vectors):
                 if relative:
-                    count_signs(bits[i + skip], bits[j + skip], width, pairs[row])
+                    count_signs(bits[i + skip], bits[j + skip], width, lanes, pairs[row])
                 row += 1
         if width == room:
             close_block(sums)

@@ -18,7 +18,7 @@ from raymerge.checkpoint.pickles import PICKLED_INDEX
 from raymerge.checkpoint.quantised import quantisation
 from raymerge.checkpoint.strict_json import parse_config
 from raymerge.checkpoint.ties import find_tie, tied_by_config
-from raymerge.errors import PlanError
+from raymerge.errors import PlanError, SourceError
 from raymerge.runtime.side_files import set_dtype, why_left_out
 from raymerge.storage.posix import PosixFolder
 
@@ -75,6 +75,8 @@ def decide(folder: PosixFolder, *, label: str, dtype: str | None, shard_bytes: i
     """
     target = _target(dtype)
     catalog, pickled = _open(folder, label)
+    if not catalog.tensors:
+        raise SourceError(f"{label}: its files hold no tensor to convert", source=label)
     scheme = quantisation(catalog)
     if scheme and target:
         raise PlanError(

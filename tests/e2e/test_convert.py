@@ -335,6 +335,14 @@ def test_what_safetensors_cannot_hold_is_refused(place: Place, content: Any, wor
     assert words in done.err
 
 
+def test_a_checkpoint_without_tensors_is_refused(place: Place) -> None:
+    place.model("old", {})
+    done = place.run("convert", place / "old", place / "new")
+
+    assert done.rc == 3
+    assert "no tensor" in done.err
+
+
 def test_a_missing_shard_and_a_false_index_are_refused(place: Place) -> None:
     source = sharded(place / "old", tiny_llama_tensors(0))
     index = json.loads((source / "pytorch_model.bin.index.json").read_text())

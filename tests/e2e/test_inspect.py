@@ -69,6 +69,24 @@ def test_the_table_has_sources_layers_and_findings(place: Place) -> None:
     assert place.run("inspect", place / "a", "--base", place / "base").rc == 0
 
 
+def test_of_many_pairs_a_layer_shows_the_lowest_and_the_highest(place: Place) -> None:
+    place.llamas(3)
+    done = place.run("inspect", *(place / name for name in ("base", "a", "b", "c")))
+    (header,) = (line for line in done.out.splitlines() if line.startswith("by layer"))
+
+    assert header.split("  ")[-2:] == ["lowest cos", "highest cos"]
+    assert "a, c" in done.out
+
+
+def test_sources_of_one_name_are_told_apart(place: Place) -> None:
+    for parent in ("x", "y"):
+        Place(place / parent).path.mkdir()
+        Place(place / parent).llamas(1)
+    done = place.run("inspect", place / "x" / "a", place / "y" / "a", "--json").json
+
+    assert [source["label"] for source in done["sources"]] == ["x/a", "y/a"]
+
+
 def test_it_exits_as_every_command_does(place: Place) -> None:
     place.llamas()
     assert place.run("inspect").rc == 2

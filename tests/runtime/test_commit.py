@@ -287,3 +287,30 @@ def test_receipts_left_by_a_driver_that_died_tidying_up_go(tmp_path: Path) -> No
 
     assert finished_record(out, "d1") is not None
     assert not (out / ".raymerge").exists()
+
+
+# --- giving up -----------------------------------------------------------------------------------
+
+
+def test_an_abandoned_claim_leaves_nothing_of_its_own(tmp_path: Path) -> None:
+    with claimed(tmp_path / "out", "d1") as claim:
+        (claim.folder / "shard").write_text("half")
+        claim.abandon()
+    assert not (tmp_path / "out").exists()
+
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "notes.txt").write_text("mine")
+    with claimed(tmp_path / "out", "d1") as claim:
+        claim.abandon()
+    assert names(tmp_path / "out") == {"notes.txt"}
+
+
+def test_an_abandoned_claim_leaves_another_driver_s_alone(tmp_path: Path) -> None:
+    with (
+        claimed(tmp_path / "out", "d1") as lost,
+        claimed(tmp_path / "out", "d2", overwrite=True) as winner,
+    ):
+        (winner.folder / "shard").write_text("half")
+        lost.abandon()
+        winner.check()
+        assert (winner.folder / "shard").exists()
