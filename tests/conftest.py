@@ -31,16 +31,21 @@ settings.register_profile("ci", deadline=None, max_examples=300, derandomize=Tru
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 
 METHOD_KNOBS: dict[str, dict[str, Any]] = {
+    "arcee_fusion": {},
     "dare_linear": {"weight": 0.6, "density": 0.4},
     "dare_ties": {"weight": 0.6, "density": 0.4, "rescale": "l1"},
     "linear": {"weight": 0.6},
+    "nearswap": {"t": 0.03},
     "passthrough": {"scale": 0.9},
+    "ram": {"epsilon": 0.03},
+    "ramplus_tl": {"r": 0.5, "alpha": 0.8, "epsilon": 0.03},
+    "sce": {"select_topk": 0.4},
     "slerp": {"t": 0.3},
     "task_arithmetic": {"weight": 0.6, "lambda": 0.8},
     "ties": {"weight": 0.6, "density": 0.4, "rescale": "l1"},
 }
 """Knobs under which a method takes all its passes; `test_every_method_is_held_to_this` counts."""
-NUM_SOURCES = {"passthrough": 1, "slerp": 1}
+NUM_SOURCES = {"arcee_fusion": 1, "nearswap": 1, "passthrough": 1, "slerp": 1}
 """Of the methods that do not take any number."""
 WITHOUT_BASE = frozenset({"linear", "passthrough"})
 

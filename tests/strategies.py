@@ -292,6 +292,7 @@ def merge(
     seed: int = 0,
     labels: Sequence[str] | None = None,
     tensor: str = "weight",
+    shape: tuple[int, ...] | None = None,
     **knobs: Any,
 ) -> bytes:
     """The bytes a method makes of one tensor; the base comes first where the method has one.
@@ -306,6 +307,11 @@ def merge(
         keys = [draw_key(seed, label=label, tensor=tensor) for label in labels]
         figures = _delta_pass(kernels, inputs, rule, keys, step)
         result, reports = run_delta(kernels, inputs, figures, dtype=dtype, step=step)
+    elif method.family is Family.FREE:
+        from tests.sweeps import run_free
+
+        free = method.function(**given)
+        result, reports = run_free(kernels, inputs, free, shape=shape, dtype=dtype, step=step)
     else:
         if method.needs_gram:
             given["gram"] = find_gram(kernels, inputs, step=step)

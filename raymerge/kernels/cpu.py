@@ -10,7 +10,8 @@ import numpy.typing as npt
 from raymerge.checkpoint.dtypes import DType
 from raymerge.kernels import delta, reduce, select, span
 from raymerge.kernels.floats import CODES
-from raymerge.kernels.tile import Bytes, Counts, DeltaPass, Selectors, Sums, Tile
+from raymerge.kernels.free import FREE_KERNELS
+from raymerge.kernels.tile import Bytes, Counts, DeltaPass, Figure, Selectors, Sums, Tile
 
 Int64s = npt.NDArray[np.int64]
 
@@ -65,6 +66,17 @@ class CpuKernels:
                 CODES[dtype],
             )
         )
+
+    def reduce(self, name: str, tile: Tile, figures: Sequence[Figure]) -> int:
+        """See `Kernels.reduce`."""
+        return int(FREE_KERNELS[name](*_inputs(tile), tile.first, tile.count, *figures))
+
+    def apply(
+        self, name: str, tile: Tile, figures: Sequence[Figure], *, out: Bytes, dtype: DType
+    ) -> int:
+        """See `Kernels.apply`."""
+        target = _address(out), CODES[dtype]
+        return int(FREE_KERNELS[name](*_inputs(tile), tile.first, tile.count, *figures, *target))
 
 
 def _inputs(tile: Tile) -> tuple[Int64s, Int64s]:

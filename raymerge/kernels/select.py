@@ -13,12 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from raymerge.kernels.constants import BLOCK, HIGH_BINS, LOW_BINS, STRIPES
+from raymerge.kernels.constants import BLOCK, HIGH_BINS, STRIPES
 from raymerge.kernels.floats import widen
+from raymerge.kernels.histogram import add_high, add_low, fold_stripes
 from raymerge.kernels.jit import kernel
-
-STRIP = 128
-"""Entries that are scanned together for lower bits other than 0."""
 
 
 @kernel("int64(int64[::1], int64[::1], int64, int64[:, ::1])")
@@ -41,15 +39,9 @@ def count_high(addresses: Any, codes: Any, count: int, counts: Any) -> int:
                 bad = min(bad, i)
             for k in range(width):
                 values[k] -= base[k]
-            bits = values.view(np.uint32)
-            for k in range(width):
-                bins[k] = (bits[k] >> np.uint32(16)) & np.uint32(0x7FFF)
-            for k in range(width):
-                stripes[i - 1, bins[k], k % STRIPES] += np.uint32(1)
+            add_high(values, width, bins, stripes[i - 1])
     for i in range(stripes.shape[0]):
-        for b in range(HIGH_BINS):
-            for s in range(STRIPES):
-                counts[i, b] += stripes[i, b, s]
+        fold_stripes(stripes[i], counts[i])
     return bad if bad < addresses.shape[0] else -1
 
 
@@ -69,6 +61,7 @@ def count_low(addresses: Any, codes: Any, count: int, bins: Any, counts: Any) ->
     """
     base = np.empty(BLOCK, np.float32)
     values = np.empty(BLOCK, np.float32)
+    words = np.empty(BLOCK, np.uint32)
     bad = addresses.shape[0]
     for start in range(0, count, BLOCK):
         width = min(BLOCK, count - start)
@@ -81,22 +74,5 @@ def count_low(addresses: Any, codes: Any, count: int, bins: Any, counts: Any) ->
                 continue
             for k in range(width):
                 values[k] -= base[k]
-            bits = values.view(np.uint32)
-            lowest = np.uint32(bins[i - 1]) << np.uint32(16)
-            for begin in range(0, width, STRIP):
-                words = bits[begin : min(begin + STRIP, width)]
-                # bfloat16 deltas mostly have zeros below: those are counted without a branch.
-                above, hits, zeros = np.uint32(0), np.uint32(0), np.uint32(0)
-                for word in words:
-                    offset = (word & np.uint32(0x7FFFFFFF)) - lowest
-                    hits += np.uint32(offset < np.uint32(LOW_BINS))
-                    zeros += np.uint32(offset == np.uint32(0))
-                    above += np.uint32(np.int32(offset) >= np.int32(LOW_BINS))
-                counts[i - 1, LOW_BINS] += above
-                counts[i - 1, 0] += zeros
-                if hits != zeros:
-                    for word in words:
-                        offset = (word & np.uint32(0x7FFFFFFF)) - lowest
-                        if np.uint32(0) < offset < np.uint32(LOW_BINS):
-                            counts[i - 1, offset] += 1
+            add_low(values, width, bins[i - 1], words, counts[i - 1])
     return bad if bad < addresses.shape[0] else -1

@@ -28,7 +28,16 @@ from raymerge.kernels.delta import (
 )
 from raymerge.kernels.philox import MULTIPLIERS, ROUNDS, WEYL
 from raymerge.kernels.reduce import REDUCTION_BLOCK, close_block
-from raymerge.kernels.tile import ALL_FINITE, Bytes, Counts, DeltaPass, Selectors, Sums, Tile
+from raymerge.kernels.tile import (
+    ALL_FINITE,
+    Bytes,
+    Counts,
+    DeltaPass,
+    Figure,
+    Selectors,
+    Sums,
+    Tile,
+)
 
 MAGNITUDE = 0x7FFFFFFF
 NANS = {DType.F16: 0x7E00, DType.BF16: 0x7FC0, DType.F32: 0x7FC00000}
@@ -130,6 +139,23 @@ class TorchKernels:
         if figures.normalize:
             mix = mix / torch.where(divisor != 0, divisor, 1.0)
         return self._narrow(inputs, base + mix * float(figures.scale), out, dtype)
+
+    def reduce(self, name: str, tile: Tile, figures: Sequence[Figure]) -> int:
+        """See `Kernels.reduce`."""
+        from raymerge.kernels.torch_free import REDUCTIONS
+
+        inputs = self._widen(tile)
+        REDUCTIONS[name](inputs, tile.first, *figures)
+        return first_non_finite(inputs)
+
+    def apply(
+        self, name: str, tile: Tile, figures: Sequence[Figure], *, out: Bytes, dtype: DType
+    ) -> int:
+        """See `Kernels.apply`."""
+        from raymerge.kernels.torch_free import PASSES
+
+        inputs = self._widen(tile)
+        return self._narrow(inputs, PASSES[name](inputs, tile.first, *figures), out, dtype)
 
     def _widen(self, tile: Tile) -> list[Tensor]:
         return [

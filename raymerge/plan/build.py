@@ -20,6 +20,7 @@ from raymerge.methods.registry import Over
 from raymerge.plan.graph import (
     CopyStep,
     DeltaStep,
+    FreeStep,
     Input,
     PlannedSource,
     SpanStep,
@@ -305,6 +306,8 @@ def _canonical(step: Step) -> str:
         return "copy"
     if isinstance(step, DeltaStep):
         return repr(step.rule)
+    if isinstance(step, FreeStep):
+        return repr((step.method, step.rule))
     return repr((step.method, step.relative, step.coefficients, _sorted(step.knobs)))
 
 

@@ -4,8 +4,8 @@ Complete, without times or machine names, and in this order of keys:
 
     digest, method, recipe, seed, nan
     sources   label, location, revision, donor, tensor_bytes, files: name, bytes, tag
-    steps     index, kind (copy, span, delta), method, reason (of a copy), knobs, coefficients (of a
-              span, null where the run decides them), passes, surveyed, tensors (how many)
+    steps     index, kind (copy, span, delta, free), method, reason (of a copy), knobs, coefficients
+              (of a span, null where the run decides them), passes, surveyed, tensors (how many)
     tensors   name, dtype, shape, step (its index), inputs, shard, start, stop
     inputs    source (its index), tensor (only where it has another name there), file, start, stop,
               dtype; of one worked out from stored tensors, instead of file, start and stop: derived
@@ -34,6 +34,7 @@ from raymerge.plan.graph import (
     CopyStep,
     DeltaStep,
     Derived,
+    FreeStep,
     Input,
     PlannedSource,
     SpanStep,
@@ -97,7 +98,7 @@ def source_document(source: PlannedSource, *, donor: bool) -> Document:
 
 
 def _step(index: int, step: Step, count: int) -> Document:
-    kinds = {CopyStep: "copy", SpanStep: "span", DeltaStep: "delta"}
+    kinds = {CopyStep: "copy", SpanStep: "span", DeltaStep: "delta", FreeStep: "free"}
     document: Document = {"index": index, "kind": kinds[type(step)]}
     if isinstance(step, CopyStep):
         document |= {"method": None, "reason": step.reason, "knobs": {}}

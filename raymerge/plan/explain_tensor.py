@@ -10,7 +10,16 @@ from raymerge.errors import PlanError
 from raymerge.methods.registry import KnobValue
 from raymerge.plan.build import SURVEY_SWEEPS, Plan
 from raymerge.plan.explain import columns, format_value, step_title
-from raymerge.plan.graph import CopyStep, DeltaStep, Derived, Input, SpanStep, Step, TensorNode
+from raymerge.plan.graph import (
+    CopyStep,
+    DeltaStep,
+    Derived,
+    FreeStep,
+    Input,
+    SpanStep,
+    Step,
+    TensorNode,
+)
 from raymerge.recipe.wording import did_you_mean
 
 _PASSES = {
@@ -110,7 +119,8 @@ def _pass_lines(plan: Plan, node: TensorNode) -> list[str]:
     lines = []
     if isinstance(step, DeltaStep) and step.surveyed:
         lines.append(f"survey     the model's thresholds, {SURVEY_SWEEPS} sweeps before the merge")
-    lines.extend(f"{name:<9}  {_PASSES[name]}" for name in step.passes)
+    told = step.rule.passes if isinstance(step, FreeStep) else _PASSES
+    lines.extend(f"{name:<9}  {told[name]}" for name in step.passes)
     if shared := _shared_knobs(step):
         lines[-1] += f" ({shared})"
     if len(step.passes) > 1:

@@ -20,6 +20,7 @@ from raymerge.checkpoint.folder import Pin
 from raymerge.checkpoint.header import TensorEntry
 from raymerge.checkpoint.layout import Slot
 from raymerge.kernels.threshold import Threshold
+from raymerge.methods.free import FreeRule
 from raymerge.methods.rules import DeltaRule, KeepLargest, Rescale, Scope
 from raymerge.recipe import Knobs
 
@@ -188,7 +189,21 @@ class DeltaStep:
         return (*counted, *(("norms",) if self.normed else ()), "delta")
 
 
-Step = CopyStep | SpanStep | DeltaStep
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FreeStep:
+    """Reductions and a last pass of a method's own over input 0, the base, and the others."""
+
+    method: str
+    knobs: Knobs
+    rule: FreeRule
+
+    @property
+    def passes(self) -> tuple[str, ...]:
+        """What is done, one sweep over the tensor's bytes each."""
+        return tuple(self.rule.passes)
+
+
+Step = CopyStep | SpanStep | DeltaStep | FreeStep
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -19,7 +19,7 @@ from typing import Literal
 
 from raymerge.errors import PlanError
 from raymerge.kernels.constants import BLOCK, HIGH_BINS, LANES, LOW_BINS, STRIPES
-from raymerge.plan.graph import CopyStep, DeltaStep, TensorNode
+from raymerge.plan.graph import CopyStep, DeltaStep, FreeStep, TensorNode
 from raymerge.units import format_bytes
 
 PROCESS_BYTES = 256 * 2**20
@@ -44,6 +44,10 @@ CACHED_BYTES = 4 * 2**20
 SAMPLE_ELEMENTS = 2**18
 """Entries that name the bin of a threshold before all are counted. They place a density to within a
 fifth of a percent, and a bin is wider."""
+SELECTED_VALUES = 4
+"""Bins that the histogram of a free method counts inside at most."""
+SCRATCH_BYTES = 2**17
+"""What kernels of free methods have of float64 and spare float32 blocks."""
 DEVICE_TILE = 2**24
 """The tile to begin with on CUDA, where any tile costs many launches. Not measured yet."""
 
@@ -96,6 +100,11 @@ def working_bytes(node: TensorNode, tile_elements: int) -> int:
 def _counter_bytes(node: TensorNode) -> int:
     if isinstance(node.step, DeltaStep) and node.step.selects:
         return (len(node.inputs) - 1) * (8 * (HIGH_BINS + LOW_BINS) + 4 * HIGH_BINS * STRIPES)
+    if isinstance(node.step, FreeStep):
+        rule = node.step.rule
+        counters = SELECTED_VALUES * 8 * LOW_BINS + HIGH_BINS * (8 + 4 * STRIPES)
+        figures = rule.figure_bytes(node.slot.shape, len(node.inputs) - 1)
+        return figures + SCRATCH_BYTES + (counters if rule.selects else 0)
     return 0
 
 
@@ -105,7 +114,9 @@ def sample_bytes(node: TensorNode, budget: Budget) -> int:
     A small tensor is its own sample, which costs nothing if it is held.
     """
     elements = node.inputs[0].num_elements
-    selects = isinstance(node.step, DeltaStep) and node.step.selects and not node.step.surveyed
+    step = node.step
+    selects = isinstance(step, DeltaStep) and step.selects and not step.surveyed
+    selects = selects or (isinstance(step, FreeStep) and step.rule.selects)
     if not selects or (elements <= SAMPLE_ELEMENTS and budget.holds(node)):
         return 0
     sampled = min(elements, SAMPLE_ELEMENTS)
@@ -121,7 +132,9 @@ def device_bytes(node: TensorNode, tile_elements: int) -> int:
     # Raw and widened inputs, deltas, agreement masks; Gram products in float64; the tie rule's
     # and the generator's int64 temporaries.
     pairs = inputs * (inputs + 1) // 2 if "gram" in node.step.passes else 2 * inputs
-    return elements * (inputs * (8 + 4 + 4 + 1) + 8 * pairs + 10 * 8)
+    # A free method's exp and log: shares, terms and their float64 temporaries.
+    own = 12 * 8 if isinstance(node.step, FreeStep) else 0
+    return elements * (inputs * (8 + 4 + 4 + 1) + 8 * pairs + 10 * 8 + own)
 
 
 def project(

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from raymerge.checkpoint.dtypes import DType, promote
 from raymerge.errors import PlanError
 from raymerge.methods.registry import Family, Over
-from raymerge.plan.graph import CopyStep, DeltaStep, Input, SpanStep, Step
+from raymerge.plan.graph import CopyStep, DeltaStep, FreeStep, Input, SpanStep, Step
 from raymerge.recipe import Knobs, Recipe
 
 KEEP = CopyStep("keep")
@@ -45,6 +45,9 @@ class StepMaker:
             if method.family is Family.DELTA:
                 rule = method.function(**arguments(knobs))
                 return DeltaStep(method=method.name, knobs=knobs, rule=rule)
+            if method.family is Family.FREE:
+                rule = method.function(**arguments(knobs))
+                return FreeStep(method=method.name, knobs=knobs, rule=rule)
             coefficients = None
             if not method.needs_gram:
                 coefficients = tuple(method.function(**arguments(knobs)))

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Protocol
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
 
-from raymerge.kernels.constants import HIGH_BINS, LOW_COLUMNS
 from raymerge.kernels.delta import (
     BITS,
     KEEP_DRAWN,
@@ -22,10 +20,11 @@ from raymerge.kernels.delta import (
     TIED,
 )
 from raymerge.kernels.philox import draw_key, draw_limit
-from raymerge.kernels.threshold import NOTHING, Threshold, high_bin, kept_count, threshold
-from raymerge.kernels.tile import Counts, DeltaPass, Selectors, Tile
+from raymerge.kernels.threshold import NOTHING, Threshold, kept_count
+from raymerge.kernels.tile import DeltaPass, Selectors
 from raymerge.methods.rules import DeltaRule, KeepDrawn, KeepLargest, Rescale
 from raymerge.runtime.inputs import Inputs
+from raymerge.runtime.selection import Counting, select
 
 SMALLEST_DENSITY = 2.0**-32
 """The smallest probability a 32-bit word can be drawn with."""
@@ -33,54 +32,18 @@ SMALLEST_NORM = 1e-7
 """mergekit's limit: a smaller L1 norm is not scaled up to."""
 
 
-class Counting(Protocol):
-    """Adds a tile to `counts`, and raises for a NaN or an Inf in it."""
-
-    def count_high(self, tile: Tile, counts: Counts) -> None:
-        """Upper magnitude bits."""
-
-    def count_low(self, tile: Tile, bins: Sequence[int], counts: Counts) -> None:
-        """Lower bits inside each source's bin, and what lies above it."""
-
-
 def find_thresholds(
     keep: KeepLargest, inputs: Inputs, counting: Counting
 ) -> list[Threshold | None]:
-    """The exact threshold of each source over one tensor; None keeps everything.
+    """The exact threshold of each source over one tensor; None keeps everything."""
 
-    A sample names the bin that holds the threshold and one sweep counts inside it. Where the counts
-    prove the sample wrong two more sweeps find it: the result is the same.
-    """
-    wanted = [
-        kept_count(density, inputs.elements) if density < 1 else 0 for density in keep.density
-    ]
-    for tiles in (inputs.sample, inputs.sweep):
-        bins = _likely_bins(tiles(), keep, counting)
-        low = np.zeros((len(wanted), LOW_COLUMNS), np.int64)
-        for tile in inputs.sweep():
-            counting.count_low(tile, bins, low)
-        found = [
-            threshold(row, bin_, k) if k else None
-            for row, bin_, k in zip(low, bins, wanted, strict=True)
-        ]
-        if all(found[i] is not None for i, k in enumerate(wanted) if k):
-            break
+    def ranks(entries: int, _zeros: int) -> list[int]:
+        return [kept_count(density, entries) if density < 1 else 0 for density in keep.density]
+
+    found = select(inputs, counting, ranks, kinds=len(keep.density))
     return [
         NOTHING if density <= 0 else exact
         for density, exact in zip(keep.density, found, strict=True)
-    ]
-
-
-def _likely_bins(tiles: Iterator[Tile], keep: KeepLargest, counting: Counting) -> list[int]:
-    """The high bin of each density's threshold over these tiles; -1 where nothing is trimmed."""
-    high = np.zeros((len(keep.density), HIGH_BINS), np.int64)
-    counted = 0
-    for tile in tiles:
-        counting.count_high(tile, high)
-        counted += tile.count
-    return [
-        high_bin(row, kept_count(density, counted)) if 0 < density < 1 and counted else -1
-        for row, density in zip(high, keep.density, strict=True)
     ]
 
 

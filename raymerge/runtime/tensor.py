@@ -11,10 +11,11 @@ from raymerge.kernels.reduce import close_block, gram_matrix, new_sums, num_pair
 from raymerge.kernels.tile import Bytes, Counts, DeltaPass, Kernels, Selectors, Tile
 from raymerge.methods import methods
 from raymerge.methods.rules import KeepDrawn
-from raymerge.plan.graph import DeltaStep, SpanStep, TensorNode
+from raymerge.plan.graph import DeltaStep, FreeStep, SpanStep, TensorNode
 from raymerge.plan.steps import arguments
 from raymerge.runtime.figures import delta_pass, drawn, find_thresholds, largest
 from raymerge.runtime.finite import check_finite
+from raymerge.runtime.free import TensorSweeps
 from raymerge.runtime.inputs import Inputs
 from raymerge.runtime.settings import RunSettings
 
@@ -46,7 +47,12 @@ class TensorMerge:
                 value that leaves the output's range.
         """
         step = self._node.step
-        apply = self._span(step) if isinstance(step, SpanStep) else self._delta(step, surveyed)
+        if isinstance(step, SpanStep):
+            apply = self._span(step)
+        elif isinstance(step, FreeStep):
+            apply = self._free(step)
+        else:
+            apply = self._delta(step, surveyed)
         for tile in self._inputs.sweep():
             out = self._inputs.out[: self._node.slot.dtype.num_bytes((tile.count,))]
             self._check(tile, apply(tile, out), out)
@@ -79,6 +85,14 @@ class TensorMerge:
         return lambda tile, out: self._kernels.span(
             tile, rounded, relative=step.relative, out=out, dtype=dtype
         )
+
+    def _free(self, step: FreeStep) -> Apply:
+        sweeps = TensorSweeps(
+            self._node, self._inputs, self._kernels, lambda tile, bad: self._check(tile, bad, None)
+        )
+        figures = step.rule.figures(sweeps)
+        name, dtype = step.rule.kernel, self._node.slot.dtype
+        return lambda tile, out: self._kernels.apply(name, tile, figures, out=out, dtype=dtype)
 
     def _delta(self, step: DeltaStep | object, surveyed: Selectors | None) -> Apply:
         assert isinstance(step, DeltaStep), step

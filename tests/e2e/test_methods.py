@@ -27,6 +27,7 @@ from tests.oracles import (
     span_pass,
     to_dtype,
 )
+from tests.oracles_free import FREE_ORACLES
 
 DTYPES = {
     torch.bfloat16: DType.BF16,
@@ -42,7 +43,7 @@ def widened(tensor: Tensor) -> Floats:
     return from_dtype(raw(tensor), DTYPES[tensor.dtype])
 
 
-def expected(
+def expected(  # noqa: PLR0911 - one return a method
     method: str, name: str, tensors: Sequence[Tensor], knobs: Mapping[str, Any], *, seed: int = 0
 ) -> Floats:
     """What the oracle makes of one tensor: base, a, b, in float32 before the cast.
@@ -50,6 +51,8 @@ def expected(
     A knob of one value per source may be given as the one for all.
     """
     base, *sources = map(widened, tensors)
+    if method in FREE_ORACLES:
+        return FREE_ORACLES[method](base, sources, shape=tuple(tensors[0].shape), **knobs)
     filled = {"lambda": 1.0, "density": 1.0, "rescale": False, **knobs}
     weight, density = (
         value if isinstance(value, Sequence) else [value] * len(sources)
@@ -112,7 +115,7 @@ def used(method: str, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
             return tensors[1:]
         case "passthrough":
             return tensors[1:2]
-        case "slerp":
+        case "arcee_fusion" | "nearswap" | "slerp":
             return tensors[:2]
     return tensors
 

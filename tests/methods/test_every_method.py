@@ -19,10 +19,15 @@ KERNELS = pytest.mark.parametrize(
 CPU = CpuKernels()
 
 KNOBS: dict[str, dict[str, Any]] = {
+    "arcee_fusion": {},
     "dare_linear": {"weight": 0.7, "density": 0.3, "rescale": "l1"},
     "dare_ties": {"weight": 0.7, "density": 0.3},
     "linear": {"weight": 0.7},
+    "nearswap": {"t": 1e-4},
     "passthrough": {"scale": 0.7},
+    "ram": {"epsilon": 1e-4},
+    "ramplus_tl": {"r": 0.5, "alpha": 10.0, "epsilon": 1e-4},
+    "sce": {"select_topk": 0.3},
     "slerp": {"t": 0.3},
     "task_arithmetic": {"weight": 0.7, "lambda_": 0.5},
     "ties": {"weight": 0.7, "density": 0.3, "rescale": "l1"},

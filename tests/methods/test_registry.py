@@ -46,13 +46,29 @@ DARE: dict[str, tuple[str | list[str], Any]] = {
     "rescale": (RESCALE, True),
     "lambda": LAMBDA,
 }
+NOT_NEGATIVE = "a number of at least 0"
 TABLE = {
+    "arcee_fusion": Row(Family.FREE, Over.BASE_AND_SOURCES, {}, sources=(1, 1)),
     "dare_linear": Row(Family.DELTA, Over.DELTAS, DARE),
     "dare_ties": Row(Family.DELTA, Over.DELTAS, DARE),
     "linear": Row(
         Family.SPAN, Over.SOURCES, {"weight": WEIGHT, "normalize": ("true or false", True)}
     ),
+    "nearswap": Row(
+        Family.FREE, Over.BASE_AND_SOURCES, {"t": (NOT_NEGATIVE, REQUIRED)}, sources=(1, 1)
+    ),
     "passthrough": Row(Family.SPAN, Over.SOURCES, {"scale": (["a number"], 1.0)}, sources=(1, 1)),
+    "ram": Row(Family.FREE, Over.BASE_AND_SOURCES, {"epsilon": (NOT_NEGATIVE, 1e-5)}),
+    "ramplus_tl": Row(
+        Family.FREE,
+        Over.BASE_AND_SOURCES,
+        {
+            "r": ("a number", 0.1),
+            "alpha": (NOT_NEGATIVE, 0.2),
+            "epsilon": (NOT_NEGATIVE, 1e-5),
+        },
+    ),
+    "sce": Row(Family.FREE, Over.BASE_AND_SOURCES, {"select_topk": ("a number from 0 to 1", 1.0)}),
     "slerp": Row(
         Family.SPAN,
         Over.BASE_AND_SOURCES,
@@ -136,7 +152,7 @@ def test_a_paper_is_cited_in_full_where_the_method_is_defined(name: str) -> None
 
 def test_a_method_lies_in_the_file_of_its_name() -> None:
     folder = Path(raymerge.methods.__file__).parent
-    files = {file.stem for file in folder.glob("*.py")} - {"__init__", "registry", "rules"}
+    files = {file.stem for file in folder.glob("*.py")} - {"__init__", "free", "registry", "rules"}
 
     assert files == set(methods())
     for name, method in methods().items():
