@@ -39,7 +39,9 @@ def describe(name: str) -> str:
     knobs = "\n".join(
         f"  {knob.name}: {knob.allowed}; {_given(knob)}" for knob in method.knobs.values()
     )
-    return f"{method.name} ({method.paper})\n\n{method.doc}\n\nIn a recipe:\n{knobs}"
+    return (
+        f"{method.name} ({method.paper})\n\n{method.doc}\n\nIn a recipe:\n{knobs or '  no knobs'}"
+    )
 
 
 def listing_json(name: str | None) -> list[dict[str, Any]]:

@@ -31,24 +31,29 @@ settings.register_profile("ci", deadline=None, max_examples=300, derandomize=Tru
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 
 METHOD_KNOBS: dict[str, dict[str, Any]] = {
+    "arcee_fusion": {},
     "breadcrumbs": {"weight": 0.6, "density": 0.4, "gamma": 0.1},
     "breadcrumbs_ties": {"weight": 0.6, "density": 0.4, "gamma": 0.1, "rescale": "l1"},
     "dare_linear": {"weight": 0.6, "density": 0.4},
     "dare_ties": {"weight": 0.6, "density": 0.4, "rescale": "l1"},
-    "karcher": {"max_iter": 5},
     "della": {"weight": 0.6, "density": 0.4, "rescale": "l1"},
     "della_linear": {"weight": 0.6, "density": 0.4},
+    "karcher": {"max_iter": 5},
     "linear": {"weight": 0.6},
     "model_stock": {"filter_wise": True},
     "multislerp": {"weight": 0.6},
+    "nearswap": {"t": 0.03},
     "nuslerp": {"weight": 0.6, "nuslerp_flatten": False},
     "passthrough": {"scale": 0.9},
+    "ram": {"epsilon": 0.03},
+    "ramplus_tl": {"r": 0.5, "alpha": 0.8, "epsilon": 0.03},
+    "sce": {"select_topk": 0.4},
     "slerp": {"t": 0.3},
     "task_arithmetic": {"weight": 0.6, "lambda": 0.8},
     "ties": {"weight": 0.6, "density": 0.4, "rescale": "l1"},
 }
 """Knobs under which a method takes all its passes; `test_every_method_is_held_to_this` counts."""
-NUM_SOURCES = {"passthrough": 1, "slerp": 1}
+NUM_SOURCES = {"arcee_fusion": 1, "nearswap": 1, "passthrough": 1, "slerp": 1}
 """Of the methods that do not take any number."""
 WITHOUT_BASE = frozenset({"karcher", "linear", "passthrough"})
 

@@ -394,7 +394,7 @@ def merge(
     seed: int = 0,
     labels: Sequence[str] | None = None,
     tensor: str = "weight",
-    shape: Sequence[int] | None = None,
+    shape: tuple[int, ...] | None = None,
     base: bool = False,
     **knobs: Any,
 ) -> bytes:
@@ -417,6 +417,11 @@ def merge(
             step = step and whole_rows(rows, step)
         figures = _delta_pass(kernels, inputs, rule, keys, step=step, ranked=ranked)
         result, reports = run_delta(kernels, inputs, figures, dtype=dtype, step=step)
+    elif method.family is Family.FREE:
+        from tests.sweeps import run_free
+
+        free = method.function(**given)
+        result, reports = run_free(kernels, inputs, free, shape=shape, dtype=dtype, step=step)
     else:
         relative = method.over.resolve(has_base=base) is Over.DELTAS
         defaults = {knob.name: knob.default for knob in method.knobs.values()}

@@ -45,7 +45,13 @@ THIRD_PARTY: dict[str, set[str]] = {
     "click": {"cli"},
     "ray": {"runtime.cluster"},
     # The CUDA kernels, the question whether there is a device, and pickled checkpoints.
-    "torch": {"kernels.torch_kernels", "kernels.torch_groups", "machine", "runtime.pickled"},
+    "torch": {
+        "kernels.torch_free",
+        "kernels.torch_groups",
+        "kernels.torch_kernels",
+        "machine",
+        "runtime.pickled",
+    },
     "rich": {"progress"},
     "matplotlib": {"plot"},
     "tokenizers": {"tokenizer.vocabulary"},

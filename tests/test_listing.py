@@ -47,7 +47,7 @@ def test_the_json_of_one_is_its_entry_in_the_json_of_all(name: str) -> None:
     assert {knob["name"] for knob in one["knobs"]} == methods()[name].knobs.keys()
 
 
-@pytest.mark.parametrize(("typo", "hint"), [("tise", "'ties'"), ("zzz", "there are dare_linear")])
+@pytest.mark.parametrize(("typo", "hint"), [("tise", "'ties'"), ("zzz", "there are arcee_fusion")])
 def test_an_unknown_method_is_refused_with_what_there_is(typo: str, hint: str) -> None:
     with pytest.raises(RecipeError, match=hint):
         describe(typo)

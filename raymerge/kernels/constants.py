@@ -12,3 +12,5 @@ LOW_COLUMNS = LOW_BINS + 1
 """Counts inside a high bin, and in the last column of what lies above it."""
 STRIPES = 4
 """Neighbours count into different stripes: equal neighbours would wait for each other's store."""
+ROW_LANES = 32
+"""Sums over a row run in this many lanes."""

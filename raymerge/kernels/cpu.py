@@ -10,8 +10,18 @@ import numpy.typing as npt
 from raymerge.checkpoint.dtypes import DType
 from raymerge.kernels import delta, grouped, rank, reduce, select, span
 from raymerge.kernels.floats import CODES
+from raymerge.kernels.free import FREE_KERNELS
 from raymerge.kernels.groups import Groups, GroupSums
-from raymerge.kernels.tile import Bytes, Counts, DeltaPass, Ranked, Selectors, Sums, Tile
+from raymerge.kernels.tile import (
+    Bytes,
+    Counts,
+    DeltaPass,
+    Figure,
+    Ranked,
+    Selectors,
+    Sums,
+    Tile,
+)
 
 Int64s = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]
@@ -95,6 +105,17 @@ class CpuKernels:
                 CODES[dtype],
             )
         )
+
+    def reduce(self, name: str, tile: Tile, figures: Sequence[Figure]) -> int:
+        """See `Kernels.reduce`."""
+        return int(FREE_KERNELS[name](*_inputs(tile), tile.first, tile.count, *figures))
+
+    def apply(
+        self, name: str, tile: Tile, figures: Sequence[Figure], *, out: Bytes, dtype: DType
+    ) -> int:
+        """See `Kernels.apply`."""
+        target = _address(out), CODES[dtype]
+        return int(FREE_KERNELS[name](*_inputs(tile), tile.first, tile.count, *figures, *target))
 
 
 def _inputs(tile: Tile) -> tuple[Int64s, Int64s]:

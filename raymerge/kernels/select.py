@@ -13,12 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from raymerge.kernels.constants import BLOCK, HIGH_BINS, LOW_BINS, STRIPES
+from raymerge.kernels.constants import BLOCK, HIGH_BINS, STRIPES
 from raymerge.kernels.floats import widen
-from raymerge.kernels.jit import kernel, part
-
-STRIP = 128
-"""Entries that are scanned together for lower bits other than 0."""
+from raymerge.kernels.histogram import add_high, add_low, fold_stripes
+from raymerge.kernels.jit import kernel
 
 
 @kernel("int64(int64[::1], int64[::1], int64, int64[:, ::1])")
@@ -41,38 +39,10 @@ def count_high(addresses: Any, codes: Any, count: int, counts: Any) -> int:
                 bad = min(bad, i)
             for k in range(width):
                 values[k] -= base[k]
-            bits = values.view(np.uint32)
-            for k in range(width):
-                bins[k] = (bits[k] >> np.uint32(16)) & np.uint32(0x7FFF)
-            for k in range(width):
-                stripes[i - 1, bins[k], k % STRIPES] += np.uint32(1)
+            add_high(values, width, bins, stripes[i - 1])
     for i in range(stripes.shape[0]):
-        for b in range(HIGH_BINS):
-            for s in range(STRIPES):
-                counts[i, b] += stripes[i, b, s]
+        fold_stripes(stripes[i], counts[i])
     return bad if bad < addresses.shape[0] else -1
-
-
-@part
-def count_inside(bits: Any, width: int, bin_: int, counts: Any) -> None:
-    """Add the lower 16 bits of magnitudes in a high bin, and how many lie above, to `counts`."""
-    lowest = np.uint32(bin_) << np.uint32(16)
-    for begin in range(0, width, STRIP):
-        words = bits[begin : min(begin + STRIP, width)]
-        # bfloat16 deltas mostly have zeros below: those are counted without a branch.
-        above, hits, zeros = np.uint32(0), np.uint32(0), np.uint32(0)
-        for word in words:
-            offset = (word & np.uint32(0x7FFFFFFF)) - lowest
-            hits += np.uint32(offset < np.uint32(LOW_BINS))
-            zeros += np.uint32(offset == np.uint32(0))
-            above += np.uint32(np.int32(offset) >= np.int32(LOW_BINS))
-        counts[LOW_BINS] += above
-        counts[0] += zeros
-        if hits != zeros:
-            for word in words:
-                offset = (word & np.uint32(0x7FFFFFFF)) - lowest
-                if np.uint32(0) < offset < np.uint32(LOW_BINS):
-                    counts[offset] += 1
 
 
 @kernel("int64(int64[::1], int64[::1], int64, int64[::1], int64[:, ::1])")
@@ -92,6 +62,7 @@ def count_low(addresses: Any, codes: Any, count: int, bins: Any, counts: Any) ->
     """
     base = np.empty(BLOCK, np.float32)
     values = np.empty(BLOCK, np.float32)
+    words = np.empty(BLOCK, np.uint32)
     each = bins.shape[0] // (addresses.shape[0] - 1)
     bad = addresses.shape[0]
     for start in range(0, count, BLOCK):
@@ -105,5 +76,5 @@ def count_low(addresses: Any, codes: Any, count: int, bins: Any, counts: Any) ->
                 values[k] -= base[k]
             for row in range(each * (i - 1), each * i):
                 if bins[row] >= 0:
-                    count_inside(values.view(np.uint32), width, bins[row], counts[row])
+                    add_low(values, width, bins[row], words, counts[row])
     return bad if bad < addresses.shape[0] else -1

@@ -17,6 +17,8 @@ Bytes = npt.NDArray[np.uint8]
 Sums = npt.NDArray[np.float64]
 Counts = npt.NDArray[np.int64]
 Selectors = npt.NDArray[np.uint64]
+Figure = npt.NDArray[np.generic] | np.generic | int
+"""An argument of a free method's kernel: an array, or a scalar of the type the kernel takes."""
 
 ALL_FINITE = -1
 """What a kernel returns unless it met a NaN or an Inf."""
@@ -119,3 +121,11 @@ class Kernels(Protocol):
 
     def delta(self, tile: Tile, figures: DeltaPass, *, out: Bytes, dtype: DType) -> int:
         """Write the base plus the merged task vectors, as `dtype`."""
+
+    def reduce(self, name: str, tile: Tile, figures: Sequence[Figure]) -> int:
+        """Add a tile to the figures of a free method's reduction; `free.py` lists the names."""
+
+    def apply(
+        self, name: str, tile: Tile, figures: Sequence[Figure], *, out: Bytes, dtype: DType
+    ) -> int:
+        """Write what a free method's last pass makes of a tile, as `dtype`."""

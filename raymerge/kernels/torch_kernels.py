@@ -34,6 +34,7 @@ from raymerge.kernels.tile import (
     Bytes,
     Counts,
     DeltaPass,
+    Figure,
     Ranked,
     Selectors,
     Sums,
@@ -159,6 +160,23 @@ class TorchKernels:
         if figures.normalize:
             mix = mix / torch.where(divisor != 0, divisor, 1.0)
         return self._narrow(inputs, base + mix * float(figures.scale), out, dtype)
+
+    def reduce(self, name: str, tile: Tile, figures: Sequence[Figure]) -> int:
+        """See `Kernels.reduce`."""
+        from raymerge.kernels.torch_free import REDUCTIONS
+
+        inputs = self._widen(tile)
+        REDUCTIONS[name](inputs, tile.first, *figures)
+        return first_non_finite(inputs)
+
+    def apply(
+        self, name: str, tile: Tile, figures: Sequence[Figure], *, out: Bytes, dtype: DType
+    ) -> int:
+        """See `Kernels.apply`."""
+        from raymerge.kernels.torch_free import PASSES
+
+        inputs = self._widen(tile)
+        return self._narrow(inputs, PASSES[name](inputs, tile.first, *figures), out, dtype)
 
     def _widen(self, tile: Tile) -> list[Tensor]:
         return [

@@ -13,11 +13,13 @@ What the function returns depends on its family, and the family is what makes it
                     stack of them, `(..., n, n)`, one for each row or column (`group`)
     @delta_method   a `DeltaRule`: which entries of each task vector stay, whether signs are
                     elected, how what is left is fused
+    @free_method    a `FreeRule` of its own: its reductions and the pass that writes
 """
 
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -43,6 +45,13 @@ class Range:
     lower: float
     upper: float
 
+    @property
+    def words(self) -> str:
+        """The limits after a noun: ` from 0 to 1`."""
+        if self.upper == math.inf:
+            return f" of at least {self.lower:g}"
+        return f" from {self.lower:g} to {self.upper:g}"
+
 
 class _PerSourceMark:
     """Marks a knob that takes one value per source."""
@@ -53,6 +62,7 @@ Density = Annotated[float, Range(0.0, 1.0)]
 """Fraction of a task vector's entries to keep."""
 Fraction = Annotated[float, Range(0.0, 1.0)]
 """Any other share of a whole, or a difference of two."""
+NotNegative = Annotated[float, Range(0.0, math.inf)]
 
 
 class Family(StrEnum):
@@ -60,6 +70,7 @@ class Family(StrEnum):
 
     SPAN = "span"
     DELTA = "delta"
+    FREE = "free"
 
 
 class Over(StrEnum):
@@ -108,8 +119,7 @@ class Knob:
             words = ["true", "false", *words]
         elif self.kind is not None:
             noun = "a whole number" if self.kind is int else "a number"
-            limits = f" from {self.limits.lower:g} to {self.limits.upper:g}" if self.limits else ""
-            words = [noun + limits, *words]
+            words = [noun + (self.limits.words if self.limits else ""), *words]
         return " or ".join(words)
 
 
@@ -195,6 +205,30 @@ def delta_method(
             family=Family.DELTA,
             paper=paper,
             over=Over.DELTAS,
+            needs_base=True,
+            min_sources=min_sources,
+            max_sources=max_sources,
+        )
+        return function
+
+    return register
+
+
+def free_method(
+    name: str, *, paper: str, min_sources: int = 1, max_sources: int | None = None
+) -> Callable[[Function], Function]:
+    """Register a method of its own kind on a base and sources; the function returns a `FreeRule`.
+
+    What the kernels of its rule are given is the base, then the sources in recipe order.
+    """
+
+    def register(function: Function) -> Function:
+        _add(
+            name,
+            function,
+            family=Family.FREE,
+            paper=paper,
+            over=Over.BASE_AND_SOURCES,
             needs_base=True,
             min_sources=min_sources,
             max_sources=max_sources,

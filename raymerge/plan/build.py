@@ -25,6 +25,7 @@ from raymerge.plan.graph import (
     AppliedAdapter,
     CopyStep,
     DeltaStep,
+    FreeStep,
     Input,
     PlannedSource,
     SpanStep,
@@ -344,6 +345,8 @@ def _canonical(step: Step) -> str:
         return "copy"
     if isinstance(step, DeltaStep):
         return repr(step.rule)
+    if isinstance(step, FreeStep):
+        return repr((step.method, step.rule))
     return repr((step.method, step.relative, step.coefficients, _sorted(step.knobs)))
 
 

@@ -5,9 +5,9 @@ Complete, without times or machine names, and in this order of keys:
     digest, method, recipe, seed, nan
     sources   label, location, revision, donor, tensor_bytes, files: name, bytes, tag; of an adapter
               also adapter: source (whose it is), ranks, scalings, adapted, replaced
-    steps     index, kind (copy, span, delta), method, reason (of a copy), knobs, coefficients (of a
-              span, null where the run decides them), group (of a span: what has coefficients of
-              its own), passes, surveyed, tensors (how many)
+    steps     index, kind (copy, span, delta, free), method, reason (of a copy), knobs, coefficients
+              (of a span, null where the run decides them), group (of a span: what has coefficients
+              of its own), passes, surveyed, tensors (how many)
     tensors   name, dtype, shape, step (its index), inputs, shard, start, stop
     inputs    source (its index), tensor (only where it has another name there), file, start, stop,
               dtype; of one worked out from stored tensors, instead of file, start and stop: derived
@@ -45,6 +45,7 @@ from raymerge.plan.graph import (
     CopyStep,
     DeltaStep,
     Derived,
+    FreeStep,
     Input,
     PlannedSource,
     SpanStep,
@@ -115,7 +116,7 @@ def source_document(source: PlannedSource, *, donor: bool) -> Document:
 
 
 def _step(index: int, step: Step, count: int) -> Document:
-    kinds = {CopyStep: "copy", SpanStep: "span", DeltaStep: "delta"}
+    kinds = {CopyStep: "copy", SpanStep: "span", DeltaStep: "delta", FreeStep: "free"}
     document: Document = {"index": index, "kind": kinds[type(step)]}
     if isinstance(step, CopyStep):
         document |= {"method": None, "reason": step.reason, "knobs": {}}

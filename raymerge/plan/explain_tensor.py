@@ -13,7 +13,15 @@ from raymerge.methods.registry import KnobValue
 from raymerge.plan.build import SURVEY_SWEEPS, Plan
 from raymerge.plan.columns import columns
 from raymerge.plan.explain import format_value, step_title
-from raymerge.plan.graph import CopyStep, DeltaStep, Derived, Input, SpanStep, Step, TensorNode
+from raymerge.plan.graph import (
+    CopyStep,
+    DeltaStep,
+    Derived,
+    Input,
+    SpanStep,
+    Step,
+    TensorNode,
+)
 from raymerge.plan.memory import tile_of
 from raymerge.recipe.wording import did_you_mean
 
@@ -136,6 +144,8 @@ def _pass_lines(plan: Plan, node: TensorNode) -> list[str]:
 
 
 def _pass_text(node: TensorNode, name: str) -> str:
+    if isinstance(node.step, FreeStep):
+        return node.step.rule.passes[name]
     groups = node.groups
     if groups.kind is Group.TENSOR or name not in _GROUP_PASSES:
         return _PASSES[name]

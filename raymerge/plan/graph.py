@@ -21,6 +21,7 @@ from raymerge.checkpoint.header import TensorEntry
 from raymerge.checkpoint.layout import Slot
 from raymerge.kernels.groups import Group, Groups
 from raymerge.kernels.threshold import Threshold
+from raymerge.methods.free import FreeRule
 from raymerge.methods.rules import (
     DeltaRule,
     KeepBand,
@@ -206,7 +207,21 @@ class DeltaStep:
         return (*counted, *(("norms",) if self.normed else ()), "delta")
 
 
-Step = CopyStep | SpanStep | DeltaStep
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FreeStep:
+    """Reductions and a last pass of a method's own over input 0, the base, and the others."""
+
+    method: str
+    knobs: Knobs
+    rule: FreeRule
+
+    @property
+    def passes(self) -> tuple[str, ...]:
+        """What is done, one sweep over the tensor's bytes each."""
+        return tuple(self.rule.passes)
+
+
+Step = CopyStep | SpanStep | DeltaStep | FreeStep
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

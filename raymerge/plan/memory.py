@@ -22,7 +22,7 @@ from raymerge.kernels.constants import BLOCK, HIGH_BINS, LANES, LOW_BINS, STRIPE
 from raymerge.kernels.groups import Group
 from raymerge.kernels.rows import rank_bytes, rows_of, whole_rows
 from raymerge.methods.rules import KeepBand
-from raymerge.plan.graph import CopyStep, DeltaStep, Derived, SpanStep, TensorNode
+from raymerge.plan.graph import CopyStep, DeltaStep, Derived, FreeStep, SpanStep, TensorNode
 from raymerge.units import format_bytes
 
 PROCESS_BYTES = 256 * 2**20
@@ -47,6 +47,10 @@ CACHED_BYTES = 4 * 2**20
 SAMPLE_ELEMENTS = 2**18
 """Entries that name the bin of a threshold before all are counted. They place a density to within a
 fifth of a percent, and a bin is wider."""
+SELECTED_VALUES = 4
+"""Bins that the histogram of a free method counts inside at most."""
+SCRATCH_BYTES = 2**17
+"""What kernels of free methods have of float64 and spare float32 blocks."""
 DEVICE_TILE = 2**24
 """The tile to begin with on CUDA, where any tile costs many launches. Not measured yet."""
 
@@ -106,11 +110,16 @@ def working_bytes(node: TensorNode, tile_elements: int) -> int:
 
 
 def _counter_bytes(node: TensorNode, tile_elements: int) -> int:
+    sources = len(node.inputs) - 1
+    if isinstance(node.step, FreeStep):
+        rule = node.step.rule
+        counters = SELECTED_VALUES * 8 * LOW_BINS + HIGH_BINS * (8 + 4 * STRIPES)
+        figures = rule.figure_bytes(node.slot.shape, sources)
+        return figures + SCRATCH_BYTES + (counters if rule.selects else 0)
     if isinstance(node.step, SpanStep) and node.groups.kind is not Group.TENSOR:
         return node.groups.nbytes(len(node.inputs) - node.step.relative)
     if not isinstance(node.step, DeltaStep):
         return 0
-    sources = len(node.inputs) - 1
     if node.step.ranks:
         return rank_bytes(rows_of(node.slot.shape), sources, tile_elements)
     if node.step.selects:
@@ -125,7 +134,9 @@ def sample_bytes(node: TensorNode, budget: Budget) -> int:
     A small tensor is its own sample, which costs nothing if it is held.
     """
     elements = node.inputs[0].num_elements
-    selects = isinstance(node.step, DeltaStep) and node.step.selects and not node.step.surveyed
+    step = node.step
+    selects = isinstance(step, DeltaStep) and step.selects and not step.surveyed
+    selects = selects or (isinstance(step, FreeStep) and step.rule.selects)
     if not selects or (elements <= SAMPLE_ELEMENTS and budget.holds(node)):
         return 0
     sampled = min(elements, SAMPLE_ELEMENTS)
@@ -147,7 +158,9 @@ def device_bytes(node: TensorNode, tile_elements: int) -> int:
         grouped = elements * (2 * 8 * pairs + 4 * inputs) + node.groups.nbytes(inputs)
     # A sort takes its results, indices and a copy of both; then ranks, limits, factors and words.
     ranked = isinstance(node.step, DeltaStep) and node.step.ranks
-    temporaries = 8 * (20 if ranked else 10)
+    # A free method's exp and log: shares, terms and their float64 temporaries.
+    own = 12 if isinstance(node.step, FreeStep) else 0
+    temporaries = 8 * ((20 if ranked else 10) + own)
     return elements * (inputs * (8 + 4 + 4 + 1) + 8 * pairs + temporaries) + grouped
 
 

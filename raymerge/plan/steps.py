@@ -13,7 +13,7 @@ import numpy as np
 from raymerge.checkpoint.dtypes import DType, promote
 from raymerge.errors import PlanError
 from raymerge.methods.registry import Family, Over
-from raymerge.plan.graph import CopyStep, DeltaStep, Input, SpanStep, Step
+from raymerge.plan.graph import CopyStep, DeltaStep, FreeStep, Input, SpanStep, Step
 from raymerge.recipe import Knobs, Recipe
 from raymerge.recipe.section import Section
 
@@ -51,6 +51,9 @@ class StepMaker:
             if method.family is Family.DELTA:
                 rule = method.function(**arguments(knobs))
                 return DeltaStep(method=method.name, knobs=knobs, rule=rule)
+            if method.family is Family.FREE:
+                rule = method.function(**arguments(knobs))
+                return FreeStep(method=method.name, knobs=knobs, rule=rule)
             coefficients = None
             if method.needs_gram:
                 # What it refuses whatever the Gram matrix is, it refuses here.

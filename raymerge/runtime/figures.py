@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Protocol
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
 
-from raymerge.kernels.constants import HIGH_BINS, LOW_COLUMNS
 from raymerge.kernels.delta import (
     BITS,
     KEEP_BAND,
@@ -28,15 +26,8 @@ from raymerge.kernels.delta import (
 )
 from raymerge.kernels.philox import draw_key, draw_limit
 from raymerge.kernels.rows import Rows, keep_probabilities
-from raymerge.kernels.threshold import (
-    NOTHING,
-    Threshold,
-    band_ranks,
-    high_bin,
-    kept_count,
-    threshold,
-)
-from raymerge.kernels.tile import Counts, DeltaPass, Ranked, Selectors, Tile
+from raymerge.kernels.threshold import NOTHING, Threshold, band_ranks, kept_count
+from raymerge.kernels.tile import DeltaPass, Ranked, Selectors
 from raymerge.methods.rules import (
     DeltaRule,
     KeepBand,
@@ -46,6 +37,7 @@ from raymerge.methods.rules import (
     Rescale,
     is_ranked,
 )
+from raymerge.runtime.selection import Counting, Swept, select
 
 SMALLEST_DENSITY = 2.0**-32
 """The smallest probability a 32-bit word can be drawn with."""
@@ -53,30 +45,6 @@ HIGHEST = 0xFFFFFFFF
 """No magnitude reaches this: a band without an upper end."""
 SMALLEST_NORM = 1e-7
 """mergekit's limit: a smaller L1 norm is not scaled up to."""
-
-
-class Swept(Protocol):
-    """One tensor's inputs, as often as they are needed."""
-
-    @property
-    def elements(self) -> int:
-        """Elements of the tensor."""
-
-    def sweep(self) -> Iterator[Tile]:
-        """Every tile in order."""
-
-    def sample(self) -> Iterator[Tile]:
-        """Some of the entries, or all."""
-
-
-class Counting(Protocol):
-    """Adds a tile to `counts`, and raises for a NaN or an Inf in it."""
-
-    def count_high(self, tile: Tile, counts: Counts) -> None:
-        """Upper magnitude bits."""
-
-    def count_low(self, tile: Tile, bins: Sequence[int], counts: Counts) -> None:
-        """Lower bits inside each bin, and what lies above it."""
 
 
 def trimmed(keep: KeepLargest | KeepBand, inputs: Swept, counting: Counting) -> Selectors:
@@ -93,24 +61,12 @@ def trimmed(keep: KeepLargest | KeepBand, inputs: Swept, counting: Counting) -> 
 def find_thresholds(
     keep: KeepLargest | KeepBand, inputs: Swept, counting: Counting
 ) -> list[Threshold | None]:
-    """The exact thresholds of each source over one tensor, None where it needs none.
+    """The exact thresholds of each source over one tensor, None where it needs none."""
 
-    A sample names the bin that holds a threshold and one sweep counts inside it. Where the counts
-    prove the sample wrong two more sweeps find it: the result is the same.
-    """
-    wanted = _wanted(keep, inputs.elements)
-    for tiles in (inputs.sample, inputs.sweep):
-        bins = _likely_bins(tiles(), keep, counting)
-        low = np.zeros((len(wanted), LOW_COLUMNS), np.int64)
-        for tile in inputs.sweep():
-            counting.count_low(tile, bins, low)
-        found = [
-            threshold(row, bin_, k) if k else None
-            for row, bin_, k in zip(low, bins, wanted, strict=True)
-        ]
-        if all(found[i] is not None for i, k in enumerate(wanted) if k):
-            break
-    return found
+    def ranks(entries: int, _zeros: int) -> list[int]:
+        return _wanted(keep, entries)
+
+    return select(inputs, counting, ranks, kinds=len(keep.density))
 
 
 def _wanted(keep: KeepLargest | KeepBand, size: int) -> list[int]:
@@ -126,20 +82,6 @@ def _wanted(keep: KeepLargest | KeepBand, size: int) -> list[int]:
         first, last = band_ranks(density, gamma, size) if 0 < density < 1 else (0, 0)
         wanted += [first, last] if first < last < size else [first if first < last else 0, 0]
     return wanted
-
-
-def _likely_bins(
-    tiles: Iterator[Tile], keep: KeepLargest | KeepBand, counting: Counting
-) -> list[int]:
-    """The high bin of each threshold over these tiles; -1 where there is none."""
-    high = np.zeros((len(keep.density), HIGH_BINS), np.int64)
-    counted = 0
-    for tile in tiles:
-        counting.count_high(tile, high)
-        counted += tile.count
-    wanted = _wanted(keep, counted)
-    each = len(wanted) // len(high)
-    return [high_bin(high[i // each], rank) if rank else -1 for i, rank in enumerate(wanted)]
 
 
 def largest(thresholds: Sequence[Threshold | None], ties_before: Sequence[int]) -> Selectors:

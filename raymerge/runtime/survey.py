@@ -45,7 +45,9 @@ def surveyed_units(plan: Plan, engine: Engine, folder: Path) -> tuple[Unit, ...]
 def _survey(plan: Plan, engine: Engine) -> tuple[tuple[Threshold, ...], dict[int, list[int]]]:
     units = [unit for unit in plan.units if any(map(_is_surveyed, unit.nodes))]
     nodes = [node for unit in units for node in unit.nodes if _is_surveyed(node)]
-    rule = nodes[0].step.rule  # type: ignore[union-attr]  # surveyed nodes hold delta steps
+    step = nodes[0].step
+    assert isinstance(step, DeltaStep)
+    rule = step.rule
     assert isinstance(rule.keep, KeepLargest)
     total = sum(node.inputs[0].num_elements for node in nodes)
     wanted = [kept_count(density, total) for density in rule.keep.density]

@@ -13,7 +13,7 @@ from raymerge.kernels.rows import rows_of
 from raymerge.kernels.tile import Bytes, Counts, DeltaPass, Kernels, Ranked, Selectors, Tile
 from raymerge.methods.registry import Coefficients
 from raymerge.methods.rules import KeepDrawn, KeepRanked
-from raymerge.plan.graph import DeltaStep, SpanStep, TensorNode
+from raymerge.plan.graph import DeltaStep, FreeStep, SpanStep, TensorNode
 from raymerge.runtime.coefficients import group_coefficients, tensor_coefficients
 from raymerge.runtime.figures import (
     by_rank,
@@ -24,6 +24,7 @@ from raymerge.runtime.figures import (
     trimmed,
 )
 from raymerge.runtime.finite import check_finite
+from raymerge.runtime.free import TensorSweeps
 from raymerge.runtime.inputs import Inputs
 from raymerge.runtime.settings import RunSettings
 
@@ -55,7 +56,12 @@ class TensorMerge:
                 value that leaves the output's range.
         """
         step = self._node.step
-        apply = self._span(step) if isinstance(step, SpanStep) else self._delta(step, surveyed)
+        if isinstance(step, SpanStep):
+            apply = self._span(step)
+        elif isinstance(step, FreeStep):
+            apply = self._free(step)
+        else:
+            apply = self._delta(step, surveyed)
         for tile in self._inputs.sweep():
             out = self._inputs.out[: self._node.slot.dtype.num_bytes((tile.count,))]
             self._check(tile, apply(tile, out), out)
@@ -102,6 +108,14 @@ class TensorMerge:
         return lambda tile, out: self._kernels.group_span(
             tile, groups, rounded, relative=relative, out=out, dtype=dtype
         )
+
+    def _free(self, step: FreeStep) -> Apply:
+        sweeps = TensorSweeps(
+            self._node, self._inputs, self._kernels, lambda tile, bad: self._check(tile, bad, None)
+        )
+        figures = step.rule.figures(sweeps)
+        name, dtype = step.rule.kernel, self._node.slot.dtype
+        return lambda tile, out: self._kernels.apply(name, tile, figures, out=out, dtype=dtype)
 
     def _delta(self, step: DeltaStep | object, surveyed: Selectors | None) -> Apply:
         assert isinstance(step, DeltaStep), step

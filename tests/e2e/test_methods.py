@@ -28,6 +28,7 @@ from tests.oracles import (
     span_pass,
     to_dtype,
 )
+from tests.oracles_free import FREE_ORACLES
 from tests.span_oracles import (
     Grouping,
     oracle_karcher,
@@ -58,6 +59,8 @@ def expected(  # noqa: PLR0911 - one for each oracle
     A knob of one value per source may be given as the one for all.
     """
     base, *sources = map(widened, tensors)
+    if method in FREE_ORACLES:
+        return FREE_ORACLES[method](base, sources, shape=tuple(tensors[0].shape), **knobs)
     filled = {"lambda": 1.0, "density": 1.0, "rescale": False, **knobs}
     weight, density = (
         _each(value, sources) for value in (filled.get("weight", 1.0), filled["density"])
@@ -171,7 +174,7 @@ def used(method: str, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
             return tensors[1:]
         case "passthrough":
             return tensors[1:2]
-        case "slerp":
+        case "arcee_fusion" | "nearswap" | "slerp":
             return tensors[:2]
     return tensors
 

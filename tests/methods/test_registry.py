@@ -58,19 +58,21 @@ DELLA: dict[str, tuple[str | list[str], Any]] = {
     **DARE,
     "epsilon": (["a number from 0 to 1"], 0.15),
 }
+NOT_NEGATIVE = "a number of at least 0"
 TABLE = {
+    "arcee_fusion": Row(Family.FREE, Over.BASE_AND_SOURCES, {}, sources=(1, 1)),
     "breadcrumbs": Row(Family.DELTA, Over.DELTAS, BREADCRUMBS),
     "breadcrumbs_ties": Row(Family.DELTA, Over.DELTAS, BREADCRUMBS),
     "dare_linear": Row(Family.DELTA, Over.DELTAS, DARE),
     "dare_ties": Row(Family.DELTA, Over.DELTAS, DARE),
+    "della": Row(Family.DELTA, Over.DELTAS, {**DELLA, "normalize": ("true or false", True)}),
+    "della_linear": Row(Family.DELTA, Over.DELTAS, DELLA),
     "karcher": Row(
         Family.SPAN,
         Over.SOURCES,
         {"max_iter": ("a whole number from 0 to 10000", 10), "tol": ("a number from 0 to 1", 1e-5)},
         needs_gram=True,
     ),
-    "della": Row(Family.DELTA, Over.DELTAS, {**DELLA, "normalize": ("true or false", True)}),
-    "della_linear": Row(Family.DELTA, Over.DELTAS, DELLA),
     "linear": Row(
         Family.SPAN, Over.SOURCES, {"weight": WEIGHT, "normalize": ("true or false", True)}
     ),
@@ -91,6 +93,9 @@ TABLE = {
         },
         needs_gram=True,
     ),
+    "nearswap": Row(
+        Family.FREE, Over.BASE_AND_SOURCES, {"t": (NOT_NEGATIVE, REQUIRED)}, sources=(1, 1)
+    ),
     "nuslerp": Row(
         Family.SPAN,
         Over.DELTAS_IF_BASE,
@@ -103,6 +108,17 @@ TABLE = {
         needs_gram=True,
     ),
     "passthrough": Row(Family.SPAN, Over.SOURCES, {"scale": (["a number"], 1.0)}, sources=(1, 1)),
+    "ram": Row(Family.FREE, Over.BASE_AND_SOURCES, {"epsilon": (NOT_NEGATIVE, 1e-5)}),
+    "ramplus_tl": Row(
+        Family.FREE,
+        Over.BASE_AND_SOURCES,
+        {
+            "r": ("a number", 0.1),
+            "alpha": (NOT_NEGATIVE, 0.2),
+            "epsilon": (NOT_NEGATIVE, 1e-5),
+        },
+    ),
+    "sce": Row(Family.FREE, Over.BASE_AND_SOURCES, {"select_topk": ("a number from 0 to 1", 1.0)}),
     "slerp": Row(
         Family.SPAN,
         Over.BASE_AND_SOURCES,
@@ -186,7 +202,7 @@ def test_a_paper_is_cited_in_full_where_the_method_is_defined(name: str) -> None
 
 def test_a_method_lies_in_the_file_of_its_name() -> None:
     folder = Path(raymerge.methods.__file__).parent
-    files = {file.stem for file in folder.glob("*.py")} - {"__init__", "registry", "rules"}
+    files = {file.stem for file in folder.glob("*.py")} - {"__init__", "free", "registry", "rules"}
 
     assert files == set(methods())
     for name, method in methods().items():

@@ -1,0 +1,274 @@
+"""Arcee fusion's passes: divergence of each row, histogram of the importance, fuse.
+
+A row is the last dimension; a tile may begin and end inside one, so that what is known of a row
+that has not ended is carried from tile to tile. It is summed when it has: entry j into lane j mod
+32, in rising order, the lanes folded in halves. Tiles change nothing.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from raymerge.kernels.constants import BLOCK, HIGH_BINS, ROW_LANES, STRIPES
+from raymerge.kernels.exponential import divergence_terms, exponentials
+from raymerge.kernels.floats import narrow, widen
+from raymerge.kernels.histogram import add_high, add_low, fold_stripes
+from raymerge.kernels.jit import kernel, part
+
+INPUTS = 2
+"""Base and source."""
+SMOOTHING = 1e-8
+"""mergekit's: what is added to every probability."""
+
+
+@part
+def read_pair(addresses: Any, codes: Any, start: int, width: int, values: Any) -> int:
+    """Widen a block of both inputs; the first with a NaN or an Inf, or 2."""
+    bad = INPUTS
+    for i in range(INPUTS):
+        if widen(addresses[i], codes[i], start, width, values[i]):
+            bad = min(bad, i)
+    return bad
+
+
+@part
+def add_to_lanes(lanes: Any, terms: Any) -> None:
+    """Add terms, the first of which belongs to lane 0."""
+    whole = len(terms) // ROW_LANES * ROW_LANES
+    for start in range(0, whole, ROW_LANES):
+        strip = terms[start : start + ROW_LANES]
+        for lane in range(ROW_LANES):
+            lanes[lane] += strip[lane]
+    for k in range(whole, len(terms)):
+        lanes[k - whole] += terms[k]
+
+
+@part
+def fold_lanes(lanes: Any) -> Any:
+    """The sum of all lanes; they are 0 again."""
+    width = ROW_LANES
+    while width > 1:
+        width //= 2
+        for lane in range(width):
+            lanes[lane] += lanes[lane + width]
+    total = lanes[0]
+    lanes[:] = 0.0
+    return total
+
+
+@part
+def find_divergence(powers: Any, lanes: Any, terms: Any) -> Any:
+    """Sum `p log(p / q)` over a row, from exp of the base in row 0 of `powers`, of the source in 1.
+
+    `lanes` are 0 before and after; `terms` is scratch of a block.
+    """
+    add_to_lanes(lanes, powers[0])
+    base_share = 1.0 / fold_lanes(lanes)
+    add_to_lanes(lanes, powers[1])
+    share = 1.0 / fold_lanes(lanes)
+    length = powers.shape[1]
+    for start in range(0, length, BLOCK):
+        stop = min(start + BLOCK, length)
+        found = terms[: stop - start]
+        right, left = powers[0, start:stop], powers[1, start:stop]
+        divergence_terms(left, share, right, base_share, SMOOTHING, found)
+        add_to_lanes(lanes, found)
+    return fold_lanes(lanes)
+
+
+@kernel("int64(int64[::1], int64[::1], int64, int64, int64, float64[:, ::1])")
+def fusion_peaks(
+    addresses: Any, codes: Any, first: int, count: int, length: int, peaks: Any
+) -> int:
+    """Raise `peaks`, `(rows, 2)`, to the largest entry of each row of a tile, base and source.
+
+    Returns the first input that holds a NaN or an Inf, or -1.
+    """
+    values = np.empty((INPUTS, BLOCK), np.float32)
+    bad = INPUTS
+    for start in range(0, count, BLOCK):
+        width = min(BLOCK, count - start)
+        bad = min(bad, read_pair(addresses, codes, start, width, values))
+        for k in range(width):
+            row = (first + start + k) // length
+            for i in range(INPUTS):
+                peaks[row, i] = max(peaks[row, i], np.float64(values[i, k]))
+    return bad if bad < INPUTS else -1
+
+
+@kernel(
+    "int64(int64[::1], int64[::1], int64, int64, int64, float64[:, ::1], float64[:, ::1],"
+    " float64[::1], uint32[::1])"
+)
+def fusion_rows(
+    addresses: Any,
+    codes: Any,
+    first: int,
+    count: int,
+    length: int,
+    anchors: Any,
+    powers: Any,
+    divergences: Any,
+    largest: Any,
+) -> int:
+    """Write the divergence of each row that ends in a tile, of the source from the base.
+
+    Args:
+        addresses: Address of each input's tile: the base, the source.
+        codes: Element type of each input.
+        first: Flat index of the tile's first element.
+        count: Elements of the tile.
+        length: Entries of a row.
+        anchors: What is taken off each row before exp, `(rows, 2)`.
+        powers: exp of the row so far, `(2, length)`, carried from tile to tile.
+        divergences: `(rows,)`.
+        largest: One word, raised to the bits of the largest magnitude.
+
+    Returns:
+        The first input that holds a NaN or an Inf, or -1.
+    """
+    values = np.empty((INPUTS, BLOCK), np.float32)
+    terms = np.empty(BLOCK, np.float64)
+    lanes = np.zeros(ROW_LANES, np.float64)
+    worst = largest[0]
+    bad = INPUTS
+    for start in range(0, count, BLOCK):
+        width = min(BLOCK, count - start)
+        bad = min(bad, read_pair(addresses, codes, start, width, values))
+        for i in range(INPUTS):
+            bits = values[i].view(np.uint32)
+            for k in range(width):
+                worst = max(worst, bits[k] & np.uint32(0x7FFFFFFF))
+        begin = 0
+        while begin < width:
+            row, position = divmod(first + start + begin, length)
+            end = min(width, begin + length - position)
+            stop = position + end - begin
+            for i in range(INPUTS):
+                exponentials(values[i, begin:end], anchors[row, i], powers[i, position:stop])
+            if stop == length:
+                divergences[row] = find_divergence(powers, lanes, terms)
+            begin = end
+    largest[0] = worst
+    return bad if bad < INPUTS else -1
+
+
+@part
+def find_importance(
+    values: Any, width: int, first: int, length: int, factors: Any, importance: Any
+) -> None:
+    """Write `|x - b|` times its row's factor; the source in `values` becomes the delta."""
+    base, delta = values[0], values[1]
+    for k in range(width):
+        delta[k] -= base[k]
+    begin = 0
+    while begin < width:
+        row, position = divmod(first + begin, length)
+        end = min(width, begin + length - position)
+        factor = factors[row]
+        moved, weighed = delta[begin:end], importance[begin:end]
+        for k in range(end - begin):
+            weighed[k] = abs(moved[k]) * factor
+        begin = end
+
+
+@kernel("int64(int64[::1], int64[::1], int64, int64, int64, float32[::1], int64[:, ::1])")
+def importance_high(
+    addresses: Any, codes: Any, first: int, count: int, length: int, factors: Any, counts: Any
+) -> int:
+    """Add the upper 15 bits of each entry's importance to `counts`, `(1, HIGH_BINS)`.
+
+    Returns the first input that holds a NaN or an Inf, or -1.
+    """
+    values = np.empty((INPUTS, BLOCK), np.float32)
+    importance = np.empty(BLOCK, np.float32)
+    stripes = np.zeros((HIGH_BINS, STRIPES), np.uint32)
+    bins = np.empty(BLOCK, np.uint16)
+    bad = INPUTS
+    for start in range(0, count, BLOCK):
+        width = min(BLOCK, count - start)
+        bad = min(bad, read_pair(addresses, codes, start, width, values))
+        find_importance(values, width, first + start, length, factors, importance)
+        add_high(importance, width, bins, stripes)
+    fold_stripes(stripes, counts[0])
+    return bad if bad < INPUTS else -1
+
+
+@kernel(
+    "int64(int64[::1], int64[::1], int64, int64, int64, float32[::1], int64[::1], int64[:, ::1])"
+)
+def importance_low(
+    addresses: Any,
+    codes: Any,
+    first: int,
+    count: int,
+    length: int,
+    factors: Any,
+    bins: Any,
+    counts: Any,
+) -> int:
+    """Add the lower 16 bits of the importances in each high bin to its row of `counts`.
+
+    `counts` is `(bins, LOW_COLUMNS)`, and a bin of -1 is left out. Returns the first input that
+    holds a NaN or an Inf, or -1.
+    """
+    values = np.empty((INPUTS, BLOCK), np.float32)
+    importance = np.empty(BLOCK, np.float32)
+    words = np.empty(BLOCK, np.uint32)
+    bad = INPUTS
+    for start in range(0, count, BLOCK):
+        width = min(BLOCK, count - start)
+        bad = min(bad, read_pair(addresses, codes, start, width, values))
+        find_importance(values, width, first + start, length, factors, importance)
+        for row in range(bins.shape[0]):
+            if bins[row] >= 0:
+                add_low(importance, width, bins[row], words, counts[row])
+    return bad if bad < INPUTS else -1
+
+
+@kernel("int64(int64[::1], int64[::1], int64, int64, int64, float32[::1], float32, int64, int64)")
+def fusion_tile(
+    addresses: Any,
+    codes: Any,
+    first: int,
+    count: int,
+    length: int,
+    factors: Any,
+    threshold: float,
+    out_address: int,
+    out_code: int,
+) -> int:
+    """Write the base, plus the delta where the importance reaches the threshold.
+
+    Args:
+        addresses: Address of each input's tile: the base, the source.
+        codes: Element type of each input.
+        first: Flat index of the tile's first element.
+        count: Elements of the tile.
+        length: Entries of a row.
+        factors: float32 divergence of each row.
+        threshold: float32 importance from which an entry is taken.
+        out_address: Where the tile of the output goes.
+        out_code: Element type of the output.
+
+    Returns:
+        -1; or the first input that holds a NaN or an Inf; or 2, where all are finite and an output
+        is not.
+    """
+    values = np.empty((INPUTS, BLOCK), np.float32)
+    importance = np.empty(BLOCK, np.float32)
+    bad = INPUTS + 1
+    for start in range(0, count, BLOCK):
+        width = min(BLOCK, count - start)
+        found = read_pair(addresses, codes, start, width, values)
+        bad = min(bad, found) if found < INPUTS else bad
+        find_importance(values, width, first + start, length, factors, importance)
+        base, delta = values[0], values[1]
+        for k in range(width):
+            taken = importance[k] >= threshold
+            importance[k] = base[k] + (delta[k] if taken else np.float32(0.0))
+        if narrow(importance, width, out_address, out_code, start):
+            bad = min(bad, INPUTS)
+    return bad if bad <= INPUTS else -1
