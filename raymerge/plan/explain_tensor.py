@@ -17,6 +17,7 @@ from raymerge.plan.graph import (
     CopyStep,
     DeltaStep,
     Derived,
+    FreeStep,
     Input,
     SpanStep,
     Step,
