@@ -264,3 +264,26 @@ def test_layers_of_two_kinds_keep_theirs_in_another_place(place: Place) -> None:
     loaded = merged_model(place, stacked(("a", 1, 3), ("a", 0, 3)))
     assert loaded.config.layer_types == [*kinds[1:], *kinds]
     assert loaded(torch.tensor([[1, 2, 3]])).logits.isfinite().all()
+
+
+# --- a layer taken twice -------------------------------------------------------------------------
+
+
+def test_a_repeated_layer_is_drawn_anew_and_the_same_on_every_run(place: Place) -> None:
+    """Draws are keyed by the output's name of a tensor."""
+    base = place.llamas(1, dtype=torch.float32)
+    twice = [{"sources": [take("base", 0, 1), take("a", 0, 1)]}] * 2
+    recipe = place / "recipe.yaml"
+    knobs = {"weight": 1.0, "density": 0.5}
+    document = {"merge_method": "dare_linear", "base_model": "base", "parameters": knobs}
+    recipe.write_text(yaml.safe_dump(located({**document, "slices": twice}, place.path)))
+    merged, again = place.merged(recipe), place.merged(recipe, "again", "--shard-size", "5kB")
+
+    assert all(torch.equal(merged[name], again[name]) for name in merged)
+    first, second = (merged[f"model.layers.{n}.mlp.up_proj.weight"] for n in range(2))
+    moved = [tensor != base["model.layers.0.mlp.up_proj.weight"] for tensor in (first, second)]
+    assert not torch.equal(*moved)
+    assert torch.equal(first[moved[0] & moved[1]], second[moved[0] & moved[1]])
+    assert config_of(place / "out")["num_hidden_layers"] == 2
+    card = (place / "out" / "README.md").read_text()
+    assert "| a |" in card
