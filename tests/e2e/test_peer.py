@@ -124,10 +124,7 @@ EXACT: dict[str, tuple[str, Mapping[str, Mapping[str, Any]] | list[str], dict[st
     ),
     "nuslerp of task vectors": (
         "nuslerp",
-        {
-            "a": {"weight": [{"filter": "norm", "value": 0.2}, {"value": 0.3}]},
-            "b": {"weight": -0.2},
-        },
+        {"a": {"weight": [0.3, 0.5]}, "b": {"weight": -0.2}},
         {"base": "base", "parameters": ROWS_AND_COLUMNS},
     ),
     "multislerp": (
