@@ -378,6 +378,18 @@ def test_an_absent_source_is_refused(place: Place) -> None:
 # --- NaN and Inf ---------------------------------------------------------------------------------
 
 
+def test_probabilities_beyond_0_and_1_are_refused_while_planning(place: Place) -> None:
+    place.llamas()
+    knobs = {"weight": 1, "density": [{"filter": "mlp", "value": 0.9}, {"value": 0.5}]}
+    done = place.merge(place.any_recipe("della", parameters=knobs), "out", "--json")
+
+    assert (done.rc, done.error["type"]) == (2, "PlanError")
+    assert done.error["tensor"].endswith("mlp.down_proj.weight")
+    for part in ("density 0.9 and epsilon 0.15 of source 1", "`epsilon` of 0.1 or less"):
+        assert part in done.error["message"]
+    assert untouched(place)
+
+
 @pytest.mark.parametrize("method", sorted(METHOD_KNOBS))
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_nan_in_a_source_is_an_error_unless_the_recipe_lets_it_pass(

@@ -175,6 +175,18 @@ def test_the_first_input_that_is_not_finite_is_reported(value: float) -> None:
         pytest.param("multislerp", {"weight": 1}, id="multislerp"),
         pytest.param("dare_linear", {"weight": 1, "density": 0.1}, id="dare_linear"),
         pytest.param("dare_ties", {"weight": 1, "density": 0.1, "rescale": "l1"}, id="dare_ties"),
+        pytest.param("breadcrumbs", {"weight": 1, "density": 0.5, "gamma": 0.1}, id="breadcrumbs"),
+        pytest.param("della", {"weight": 1, "density": 0.4}, id="della, one row"),
+        pytest.param(
+            "della",
+            {"weight": 1, "density": 0.4, "rescale": "l1", "shape": (15, 209_767)},
+            id="della, long rows",
+        ),
+        pytest.param(
+            "della_linear",
+            {"weight": 1, "density": 0.4, "shape": (209_767, 3, 5)},
+            id="della_linear, rows of three",
+        ),
     ],
 )
 def test_whole_methods(name: str, knobs: dict[str, Any]) -> None:
