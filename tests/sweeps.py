@@ -86,6 +86,7 @@ def run_free(
     step: int | None = None,
 ) -> tuple[bytes, list[int]]:
     """The bytes a rule makes of one tensor, a vector unless `shape` says otherwise; and reports."""
+    rule = rule.for_shape(shape or (inputs[0].size,))
     sweeps = StoredSweeps(kernels, inputs, shape or (inputs[0].size,), step)
     figures = rule.figures(sweeps)
     parts = []

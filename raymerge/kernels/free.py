@@ -22,6 +22,8 @@ FREE_KERNELS: dict[str, Callable[..., Any]] = {
     "fusion": fusion.fusion_tile,
     "fusion.peaks": fusion.fusion_peaks,
     "fusion.rows": fusion.fusion_rows,
+    "fusion.sums": fusion.fusion_sums,
+    "fusion.divergence": fusion.fusion_divergence,
     "importance.high": fusion.importance_high,
     "importance.low": fusion.importance_low,
 }

@@ -1,8 +1,9 @@
 """Arcee fusion's passes: divergence of each row, histogram of the importance, fuse.
 
 A row is the last dimension; a tile may begin and end inside one, so that what is known of a row
-that has not ended is carried from tile to tile. It is summed when it has: entry j into lane j mod
-32, in rising order, the lanes folded in halves. Tiles change nothing.
+that has not ended is carried from tile to tile: exp of its entries, or, of long rows, which take a
+sweep for the sums and one for the divergence, the lanes of a sum. A row is summed as entry j into
+lane j mod 32, in rising order, the lanes folded in halves. Tiles change nothing.
 """
 
 from __future__ import annotations
@@ -34,10 +35,24 @@ def read_pair(addresses: Any, codes: Any, start: int, width: int, values: Any) -
 
 
 @part
-def add_to_lanes(lanes: Any, terms: Any) -> None:
-    """Add terms, the first of which belongs to lane 0."""
-    whole = len(terms) // ROW_LANES * ROW_LANES
-    for start in range(0, whole, ROW_LANES):
+def largest_magnitude(values: Any, width: int) -> Any:
+    """The bits of the largest magnitude in a block of both inputs."""
+    worst = np.uint32(0)
+    for i in range(INPUTS):
+        bits = values[i].view(np.uint32)
+        for k in range(width):
+            worst = max(worst, bits[k] & np.uint32(0x7FFFFFFF))
+    return worst
+
+
+@part
+def add_to_lanes(lanes: Any, terms: Any, position: int) -> None:
+    """Add terms of a row, the first of which stands at `position` of it."""
+    head = min(len(terms), -position % ROW_LANES)
+    for k in range(head):
+        lanes[position % ROW_LANES + k] += terms[k]
+    whole = head + (len(terms) - head) // ROW_LANES * ROW_LANES
+    for start in range(head, whole, ROW_LANES):
         strip = terms[start : start + ROW_LANES]
         for lane in range(ROW_LANES):
             lanes[lane] += strip[lane]
@@ -64,9 +79,9 @@ def find_divergence(powers: Any, lanes: Any, terms: Any) -> Any:
 
     `lanes` are 0 before and after; `terms` is scratch of a block.
     """
-    add_to_lanes(lanes, powers[0])
+    add_to_lanes(lanes, powers[0], 0)
     base_share = 1.0 / fold_lanes(lanes)
-    add_to_lanes(lanes, powers[1])
+    add_to_lanes(lanes, powers[1], 0)
     share = 1.0 / fold_lanes(lanes)
     length = powers.shape[1]
     for start in range(0, length, BLOCK):
@@ -74,7 +89,7 @@ def find_divergence(powers: Any, lanes: Any, terms: Any) -> Any:
         found = terms[: stop - start]
         right, left = powers[0, start:stop], powers[1, start:stop]
         divergence_terms(left, share, right, base_share, SMOOTHING, found)
-        add_to_lanes(lanes, found)
+        add_to_lanes(lanes, found, start)
     return fold_lanes(lanes)
 
 
@@ -132,15 +147,11 @@ def fusion_rows(
     values = np.empty((INPUTS, BLOCK), np.float32)
     terms = np.empty(BLOCK, np.float64)
     lanes = np.zeros(ROW_LANES, np.float64)
-    worst = largest[0]
     bad = INPUTS
     for start in range(0, count, BLOCK):
         width = min(BLOCK, count - start)
         bad = min(bad, read_pair(addresses, codes, start, width, values))
-        for i in range(INPUTS):
-            bits = values[i].view(np.uint32)
-            for k in range(width):
-                worst = max(worst, bits[k] & np.uint32(0x7FFFFFFF))
+        largest[0] = max(largest[0], largest_magnitude(values, width))
         begin = 0
         while begin < width:
             row, position = divmod(first + start + begin, length)
@@ -151,7 +162,113 @@ def fusion_rows(
             if stop == length:
                 divergences[row] = find_divergence(powers, lanes, terms)
             begin = end
-    largest[0] = worst
+    return bad if bad < INPUTS else -1
+
+
+@kernel(
+    "int64(int64[::1], int64[::1], int64, int64, int64, float64[:, ::1], float64[:, ::1],"
+    " float64[:, ::1], uint32[::1])"
+)
+def fusion_sums(
+    addresses: Any,
+    codes: Any,
+    first: int,
+    count: int,
+    length: int,
+    anchors: Any,
+    lanes: Any,
+    sums: Any,
+    largest: Any,
+) -> int:
+    """Write the sums of exp over each long row that ends in a tile.
+
+    Args:
+        addresses: Address of each input's tile: the base, the source.
+        codes: Element type of each input.
+        first: Flat index of the tile's first element.
+        count: Elements of the tile.
+        length: Entries of a row.
+        anchors: What is taken off each row before exp, `(rows, 2)`.
+        lanes: Those of the row so far, `(2, ROW_LANES)`, carried from tile to tile.
+        sums: `(rows, 2)`.
+        largest: One word, raised to the bits of the largest magnitude.
+
+    Returns:
+        The first input that holds a NaN or an Inf, or -1.
+    """
+    values = np.empty((INPUTS, BLOCK), np.float32)
+    powers = np.empty(BLOCK, np.float64)
+    bad = INPUTS
+    for start in range(0, count, BLOCK):
+        width = min(BLOCK, count - start)
+        bad = min(bad, read_pair(addresses, codes, start, width, values))
+        largest[0] = max(largest[0], largest_magnitude(values, width))
+        begin = 0
+        while begin < width:
+            row, position = divmod(first + start + begin, length)
+            end = min(width, begin + length - position)
+            found = powers[: end - begin]
+            for i in range(INPUTS):
+                exponentials(values[i, begin:end], anchors[row, i], found)
+                add_to_lanes(lanes[i], found, position)
+                if position + end - begin == length:
+                    sums[row, i] = fold_lanes(lanes[i])
+            begin = end
+    return bad if bad < INPUTS else -1
+
+
+@kernel(
+    "int64(int64[::1], int64[::1], int64, int64, int64, float64[:, ::1], float64[:, ::1],"
+    " float64[::1], float64[::1])"
+)
+def fusion_divergence(
+    addresses: Any,
+    codes: Any,
+    first: int,
+    count: int,
+    length: int,
+    anchors: Any,
+    sums: Any,
+    lanes: Any,
+    divergences: Any,
+) -> int:
+    """Write the divergence of each long row that ends in a tile, of the source from the base.
+
+    Args:
+        addresses: Address of each input's tile: the base, the source.
+        codes: Element type of each input.
+        first: Flat index of the tile's first element.
+        count: Elements of the tile.
+        length: Entries of a row.
+        anchors: What is taken off each row before exp, `(rows, 2)`.
+        sums: Sums of exp, `(rows, 2)`.
+        lanes: Those of the row so far, `(ROW_LANES,)`, carried from tile to tile.
+        divergences: `(rows,)`.
+
+    Returns:
+        The first input that holds a NaN or an Inf, or -1.
+    """
+    values = np.empty((INPUTS, BLOCK), np.float32)
+    powers = np.empty((INPUTS, BLOCK), np.float64)
+    terms = np.empty(BLOCK, np.float64)
+    bad = INPUTS
+    for start in range(0, count, BLOCK):
+        width = min(BLOCK, count - start)
+        bad = min(bad, read_pair(addresses, codes, start, width, values))
+        begin = 0
+        while begin < width:
+            row, position = divmod(first + start + begin, length)
+            end = min(width, begin + length - position)
+            size = end - begin
+            for i in range(INPUTS):
+                exponentials(values[i, begin:end], anchors[row, i], powers[i, :size])
+            share, base_share = 1.0 / sums[row, 1], 1.0 / sums[row, 0]
+            right, left, found = powers[0, :size], powers[1, :size], terms[:size]
+            divergence_terms(left, share, right, base_share, SMOOTHING, found)
+            add_to_lanes(lanes, found, position)
+            if position + size == length:
+                divergences[row] = fold_lanes(lanes)
+            begin = end
     return bad if bad < INPUTS else -1
 
 

@@ -9,7 +9,7 @@ Only operations that IEEE 754 defines to the last bit are used, exp and log incl
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -143,13 +143,7 @@ def fusion_rows(
     largest: npt.NDArray[np.uint32],
 ) -> None:
     """The divergence of each row that ends in the tile; `powers` has what is known of the next."""
-    rows = _rows(inputs[0], first, length)
-    found = torch.stack(
-        [
-            exponential(values.double() - _of_rows(anchors[:, i], rows))
-            for i, values in enumerate(inputs)
-        ]
-    )
+    found = _powers(inputs, first, length, anchors)
     position = first % length
     known = torch.from_numpy(powers[:, :position].copy()).to(found.device)
     found = torch.cat([known, found], dim=1)
@@ -159,8 +153,40 @@ def fusion_rows(
     divergences[row : row + ended] = _divergence(whole).cpu().numpy()
     rest = found[:, ended * length :]
     powers[:, : rest.shape[1]] = rest.cpu().numpy()
-    worst = max(int(magnitude_bits(values).max()) for values in inputs)
-    largest[0] = max(int(largest[0]), worst)
+    largest[0] = max(int(largest[0]), _largest_magnitude(inputs))
+
+
+def fusion_sums(
+    inputs: list[Tensor],
+    first: int,
+    length: int,
+    anchors: Sums,
+    lanes: Sums,
+    sums: Sums,
+    largest: npt.NDArray[np.uint32],
+) -> None:
+    """The sums of exp over each long row that ends in the tile."""
+    powers = _powers(inputs, first, length, anchors)
+    for row, total in _ended_rows(powers, first, length, lanes):
+        sums[row] = total.cpu().numpy()
+    largest[0] = max(int(largest[0]), _largest_magnitude(inputs))
+
+
+def fusion_divergence(
+    inputs: list[Tensor],
+    first: int,
+    length: int,
+    anchors: Sums,
+    sums: Sums,
+    lanes: Sums,
+    divergences: Sums,
+) -> None:
+    """The divergence of each long row that ends in the tile."""
+    rows = _rows(inputs[0], first, length)
+    powers = _powers(inputs, first, length, anchors)
+    q, p = (each * _of_rows(1.0 / sums[:, i], rows) + SMOOTHING for i, each in enumerate(powers))
+    for row, total in _ended_rows(p * log_ratio(p, q), first, length, lanes):
+        divergences[row] = float(total)
 
 
 def importance_high(
@@ -213,13 +239,51 @@ def _divergence(powers: Tensor) -> Tensor:
     return _sum_rows(p * log_ratio(p, q))
 
 
+def _powers(inputs: list[Tensor], first: int, length: int, anchors: Sums) -> Tensor:
+    """exp of base and source, each entry less its row's anchor, `(2, count)`."""
+    rows = _rows(inputs[0], first, length)
+    anchored = [values.double() - _of_rows(anchors[:, i], rows) for i, values in enumerate(inputs)]
+    return exponential(torch.stack(anchored))
+
+
+def _largest_magnitude(inputs: list[Tensor]) -> int:
+    return max(int(magnitude_bits(values).max()) for values in inputs)
+
+
 def _sum_rows(terms: Tensor) -> Tensor:
-    """Sums over the last dimension: entry j into lane j mod 32, lanes folded in halves."""
+    """Sums over the last dimension."""
+    return _fold(_add_to_lanes(terms.new_zeros((*terms.shape[:-1], ROW_LANES)), terms, 0))
+
+
+def _ended_rows(
+    terms: Tensor, first: int, length: int, lanes: Sums
+) -> Iterator[tuple[int, Tensor]]:
+    """Each row that ends in a tile, and its sum; `lanes` has what is known of the next."""
+    count = terms.shape[-1]
+    begin = 0
+    while begin < count:
+        row, position = divmod(first + begin, length)
+        end = min(count, begin + length - position)
+        carried = torch.from_numpy(lanes.copy()).to(terms.device)
+        carried = _add_to_lanes(carried, terms[..., begin:end], position)
+        ended = position + end - begin == length
+        if ended:
+            yield row, _fold(carried)
+        lanes[:] = 0.0 if ended else carried.cpu().numpy()
+        begin = end
+
+
+def _add_to_lanes(lanes: Tensor, terms: Tensor, position: int) -> Tensor:
+    """Add entry j of a row to lane j mod 32, in rising order; the first term's j is `position`."""
     # What is padded adds 0, which changes no lane: none is -0.
-    aligned = pad(terms, (0, -terms.shape[-1] % ROW_LANES))
-    lanes = aligned.new_zeros((*aligned.shape[:-1], ROW_LANES))
+    end = position + terms.shape[-1]
+    aligned = pad(terms, (position % ROW_LANES, -end % ROW_LANES))
     for strip in torch.split(aligned, ROW_LANES, dim=-1):
         lanes = lanes + strip
+    return lanes
+
+
+def _fold(lanes: Tensor) -> Tensor:
     while lanes.shape[-1] > 1:
         half = lanes.shape[-1] // 2
         lanes = lanes[..., :half] + lanes[..., half:]
@@ -277,6 +341,8 @@ REDUCTIONS: dict[str, Callable[..., None]] = {
     "spread.low": spread_low,
     "fusion.peaks": fusion_peaks,
     "fusion.rows": fusion_rows,
+    "fusion.sums": fusion_sums,
+    "fusion.divergence": fusion_divergence,
     "importance.high": importance_high,
     "importance.low": importance_low,
 }

@@ -12,13 +12,17 @@ from typing import ClassVar
 import numpy as np
 import numpy.typing as npt
 
+from raymerge.kernels.constants import ROW_LANES
 from raymerge.methods.free import Figures, FreeRule, Sweeps
 from raymerge.methods.registry import free_method
 
 SAFE_EXPONENT = 600.0
 """Up to this magnitude exp neither overflows nor vanishes in float64, and sums of it do not."""
-ROW_BYTES = 8 * 2 + 4 * 8
-"""Of each row: an anchor of base and source, and its divergence, while it is rounded in copies."""
+KEPT_ENTRIES = 2**18
+"""Of longer rows exp is not kept until they end, which saves half the work, but worked out twice:
+it takes eight times what the entries do in bfloat16."""
+ROW_BYTES = 8 * 2 * 2 + 4 * 8
+"""Of each row: an anchor and a sum of base and source, and its divergence, rounded in copies."""
 ENTRY_BYTES = 8 * 2
 """Of each entry of one row: exp of base and source."""
 QUARTILES = (3, 2, 1)
@@ -26,14 +30,18 @@ QUARTILES = (3, 2, 1)
 
 @dataclass(frozen=True, slots=True)
 class ArceeFusion(FreeRule):
-    """A reduction over the rows, a histogram, then the fuse."""
+    """A reduction over the rows, or of long ones two, a histogram, then the fuse."""
 
     kernel: ClassVar[str] = "fusion"
+    long_rows: bool = False
+    """Whether a row is summed in a sweep of its own, since exp of it is not kept."""
 
     @property
     def passes(self) -> Mapping[str, str]:
         """See `FreeRule.passes`."""
+        sums = {"softmax": "sums of exp over each row of base and source"}
         return {
+            **(sums if self.long_rows else {}),
             "divergence": "of each row's softmax in the source from that in the base",
             "histogram": "importance of each entry, which gives the quartiles",
             "fuse": "take what reaches the threshold, cast",
@@ -44,14 +52,19 @@ class ArceeFusion(FreeRule):
         """See `FreeRule.selects`."""
         return True
 
+    def for_shape(self, shape: tuple[int, ...]) -> FreeRule:
+        """See `FreeRule.for_shape`."""
+        return ArceeFusion(long_rows=True) if row_length(shape) > KEPT_ENTRIES else self
+
     def figure_bytes(self, shape: tuple[int, ...], sources: int) -> int:  # noqa: ARG002
         """See `FreeRule.figure_bytes`."""
-        return num_rows(shape) * ROW_BYTES + row_length(shape) * ENTRY_BYTES
+        kept = ROW_LANES if self.long_rows else row_length(shape)
+        return num_rows(shape) * ROW_BYTES + kept * ENTRY_BYTES
 
     def figures(self, sweeps: Sweeps) -> Figures:
         """See `FreeRule.figures`."""
         length = row_length(sweeps.shape)
-        factors = divergences(sweeps, length)
+        factors = divergences(sweeps, length, long_rows=self.long_rows)
         upper, median, lower = sweeps.ranked("importance", quartile_ranks, length, factors)
         with np.errstate(over="ignore", invalid="ignore"):
             threshold = median + np.float32(1.5) * (upper - lower)
@@ -68,17 +81,29 @@ def num_rows(shape: tuple[int, ...]) -> int:
     return int(np.prod(shape[:-1], dtype=np.int64))
 
 
-def divergences(sweeps: Sweeps, length: int) -> npt.NDArray[np.float32]:
+def divergences(sweeps: Sweeps, length: int, *, long_rows: bool) -> npt.NDArray[np.float32]:
     """Of each row, how far the source's softmax is from the base's; 0 where that is not finite."""
     rows = num_rows(sweeps.shape)
-    anchors, powers, found = np.zeros((rows, 2)), np.zeros((2, length)), np.zeros(rows)
+    anchors, sums, found = np.zeros((rows, 2)), np.ones((rows, 2)), np.zeros(rows)
     largest = np.zeros(1, np.uint32)
-    sweeps.reduce("fusion.rows", length, anchors, powers, found, largest)
+
+    def sum_rows() -> None:
+        if long_rows:
+            lanes = np.zeros((2, ROW_LANES))
+            sweeps.reduce("fusion.sums", length, anchors, lanes, sums, largest)
+        else:
+            powers = np.zeros((2, length))
+            sweeps.reduce("fusion.rows", length, anchors, powers, found, largest)
+
+    sum_rows()
     if not largest.view(np.float32)[0] <= SAFE_EXPONENT:
         # Softmax is the same whatever is taken off a row; hardly any tensor needs it.
         anchors[:] = -np.inf
         sweeps.reduce("fusion.peaks", length, anchors)
-        sweeps.reduce("fusion.rows", length, anchors, powers, found, largest)
+        sum_rows()
+    if long_rows:
+        lanes = np.zeros(ROW_LANES)
+        sweeps.reduce("fusion.divergence", length, anchors, sums, lanes, found)
     # The sum of non-negative divergences may round to less than 0.
     return np.where(np.isfinite(found), np.maximum(found, 0.0), 0.0).astype(np.float32)
 

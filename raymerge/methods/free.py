@@ -73,6 +73,10 @@ class FreeRule:
         """Whether a sample is read to name the bin of a threshold."""
         return False
 
+    def for_shape(self, shape: tuple[int, ...]) -> FreeRule:  # noqa: ARG002
+        """The rule for tensors of this shape, itself unless other passes serve them better."""
+        return self
+
     def figure_bytes(self, shape: tuple[int, ...], sources: int) -> int:  # noqa: ARG002
         """Upper bound of what its figures take for a tensor, counters of a selection aside."""
         return 0

@@ -6,7 +6,7 @@ what a method refuses becomes a PlanError before anything runs.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -114,4 +114,7 @@ def settle(step: Step, inputs: tuple[Input, ...], dtype: DType) -> Step:
         return NOT_FLOATING
     if _is_copy(step) and inputs[0].dtype is dtype:
         return COPY
+    if isinstance(step, FreeStep):
+        rule = step.rule.for_shape(inputs[0].shape)
+        return step if rule is step.rule else replace(step, rule=rule)
     return step
