@@ -73,6 +73,19 @@ def drop_tied(delta: Any, count: int, selector: Any, column: int, magnitudes: An
 
 
 @part
+def keep_largest(delta: Any, count: int, selector: Any, words: Any) -> None:
+    """Zero the entries of `delta` below its threshold, and of those tied there as many as go."""
+    bits = delta.view(np.uint32)
+    lowest = np.uint32(selector[BITS])
+    # All tied entries stay in this sweep; those to drop are dropped in the next.
+    for k in range(count):
+        magnitude = bits[k] & np.uint32(0x7FFFFFFF)
+        words[k] = magnitude
+        delta[k] = delta[k] if magnitude >= lowest else np.float32(0.0)
+    drop_tied(delta, count, selector, BITS, words)
+
+
+@part
 def keep_entries(
     delta: Any, count: int, first: int, selector: Any, words: Any, factors: Any
 ) -> None:
@@ -88,14 +101,7 @@ def keep_entries(
         for k in range(count):
             delta[k] = delta[k] if words[k] < limit else np.float32(0.0)
     elif selector[MODE] == KEEP_LARGEST:
-        bits = delta.view(np.uint32)
-        lowest = np.uint32(selector[BITS])
-        # All tied entries stay in this sweep; those to drop are dropped in the next.
-        for k in range(count):
-            magnitude = bits[k] & np.uint32(0x7FFFFFFF)
-            words[k] = magnitude
-            delta[k] = delta[k] if magnitude >= lowest else np.float32(0.0)
-        drop_tied(delta, count, selector, BITS, words)
+        keep_largest(delta, count, selector, words)
     elif selector[MODE] == KEEP_BAND:
         bits = delta.view(np.uint32)
         lowest, highest = np.uint32(selector[BITS]), np.uint32(selector[UPPER])

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from raymerge.kernels.constants import BLOCK, HIGH_BINS, STRIPES
-from raymerge.kernels.delta import KEEP_ALL, MODE, keep_entries
+from raymerge.kernels.delta import KEEP_ALL, MODE, keep_largest
 from raymerge.kernels.floats import narrow, widen
 from raymerge.kernels.histogram import add_high, add_low, fold_stripes
 from raymerge.kernels.jit import kernel, part
@@ -59,14 +59,14 @@ def find_spread(deltas: Any, width: int, mean: Any, spread: Any) -> None:
 
 @part
 def select_deltas(
-    deltas: Any, width: int, first: int, selector: Any, mean: Any, spread: Any, words: Any
+    deltas: Any, width: int, selector: Any, mean: Any, spread: Any, words: Any
 ) -> None:
     """Zero the entries of every task vector whose spread the selector drops."""
     if selector[MODE] == KEEP_ALL:
         return
     find_spread(deltas, width, mean, spread)
     # Whatever stays has a spread: no more are kept than have one.
-    keep_entries(spread, width, first, selector, words)
+    keep_largest(spread, width, selector, words)
     for i in range(deltas.shape[0]):
         delta = deltas[i]
         for k in range(width):
@@ -147,7 +147,7 @@ def sce_energies(
         room = REDUCTION_BLOCK - (first + start) % REDUCTION_BLOCK
         width = min(BLOCK, count - start, room)
         bad = min(bad, read_deltas(addresses, codes, start, width, base, deltas))
-        select_deltas(deltas, width, first + start, selectors[0], mean, spread, words)
+        select_deltas(deltas, width, selectors[0], mean, spread, words)
         for i in range(inputs - 1):
             add_products(sums, i, deltas[i], deltas[i], width)
         if width == room:
@@ -195,7 +195,7 @@ def sce_tile(
         width = min(BLOCK, count - start)
         found = read_deltas(addresses, codes, start, width, base, deltas)
         bad = min(bad, found) if found < inputs else bad
-        select_deltas(deltas, width, first + start, selectors[0], mean, spread, words)
+        select_deltas(deltas, width, selectors[0], mean, spread, words)
         votes[:width] = 0.0
         for i in range(inputs - 1):
             delta = deltas[i]
