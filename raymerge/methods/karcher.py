@@ -14,8 +14,8 @@ from typing import Annotated
 from raymerge.methods.registry import Coefficients, Gram, Over, Range, span_method
 
 SMALLEST_SINE = 1e-7
-"""Of an arc nearer to half a turn than this, and of a mean shorter than this, float32 entries cannot
-tell the direction."""
+"""Float32 entries cannot tell the direction of an arc nearer to half a turn than this, nor of a
+shorter mean."""
 
 
 @span_method("karcher", paper="arXiv:2603.04972", over=Over.SOURCES)
