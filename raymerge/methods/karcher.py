@@ -14,7 +14,8 @@ from typing import Annotated
 from raymerge.methods.registry import Coefficients, Gram, Over, Range, span_method
 
 SMALLEST_SINE = 1e-7
-"""Of an angle nearer to half a turn than this float32 entries cannot tell the direction."""
+"""Float32 entries cannot tell the direction of an arc nearer to half a turn than this, nor of a
+shorter mean."""
 
 
 @span_method("karcher", paper="arXiv:2603.04972", over=Over.SOURCES)
@@ -68,7 +69,8 @@ def _mean_direction(cosines: Cosines, max_iter: int, tol: float) -> Direction:
     count = len(cosines)
     mean = [1 / count] * count
     length = _length(mean, cosines)
-    mean = [share / length for share in mean] if length >= tol and length else _first(count)
+    found = length >= tol and length >= SMALLEST_SINE
+    mean = [share / length for share in mean] if found else _first(count)
     for _ in range(max_iter):
         step = _mean_arc(mean, cosines, tol)
         length = _length(step, cosines)

@@ -19,7 +19,7 @@ from raymerge.methods.registry import Coefficients, Gram, Over, PerSource, span_
 SMALLEST_SUM = 1e-6
 """mergekit's limit: weights that cancel this far give the middle of the arc."""
 COLLINEAR = 2.0**-25
-"""A cosine this close to 1 or -1 is 1 or -1 in float32, which is where mergekit draws a line."""
+"""A cosine this close to 1 or -1 is 1 or -1 in float32: mergekit's test for a straight line."""
 
 
 def _group(knobs: Mapping[str, Any]) -> Group:
@@ -59,6 +59,7 @@ def nuslerp(
 
     Differs from mergekit: a tensor, row or column that is zero in one source is blended in a
     straight line; there it counts as a right angle, which gives 0.707 of the other at `t = 0.5`.
+    So are two that are opposite but for rounding; there that rounding is scaled up a thousandfold.
     Vectors shorter than 1e-7 have their true angle; there they approach a right one.
     """
     first, second = weight
