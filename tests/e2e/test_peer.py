@@ -312,3 +312,70 @@ def mergekit_version(mergekit: Path) -> str:
     return subprocess.run(
         [python, "-c", code], capture_output=True, text=True, check=True
     ).stdout.strip()
+
+
+FREE: dict[str, tuple[list[str], dict[str, Any]]] = {
+    "nearswap": (["a"], {"t": [0.002, 0.01, 0.03]}),
+    "ram": (["a", "b"], {"epsilon": 0.01}),
+    "ramplus_tl": (["a", "b"], {"epsilon": 0.01, "r": 0.5, "alpha": 0.9}),
+    "sce": (["a", "b"], {}),
+}
+
+
+@pytest.mark.parametrize("method", FREE)
+def test_mergekit_gives_the_same_of_a_free_method(
+    sources: tuple[Place, list[Model]], mergekit: Path, tmp_path: Path, method: str
+) -> None:
+    place, models = sources
+    listed, knobs = FREE[method]
+    recipe = place.recipe(method, listed, base="base", dtype="float32", parameters=knobs)
+    ours, theirs = both(sources, mergekit, tmp_path, recipe)
+
+    assert differing(ours, theirs, models) == {}
+
+
+def test_mergekit_gives_the_same_sce_but_for_entries_at_the_threshold(
+    sources: tuple[Place, list[Model]], mergekit: Path, tmp_path: Path
+) -> None:
+    """Its variance is rounded otherwise: entries as near the threshold may change places."""
+    place, models = sources
+    knobs = {"select_topk": [0.1, 0.5, 0.9]}
+    recipe = place.recipe("sce", ["a", "b"], base="base", dtype="float32", parameters=knobs)
+    ours, theirs = both(sources, mergekit, tmp_path, recipe)
+
+    near = {}
+    plan = place.run("plan", recipe, "--json").json
+    for tensor in plan["tensors"]:
+        share = plan["steps"][tensor["step"]]["knobs"]["select_topk"]
+        deltas = [(model[tensor["name"]] - models[0][tensor["name"]]).double() for model in models]
+        variance = torch.stack(deltas[1:]).var(0, unbiased=False).view(-1)
+        last = variance.sort(descending=True).values[int(share * variance.numel()) - 1]
+        near[tensor["name"]] = int(((variance - last).abs() <= 1e-5 * last).sum())
+    assert_few_differ(ours, differing(ours, theirs, models), near)
+
+
+def test_mergekit_gives_the_same_arcee_fusion_but_for_entries_at_the_threshold(
+    sources: tuple[Place, list[Model]], mergekit: Path, tmp_path: Path
+) -> None:
+    """Its divergence is float32: entries as near the threshold as that is wrong may be either's."""
+    place, models = sources
+    recipe = place.recipe("arcee_fusion", ["a"], base="base", dtype="float32")
+    ours, theirs = both(sources, mergekit, tmp_path, recipe)
+
+    near = {}
+    for name, base, tuned in ((name, models[0][name], models[1][name]) for name in ours):
+        p, q = (values.double().softmax(-1) + 1e-8 for values in (tuned, base))
+        divergence = (p * (p / q).log()).sum(-1, keepdim=True)
+        importance = ((tuned - base).double().abs() * divergence).view(-1)
+        ranked = importance.sort().values
+        first, middle, third = (ranked[int(q * (len(ranked) - 1))] for q in (0.25, 0.5, 0.75))
+        threshold = middle + 1.5 * (third - first)
+        near[name] = int(((importance - threshold).abs() <= 0.02 * threshold).sum())
+    assert_few_differ(ours, differing(ours, theirs, models), near)
+
+
+def assert_few_differ(ours: Model, counts: dict[str, int], near: dict[str, int]) -> None:
+    """Only entries near a threshold differ, and those are few."""
+    assert all(count <= near[name] for name, count in counts.items()), (counts, near)
+    entries = sum(tensor.numel() for tensor in ours.values())
+    assert sum(counts.values()) <= 0.002 * entries, counts
