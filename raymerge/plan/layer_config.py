@@ -28,10 +28,7 @@ _COUNTS = (
 )
 _EXTRA = "num_nextn_predict_layers"
 """Layers that predict further tokens, stored behind the last one and not counted."""
-_KINDS = {
-    "vision": ("vision", "visual", "vit", "image"),
-    "audio": ("audio", "speech"),
-}
+_KINDS = {"vision": ("vision", "visual", "vit", "image"), "audio": ("audio", "speech")}
 # As long as there are layers by chance, if at all.
 _NOT_BY_LAYER = ("architectures", "mrope_section", "keys_to_ignore_at_inference")
 _NOT_BY_LAYER_ENDINGS = ("token_id", "token_ids", "_tokens", "_mean", "_std", "_sizes", "_dims")

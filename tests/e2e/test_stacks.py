@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -263,6 +264,46 @@ def test_layers_of_two_kinds_keep_theirs_in_another_place(place: Place) -> None:
     Gemma3ForCausalLM(config).save_pretrained(place / "a")
     loaded = merged_model(place, stacked(("a", 1, 3), ("a", 0, 3)))
     assert loaded.config.layer_types == [*kinds[1:], *kinds]
+    assert loaded(torch.tensor([[1, 2, 3]])).logits.isfinite().all()
+
+
+@pytest.mark.filterwarnings("default")
+def test_the_language_model_of_a_vision_language_model_grows_and_the_rest_stays(
+    place: Place,
+) -> None:
+    from transformers import (
+        AutoModelForImageTextToText,
+        CLIPVisionConfig,
+        LlamaConfig,
+        LlavaConfig,
+        LlavaForConditionalGeneration,
+    )
+
+    layers = {"num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    vision = CLIPVisionConfig(hidden_size=16, image_size=8, patch_size=4, **layers)
+    text = LlamaConfig(hidden_size=16, vocab_size=50, num_key_value_heads=2, **layers)
+    torch.manual_seed(0)
+    model = LlavaForConditionalGeneration(
+        LlavaConfig(vision_config=vision, text_config=text, image_token_index=49)
+    )
+    model.save_pretrained(place / "a")
+    names = read_tensors(place / "a")
+    sliced = stacked(("a", 0, 2), ("a", 1, 2))["slices"]
+    document = {
+        "merge_method": "passthrough",
+        "modules": {"language_model": {"slices": sliced}},
+        "keep": ["*vision_tower*", "*multi_modal_projector*", "lm_head.weight"],
+    }
+    document["keep"] = [p for p in document["keep"] if any(fnmatchcase(n, p) for n in names)]
+    path = place / "recipe.yaml"
+    path.write_text(yaml.safe_dump(located(document, place.path)))
+    assert place.merge(path).rc == 0
+    loaded, report = AutoModelForImageTextToText.from_pretrained(
+        place / "out", output_loading_info=True
+    )
+    assert not any(report.values()), report
+    assert loaded.config.text_config.num_hidden_layers == 3
+    assert loaded.config.vision_config.num_hidden_layers == 2
     assert loaded(torch.tensor([[1, 2, 3]])).logits.isfinite().all()
 
 
