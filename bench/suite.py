@@ -107,7 +107,7 @@ def bench_method(suite: Suite, method: Method) -> MethodRow:
     """
     tiny = suite.family(LLAMA_TINY)
     models = suite.family(suite.shape)
-    peer = suite.mergekit if method.compared else None
+    peer = suite.mergekit
     for tool in filter(None, (suite.raymerge, peer)):
         suite.merge(tool, method, tiny)
     paths = [path for source in method.read for path in shard_paths(models / source)]

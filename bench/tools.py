@@ -31,8 +31,6 @@ class Method:
     """For each source."""
     shared_knobs: dict[str, float] = field(default_factory=dict)
     base: bool = True
-    compared: bool = True
-    """Whether mergekit runs it too; the others are here for their memory."""
     min_speedup: float | None = None
     """mergekit's time over ours, at least."""
     max_over_floor: float | None = None
@@ -67,6 +65,15 @@ class _PlainDumper(yaml.SafeDumper):
         return True
 
 
+DELTA_SPEEDUP, OTHER_SPEEDUP = 20.0, 5.0
+"""How many times faster than mergekit every method is to be, by family."""
+PAIR = NAMES[1:3]
+
+
+def _delta(name: str, **knobs: float) -> Method:
+    return Method(name=name, knobs={"weight": 0.5, **knobs}, min_speedup=DELTA_SPEEDUP)
+
+
 METHODS = (
     Method(name="linear", knobs={"weight": 1.0}, base=False, min_speedup=6.0, max_over_floor=2.5),
     Method(
@@ -76,15 +83,36 @@ METHODS = (
         min_speedup=8.0,
         max_over_floor=3.0,
     ),
-    Method(name="passthrough", sources=NAMES[1:2], base=False, compared=False),
-    Method(name="task_arithmetic", knobs={"weight": 0.4}),
-    Method(name="dare_linear", knobs={"weight": 0.4, "density": 0.5}, compared=False),
+    Method(
+        name="nuslerp",
+        sources=PAIR,
+        knobs={"weight": 1.0},
+        base=False,
+        min_speedup=OTHER_SPEEDUP,
+    ),
+    Method(name="multislerp", knobs={"weight": 1.0}, base=False, min_speedup=OTHER_SPEEDUP),
+    Method(name="karcher", base=False, min_speedup=OTHER_SPEEDUP),
+    Method(name="passthrough", sources=NAMES[1:2], base=False, min_speedup=OTHER_SPEEDUP),
+    Method(name="model_stock", min_speedup=OTHER_SPEEDUP),
+    Method(
+        name="nearswap", sources=NAMES[1:2], shared_knobs={"t": 1e-3}, min_speedup=OTHER_SPEEDUP
+    ),
+    Method(name="arcee_fusion", sources=NAMES[1:2], min_speedup=OTHER_SPEEDUP),
+    Method(name="ram", min_speedup=OTHER_SPEEDUP),
+    Method(name="ramplus_tl", min_speedup=OTHER_SPEEDUP),
+    Method(name="sce", shared_knobs={"select_topk": 0.5}, min_speedup=OTHER_SPEEDUP),
+    Method(name="task_arithmetic", knobs={"weight": 0.4}, min_speedup=OTHER_SPEEDUP),
+    _delta("dare_linear", density=0.5),
     Method(
         name="dare_ties",
         knobs={"weight": 1.0, "density": 0.5},
         min_speedup=12.0,
         max_over_floor=4.0,
     ),
+    _delta("breadcrumbs", density=0.5, gamma=0.01),
+    _delta("breadcrumbs_ties", density=0.5, gamma=0.01),
+    _delta("della", density=0.5, epsilon=0.1),
+    _delta("della_linear", density=0.5, epsilon=0.1),
     Method(
         name="ties", knobs={"weight": 1.0, "density": 0.2}, min_speedup=25.0, max_over_floor=4.0
     ),
