@@ -19,6 +19,7 @@ from raymerge.kernels.constants import LANES
 MAX_COLUMNS = 32
 """Rows that are not contiguous are gathered this many at a time."""
 MAX_BUCKETS = 2**16
+"""Buckets that a row's magnitudes are spread over."""
 
 
 @dataclass(frozen=True, slots=True)
