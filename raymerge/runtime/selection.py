@@ -10,11 +10,22 @@ import numpy as np
 from raymerge.kernels.constants import HIGH_BINS, LOW_COLUMNS
 from raymerge.kernels.threshold import Threshold, high_bin, threshold
 from raymerge.kernels.tile import Counts, Tile
-from raymerge.runtime.inputs import Inputs
 
 Ranks = Callable[[int, int], Sequence[int]]
 """From a number of entries, and of zeros among them, to the ranks wanted: 1 is the largest value,
 0 none at all."""
+
+
+class Swept(Protocol):
+    """What is selected from: `runtime.inputs.Inputs` is one."""
+
+    elements: int
+
+    def sweep(self) -> Iterator[Tile]:
+        """Every tile in order."""
+
+    def sample(self) -> Iterator[Tile]:
+        """Tiles that are likely to be like the rest."""
 
 
 class Counting(Protocol):
@@ -28,7 +39,7 @@ class Counting(Protocol):
 
 
 def select(
-    inputs: Inputs, counting: Counting, ranks: Ranks, *, kinds: int, zeros: bool = False
+    inputs: Swept, counting: Counting, ranks: Ranks, *, kinds: int, zeros: bool = False
 ) -> list[Threshold | None]:
     """The value of each rank, with the number of entries tied there; None for rank 0.
 
