@@ -44,7 +44,9 @@ def oracle_ram(
     total, alone = np.zeros_like(base), np.zeros_like(base)
     for delta, mask in zip(deltas, active, strict=True):
         unique, shared = int((mask & (number == 1)).sum()), int((mask & (number > 1)).sum())
-        factor = np.float32(1 + r * min(shared / max(unique, epsilon), alpha))
+        # Without lone entries there is nothing to scale.
+        ratio = shared / max(unique, epsilon) if unique else 0
+        factor = np.float32(1 + r * min(ratio, alpha))
         kept: Floats = np.where(mask, delta, np.float32(0))
         total = total + kept
         alone = alone + kept * factor

@@ -187,6 +187,10 @@ def test_the_first_input_that_is_not_finite_is_reported(value: float) -> None:
             {"weight": 1, "density": 0.4, "shape": (209_767, 3, 5)},
             id="della_linear, rows of three",
         ),
+        pytest.param("ram", {"epsilon": 1e-4}, id="ram"),
+        pytest.param("ramplus_tl", {"epsilon": 1e-4, "alpha": 9.0}, id="ramplus_tl"),
+        pytest.param("sce", {"select_topk": 0.3}, id="sce"),
+        pytest.param("sce", {}, id="sce, all"),
     ],
 )
 def test_whole_methods(name: str, knobs: dict[str, Any]) -> None:
@@ -218,3 +222,13 @@ def test_slerp() -> None:
     expected = merge("slerp", given, kernels=CPU, dtype=DType.BF16, t=0.3)
 
     assert merge("slerp", given, kernels=cuda(), dtype=DType.BF16, step=TILE, t=0.3) == expected
+
+
+@pytest.mark.parametrize("name", ["nearswap", "arcee_fusion"])
+def test_methods_of_one_source(name: str) -> None:
+    knobs = {"t": 1e-4} if name == "nearswap" else {}
+    given = fine_tunes(1, 3 * 2**20)
+    options: dict[str, Any] = {"dtype": DType.BF16, "shape": (3 * 2**11, 2**9), **knobs}
+    expected = merge(name, given, kernels=CPU, **options)
+
+    assert merge(name, given, kernels=cuda(), step=TILE + 256, **options) == expected

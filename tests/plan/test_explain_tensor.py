@@ -62,16 +62,17 @@ def test_every_tensor_of_a_model_has_a_graph_with_its_address() -> None:
         ("breadcrumbs", "base", KNOBS, ["histogram", "delta"]),
         ("della", "base", KNOBS, ["delta"]),
         ("della", "base", {**KNOBS, "rescale": "l1"}, ["norms", "delta"]),
+        ("arcee_fusion", "base", {}, ["divergence", "histogram", "fuse"]),
     ],
 )
 def test_a_graph_names_the_passes_in_their_order(
     method: str, base: str | None, knobs: dict[str, Any], passes: list[str]
 ) -> None:
-    sources = ["a"] if method == "slerp" else ["a", "b"]
+    sources = ["a"] if method in ("slerp", "arcee_fusion") else ["a", "b"]
     made = plan(recipe(method, *sources, base=base, parameters=knobs))
 
     lines = explain_tensor(made, UP).splitlines()
-    known = {"span", "gram", "delta", "histogram", "norms", "survey"}
+    known = {"span", "gram", "delta", "histogram", "norms", "survey", "divergence", "fuse"}
     assert [word for line in lines if (word := line[6:].split()[0]) in known] == passes
 
 

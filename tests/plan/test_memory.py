@@ -16,7 +16,7 @@ from raymerge.errors import PlanError
 from raymerge.kernels.constants import LOW_BINS
 from raymerge.kernels.groups import Group
 from raymerge.methods import methods
-from raymerge.plan.graph import CopyStep, DeltaStep, Read, SpanStep, Step, TensorNode
+from raymerge.plan.graph import CopyStep, DeltaStep, FreeStep, Read, SpanStep, Step, TensorNode
 from raymerge.plan.memory import (
     DEVICE_TILE,
     LARGEST_TILE,
@@ -47,6 +47,9 @@ def step_of(kind: str, inputs: int) -> Step:
     if kind in ("span", "gram"):
         figures = (1.0,) * inputs if kind == "span" else None
         return SpanStep(method=kind, knobs={}, relative=False, coefficients=figures)
+    if kind in ("sce", "arcee_fusion"):
+        given = {"select_topk": 0.5} if kind == "sce" else {}
+        return FreeStep(method=kind, knobs={}, rule=methods()[kind].function(**given))
     knobs: dict[str, dict[str, Any]] = {
         "ties": {"density": (0.5,) * sources},
         "surveyed": {"density": (0.5,) * sources, "trim": "model"},
@@ -104,7 +107,7 @@ def projected(
 kinds = st.sampled_from(
     [
         *("copy", "span", "gram", "ties", "surveyed", "rescaled", "untrimmed"),
-        *("band", "ranked", "ranked by norms"),
+        *("band", "ranked", "ranked by norms", "sce", "arcee_fusion"),
     ]
 )
 floating = st.sampled_from([DType.BF16, DType.F16, DType.F32])
