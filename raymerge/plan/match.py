@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 
 from raymerge.checkpoint.ties import TiePolicy, decide_tie
 from raymerge.errors import PlanError
+from raymerge.plan.alike import check_alike
 from raymerge.plan.graph import Input
 from raymerge.plan.parts import Part, Stack
 from raymerge.plan.stack import cut
@@ -73,12 +74,19 @@ def match(recipe: Recipe, views: Sequence[View], *, stored: Sequence[View] | Non
         _settle(recipe, part, [name for name in names if name not in left_out], tie)
         for part, names in zip(cut_up.parts, every, strict=True)
     ]
+    for stack in cut_up.stacks:
+        own = [part for part in parts if part.placed and part.placed.stack == stack.name]
+        check_alike(recipe, views, stack, own, donor=_position(views, recipe.donor.label))
     return Match(
         parts=tuple(part for part in parts if part.names),
         stacks=tuple(cut_up.stacks),
         dropped=tuple(dropped),
         tie=tie,
     )
+
+
+def _position(views: Sequence[View], label: str) -> int:
+    return [view.label for view in views].index(label)
 
 
 def _names(part: Part) -> list[str]:

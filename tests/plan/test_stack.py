@@ -412,6 +412,36 @@ def test_layers_of_different_kinds_do_not_merge() -> None:
         planned("linear", body, {"b": hybrid})
 
 
+def test_layers_that_are_only_copied_have_to_be_of_one_architecture_too() -> None:
+    body = slices([take("a", 0, 2)], [take("b", 1, 3)])
+    bias = {"model.layers.2.self_attn.q_proj.bias": VECTOR}
+    with pytest.raises(PlanError) as caught:
+        planned("passthrough", body, {"b": {**layered(4), **bias}})
+    assert str(caught.value) == (
+        "r.yaml: slices: layer 2 of b is like no layer of a, whose config.json the output gets; "
+        "the nearest differs in self_attn.q_proj.bias [4]. Slices must be of one architecture and "
+        "width"
+    )
+    planned("passthrough", {**body, "drop": "*.bias"}, {"b": {**layered(4), **bias}})
+    wide = {n: (DType.F32, (5,)) if "up_proj" in n else k for n, k in layered(4).items()}
+    with pytest.raises(
+        PlanError, match=r"layer 1 of b is .* differs in mlp.up_proj.weight \[4\], ml"
+    ):
+        planned("passthrough", body, {"b": wide})
+    with pytest.raises(
+        PlanError, match=r"lm_head.weight comes from b, where it has shape \[9, 4\];"
+    ):
+        planned("passthrough", body, {"b": {**layered(4), HEAD: (DType.F32, (9, 4))}})
+
+
+def test_a_hybrid_model_may_change_the_order_of_its_kinds() -> None:
+    hybrid = {n: k for n, k in layered(4).items() if n != ATTENTION(1)}
+    made = planned(
+        "passthrough", slices([take("a", 0, 2)], [take("b", 1, 3)]), dict.fromkeys("ab", hybrid)
+    )
+    assert ATTENTION(2) not in nodes(made)
+
+
 # --- size ----------------------------------------------------------------------------------------
 
 
