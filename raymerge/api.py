@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypedDict, Unpack
 
@@ -159,10 +158,10 @@ def _plan(
 
     recipe = recipe if isinstance(recipe, Recipe) else load(recipe)
     if seed is not None:
-        recipe = replace(recipe, seed=seed)
+        recipe = recipe.with_seed(seed)
     folders = {
         source.label: open_folder(source.location, label=source.label)
-        for source in recipe.all_sources
+        for source in recipe.checkpoints
     }
 
     def read(label: str) -> Catalog:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+import os
+from collections import Counter
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from raymerge.methods import Method, methods
@@ -29,6 +31,11 @@ class SourceRef:
     revision: str | None
     line: int
 
+    @property
+    def identity(self) -> SourceRef:
+        """Equal for two mentions of one checkpoint, whatever they call it."""
+        return replace(self, label="", location=os.path.normpath(self.location), line=0)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
@@ -54,6 +61,12 @@ class Recipe:
     """What the recipe says to no effect, a line each: mergekit would not tell."""
     settings: tuple[KnobSettings, ...]
     """What the recipe says about each knob of the method; `resolver` reads it."""
+    name: str | None = None
+    """What other stages call its result, in a recipe of several."""
+    results: frozenset[str] = frozenset()
+    """Locations among its sources that are names of other stages, whose results are meant."""
+    stages: tuple[Recipe, ...] = ()
+    """Of the stage whose result is written: all others, each behind those that it uses."""
 
     @property
     def donor(self) -> SourceRef:
@@ -62,7 +75,7 @@ class Recipe:
 
     @property
     def all_sources(self) -> tuple[SourceRef, ...]:
-        """Every checkpoint to read, the base first unless it is one of the sources."""
+        """Every source of this stage, the base first unless it is one of the sources."""
         if self.base is None or self.base in self.sources:
             return self.sources
         return (self.base, *self.sources)
@@ -79,6 +92,45 @@ class Recipe:
                 knob matches.
         """
         return make_resolver(self.settings, names)
+
+    @property
+    def checkpoints(self) -> tuple[SourceRef, ...]:
+        """Every checkpoint to read over all stages, each once and with a label of its own.
+
+        Labels are those of the stages as long as no two checkpoints share one.
+        """
+        found: dict[SourceRef, SourceRef] = {}
+        for stage in (*self.stages, self):
+            for ref in stage.all_sources:
+                if ref.location not in stage.results:
+                    found.setdefault(ref.identity, ref)
+        taken = Counter(ref.label for ref in found.values())
+        taken.update(stage.name for stage in self.stages if stage.name)
+        return tuple(
+            ref if taken[ref.label] == 1 else replace(ref, label=f"{ref.label}#{position}")
+            for position, ref in enumerate(found.values(), start=1)
+        )
+
+    @property
+    def lineage(self) -> tuple[Recipe, ...]:
+        """This stage, its donor where that is a stage, and so on to one with a checkpoint's."""
+        by_name = {stage.name: stage for stage in self.stages}
+        line = [self]
+        while line[-1].donor.location in line[-1].results:
+            line.append(by_name[line[-1].donor.location])
+        return tuple(line)
+
+    @property
+    def lender(self) -> SourceRef:
+        """The checkpoint whose config and tokenizer the output gets."""
+        donor = self.lineage[-1].donor.identity
+        return next(ref for ref in self.checkpoints if ref.identity == donor)
+
+    def with_seed(self, seed: int) -> Recipe:
+        """The same recipe with this seed in every stage."""
+        return replace(
+            self, seed=seed, stages=tuple(replace(stage, seed=seed) for stage in self.stages)
+        )
 
     def __reduce__(self) -> tuple[Callable[..., Recipe], tuple[str, dict[str, Any]]]:
         # A method travels by name: its entry holds a read-only mapping, which pickle refuses.

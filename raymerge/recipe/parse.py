@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 from raymerge.checkpoint.dtypes import OUTPUT_DTYPES, DType
 from raymerge.errors import RecipeError
 from raymerge.methods import Method, methods
 from raymerge.recipe.dialect import MERGEKIT_KEYS, MERGEKIT_KNOBS, MERGEKIT_METHODS
-from raymerge.recipe.document import Fields, Items, Scalar, read_document
+from raymerge.recipe.document import Fields, Items, Scalar, read_documents
 from raymerge.recipe.model import NanPolicy, Recipe
 from raymerge.recipe.parameters import SHORTHANDS, read_parameters
 from raymerge.recipe.sources import read_cast
+from raymerge.recipe.stages import join_stages
 from raymerge.recipe.wording import did_you_mean, listed
 
 TOP_KEYS = (
@@ -65,7 +67,7 @@ def load(path: str | os.PathLike[str]) -> Recipe:
 
 
 def loads(text: str, *, path: str = "<recipe>") -> Recipe:
-    """Read a recipe from a string.
+    """Read a recipe from a string; one of several YAML documents is a recipe of several stages.
 
     Args:
         text: The YAML.
@@ -74,7 +76,15 @@ def loads(text: str, *, path: str = "<recipe>") -> Recipe:
     Raises:
         RecipeError: File, line, key, what is wrong and what is allowed.
     """
-    top = read_document(text, path)
+    documents = read_documents(text, path)
+    recipes = [_read_recipe(top, text, path) for top in documents]
+    if len(documents) > 1:
+        return join_stages(documents, recipes)
+    idle = _idle_keys(documents[0])
+    return replace(recipes[0], no_effect=(*idle, *recipes[0].no_effect))
+
+
+def _read_recipe(top: Fields, text: str, path: str) -> Recipe:
     _refuse_stray_knobs(top)
     top.check_keys("a recipe", TOP_KEYS, MERGEKIT_KEYS)
     method = _read_method(top)
@@ -93,7 +103,7 @@ def loads(text: str, *, path: str = "<recipe>") -> Recipe:
         drop=_read_patterns(top, "drop"),
         keep=_read_patterns(top, "keep"),
         nan=_read_nan(top),
-        no_effect=(*_idle_keys(top), *no_effect),
+        no_effect=no_effect,
         settings=settings,
     )
 
