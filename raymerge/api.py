@@ -185,16 +185,9 @@ def _plan(
 
 
 def _start_engine(planned: Plan, machine: Machine, folder: str, report: OnProgress) -> Engine:
-    from raymerge.runtime.settings import RunSettings
+    from raymerge.runtime.settings import run_settings
 
-    settings = RunSettings(
-        sources=planned.sources,
-        folder=folder,
-        seed=planned.recipe.seed,
-        nan=planned.recipe.nan,
-        budget=planned.memory.budget,
-        device=machine.device,
-    )
+    settings = run_settings(planned, folder, machine.device)
     if machine.engine == "local":
         from raymerge.runtime.local import LocalEngine
 

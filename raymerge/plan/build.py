@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 from typing import Literal
@@ -28,7 +28,10 @@ from raymerge.plan.graph import (
     Unit,
 )
 from raymerge.plan.match import Match, check_shapes, inputs_of, match, twins
-from raymerge.plan.memory import Memory, project, sample_bytes
+from raymerge.plan.memory import Memory, project
+from raymerge.plan.merged import Merged
+from raymerge.plan.reading import bytes_once, bytes_swept
+from raymerge.plan.stages import PlannedStage, fuse, stage_notes, terms
 from raymerge.plan.steps import KEEP, StepMaker, output_dtype, settle
 from raymerge.plan.units import cut
 from raymerge.plan.views import View, views
@@ -82,11 +85,27 @@ class Plan:
     digest: str
     """Names the merge: recipe, pinned sources, layout and numeric contract; nothing of workers,
     devices or destination."""
+    stages: tuple[PlannedStage, ...] = ()
+    """Of a recipe of several stages those that are not written, each behind what it uses."""
 
     @property
     def donor(self) -> PlannedSource:
-        """The source that gives config, tokenizer and the tensors that are kept."""
-        return next(s for s in self.sources if s.label == self.recipe.donor.label)
+        """The source that gives config, tokenizer and, itself or through stages, what is kept."""
+        lender = self.recipe.lender.label
+        return next(source for source in self.sources if source.label == lender)
+
+    @property
+    def all_nodes(self) -> Iterator[TensorNode]:
+        """Every tensor that is worked out: the output's, then those of the stages inside it."""
+        yield from self.nodes
+        for stage in self.stages:
+            yield from stage.nodes
+
+    def label(self, one: Input) -> str:
+        """What an input's source, or the stage whose result it is, is called."""
+        if isinstance(one, Merged):
+            return self.stages[one.stage].name
+        return self.sources[one.source].label
 
     @property
     def surveyed(self) -> bool:
@@ -101,16 +120,15 @@ class Plan:
     @property
     def bytes_read(self) -> int:
         """Bytes the run reads, sweeps that do not fit in memory and samples counted again."""
-        once = sum(node.input_bytes for node in self.nodes)
+        budget = self.memory.budget
+        merged = sum(bytes_swept(node, budget) for node in self.nodes)
         compared = sum(a.read_bytes + b.read_bytes for n in self.nodes for a, b in n.twins)
         surveyed = sum(
-            node.input_bytes
+            bytes_once(node, budget)
             for node in self.nodes
             if isinstance(node.step, DeltaStep) and node.step.surveyed
         )
-        again = self.memory.reread_bytes + SURVEY_SWEEPS * surveyed
-        sampled = sum(sample_bytes(node, self.memory.budget) for node in self.nodes)
-        return once + compared + again + sampled
+        return merged + compared + SURVEY_SWEEPS * surveyed
 
     @property
     def bytes_written(self) -> int:
@@ -129,7 +147,7 @@ def build(
 
     Args:
         recipe: What to merge.
-        catalogs: One per `recipe.all_sources`, in that order.
+        catalogs: One per `recipe.checkpoints`, in that order.
         options: Budgets and limits.
         remarks: Further lines for the reader, such as differences between the sources' configs.
 
@@ -137,17 +155,10 @@ def build(
         PlanError: Sources do not match each other or the recipe, are quantised, or do not fit.
     """
     _refuse_quantised(catalogs)
-    seen = views(catalogs)
-    matched = match(recipe, seen)
-    nodes = _nodes(recipe, seen, matched)
-    if not nodes:
-        raise PlanError(f"{recipe.path}: nothing is left to write: `drop:` covers every tensor")
-    outputs = [(name, dtype, inputs[0].shape) for name, dtype, _, inputs in nodes]
-    shard_bytes = options.shard_bytes or auto_shard_bytes(
-        sum(dtype.num_bytes(shape) for _, dtype, shape in outputs)
+    seen, stages = fuse(
+        recipe, views(catalogs), lambda stage, seen: _decide(stage, seen, options.shard_bytes)[:2]
     )
-    shards = lay_out(outputs, max_shard_bytes=shard_bytes)
-    placed = _place(nodes, shards, twins(matched, seen), matched.tie)
+    matched, placed, shards = _decide(recipe, seen, options.shard_bytes)
     sources = tuple(_pin(recipe, catalog) for catalog in catalogs)
     plan = Plan(
         recipe=recipe,
@@ -166,13 +177,40 @@ def build(
         ),
         tie=matched.tie,
         dropped=matched.dropped,
-        notes=(*recipe.no_effect, *_narrowings(placed.values()), *_idle(placed.values()), *remarks),
+        notes=(
+            *recipe.no_effect,
+            *(
+                note
+                for stage in stages
+                for note in stage_notes(stage, [*_narrowings(stage.nodes), *_idle(stage.nodes)])
+            ),
+            *_narrowings(placed.values()),
+            *_idle(placed.values()),
+            *remarks,
+        ),
         digest="",
+        stages=stages,
     )
     return replace(plan, digest=digest(plan))
 
 
 _Draft = tuple[str, DType, Step, tuple[Input, ...]]
+
+
+def _decide(
+    recipe: Recipe, seen: Sequence[View], max_shard_bytes: int | None
+) -> tuple[Match, dict[str, TensorNode], tuple[Shard, ...]]:
+    """One stage: its names, its nodes in the order of their bytes, its layout."""
+    matched = match(recipe, seen)
+    nodes = _nodes(recipe, seen, matched)
+    if not nodes:
+        raise PlanError(f"{recipe.path}: nothing is left to write: `drop:` covers every tensor")
+    outputs = [(name, dtype, inputs[0].shape) for name, dtype, _, inputs in nodes]
+    shard_bytes = max_shard_bytes or auto_shard_bytes(
+        sum(dtype.num_bytes(shape) for _, dtype, shape in outputs)
+    )
+    shards = lay_out(outputs, max_shard_bytes=shard_bytes)
+    return matched, _place(nodes, shards, twins(matched, seen), matched.tie), shards
 
 
 def _nodes(recipe: Recipe, seen: Sequence[View], matched: Match) -> list[_Draft]:
@@ -211,15 +249,22 @@ def _place(
             slot=slots[name],
             step=step,
             inputs=reads,
-            twins=pairs if tie and name == tie.embedding else (),
+            twins=(*(pairs if tie and name == tie.embedding else ()), *_inner_twins(reads)),
         )
         for name, _, step, reads in drafts
     }
     return {name: nodes[name] for name in slots}
 
 
+def _inner_twins(inputs: Iterable[Input]) -> Iterator[tuple[Input, Input]]:
+    """What is compared for a tensor is compared for whatever is merged from it."""
+    for one in inputs:
+        if one.inner is not None:
+            yield from one.inner.twins
+
+
 def _pin(recipe: Recipe, catalog: Catalog) -> PlannedSource:
-    ref = next(source for source in recipe.all_sources if source.label == catalog.label)
+    ref = next(source for source in recipe.checkpoints if source.label == catalog.label)
     return PlannedSource(
         label=ref.label,
         location=catalog.location,
@@ -281,19 +326,37 @@ def digest(plan: Plan) -> str:
     for source in plan.sources:
         named = source.label, source.revision, _identities(source.pins)
         hashed.update(repr(named).encode())
+    for stage in plan.stages:
+        own = stage.recipe.method.name, terms(stage.recipe, recipe, plan.sources)
+        hashed.update(repr(own).encode())
+    if plan.stages:
+        hashed.update(repr(terms(recipe, recipe, plan.sources).labels).encode())
     texts: dict[int, str] = {}
     for shard in plan.shards:
         hashed.update(repr((shard.name, len(shard.header), shard.nbytes)).encode())
     for node in plan.nodes:
-        text = texts.get(id(node.step))
-        if text is None:
-            text = texts[id(node.step)] = _canonical(node.step)
-        slot = node.slot
-        reads = [one.identity for one in node.inputs]
+        slot, text = node.slot, _text(node.step, texts)
+        reads = [_identity(one, texts) for one in node.inputs]
         hashed.update(
             f"{slot.name}\0{slot.dtype}\0{slot.shape}\0{slot.start}\0{text}\0{reads}\n".encode()
         )
     return hashed.hexdigest()[:16]
+
+
+def _text(step: Step, texts: dict[int, str]) -> str:
+    text = texts.get(id(step))
+    if text is None:
+        text = texts[id(step)] = _canonical(step)
+    return text
+
+
+def _identity(one: Input, texts: dict[int, str]) -> tuple[object, ...]:
+    """What names an input in the digest; of a stage's result, its whole graph."""
+    if not isinstance(one, Merged):
+        return one.identity
+    inputs = [_identity(inner, texts) for inner in one.node.inputs]
+    kind = one.stage, one.name, one.dtype.value, one.shape
+    return (*kind, _text(one.node.step, texts), inputs)
 
 
 def _identities(pins: Mapping[str, Pin]) -> list[tuple[str, int, str]]:

@@ -72,6 +72,11 @@ class Read:
         """What names it in the plan's digest."""
         return self.source, self.entry.file, self.entry.start
 
+    @property
+    def inner(self) -> None:
+        """See `Derived.inner`."""
+        return
+
     def scratch_bytes(self, tile_elements: int) -> int:  # noqa: ARG002 - a derived one needs it
         """What a thread needs to fill a tile, besides the tile."""
         return 0
@@ -106,6 +111,11 @@ class Derived:
     def read_bytes(self) -> int:
         """What one sweep over it reads."""
         return sum(read.read_bytes for read in self.reads)
+
+    @property
+    def inner(self) -> TensorNode | None:
+        """The merge whose result it is, where it is that of another stage."""
+        return None
 
     @property
     def how(self) -> str:

@@ -13,8 +13,8 @@ as the smallest tile is a PlanError with the numbers.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from raymerge.errors import PlanError
@@ -60,8 +60,33 @@ class Budget:
     def holds(self, node: TensorNode) -> bool:
         """Whether a tensor that is swept more than once stays in memory between its passes."""
         held = node.held_bytes + working_bytes(node, self.tile_elements)
-        wanted = self.hold or node.held_bytes <= CACHED_BYTES
+        # To merge a stage's result again costs more than to keep it, however near its sources lie.
+        wanted = self.hold or node.held_bytes <= CACHED_BYTES or any(x.inner for x in node.inputs)
         return wanted and len(node.step.passes) > 1 and held <= self.thread_bytes
+
+    def inside(self, node: TensorNode, inner: TensorNode) -> Budget:
+        """The budget of a stage's result among the inputs of `node`.
+
+        What it cannot do without is part of what `node` works with; what is left of the budget is
+        shared evenly by all results among the inputs.
+        """
+        results = sum(one.inner is not None for one in node.inputs)
+        spare = 0 if isinstance(node.step, CopyStep) else self.thread_bytes - self._own_bytes(node)
+        needed = working_bytes(inner, self.tile_elements)
+        return replace(self, thread_bytes=needed + max(0, spare) // results)
+
+    def peak_bytes(self, node: TensorNode) -> int:
+        """Bytes of a thread at work on a tensor, what is held of it and inside it included."""
+        peak = self._own_bytes(node)
+        for one in node.inputs:
+            if one.inner is not None:
+                needed = working_bytes(one.inner, self.tile_elements)
+                peak += self.inside(node, one.inner).peak_bytes(one.inner) - needed
+        return peak
+
+    def _own_bytes(self, node: TensorNode) -> int:
+        held = node.held_bytes if self.holds(node) else 0
+        return held + working_bytes(node, self.tile_elements)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,21 +124,19 @@ def _counter_bytes(node: TensorNode) -> int:
     return 0
 
 
-def sample_bytes(node: TensorNode, budget: Budget) -> int:
-    """Bytes of the inputs that are read once more for a sample.
-
-    A small tensor is its own sample, which costs nothing if it is held.
-    """
-    elements = node.inputs[0].num_elements
-    selects = isinstance(node.step, DeltaStep) and node.step.selects and not node.step.surveyed
-    if not selects or (elements <= SAMPLE_ELEMENTS and budget.holds(node)):
-        return 0
-    sampled = min(elements, SAMPLE_ELEMENTS)
-    return sum(one.dtype.num_bytes((sampled,)) for one in node.inputs)
+def samples(node: TensorNode) -> bool:
+    """Whether entries are looked at before all are counted."""
+    step = node.step
+    return isinstance(step, DeltaStep) and step.selects and not step.surveyed
 
 
 def device_bytes(node: TensorNode, tile_elements: int) -> int:
     """Upper bound of what the torch kernels allocate on a device for a tile of `node`."""
+    inner = (device_bytes(one.inner, tile_elements) for one in node.inputs if one.inner)
+    return max(_tile_device_bytes(node, tile_elements), *inner, 0)
+
+
+def _tile_device_bytes(node: TensorNode, tile_elements: int) -> int:
     elements = min(node.inputs[0].num_elements, tile_elements)
     inputs = len(node.inputs)
     if isinstance(node.step, CopyStep):
@@ -151,7 +174,8 @@ def project(
     if tile_elements is not None and (tile_elements <= 0 or tile_elements % LANES):
         raise PlanError(f"tile_elements is {tile_elements}; give a positive multiple of {LANES}")
     process_bytes = PROCESS_BYTES + (TORCH_BYTES if device == "cuda" else 0)
-    fixed_bytes = process_bytes + PLAN_BYTES_PER_TENSOR * sum(1 + len(n.inputs) for n in nodes)
+    described = sum(1 + len(node.inputs) for node in with_inner(nodes))
+    fixed_bytes = process_bytes + PLAN_BYTES_PER_TENSOR * described
     thread_bytes = max(0, budget_bytes - fixed_bytes) // threads - THREAD_BYTES
     on_device = 0
     tile = tile_elements or (DEVICE_TILE if device == "cuda" else LARGEST_TILE)
@@ -177,8 +201,7 @@ def project(
     swept = [node for node in nodes if len(node.step.passes) > 1]
     kept = [budget.holds(node) for node in swept]
     held = [node for node, keep in zip(swept, kept, strict=True) if keep]
-    held_bytes = max((n.held_bytes + working_bytes(n, tile) for n in held), default=0)
-    peak = max(held_bytes, working_bytes(worst, tile))
+    peak = max(map(budget.peak_bytes, nodes))
     again = [node for node, keep in zip(swept, kept, strict=True) if not keep]
     return Memory(
         budget_bytes=budget_bytes,
@@ -190,6 +213,18 @@ def project(
         reread_tensors=len(again),
         reread_bytes=sum((len(node.step.passes) - 1) * node.input_bytes for node in again),
     )
+
+
+def with_inner(nodes: Iterable[TensorNode]) -> Iterator[TensorNode]:
+    """Every node, and every node inside it whose result it merges, each once."""
+    seen: set[int] = set()
+    left = list(nodes)
+    while left:
+        node = left.pop()
+        if id(node) not in seen:
+            seen.add(id(node))
+            yield node
+            left.extend(one.inner for one in node.inputs if one.inner is not None)
 
 
 def _too_large(

@@ -95,6 +95,11 @@ def largest(thresholds: Sequence[Threshold | None], ties_before: Sequence[int]) 
     return selectors
 
 
+def has_ties(selectors: Selectors) -> bool:
+    """Whether some of the entries at a threshold go, so that `SEEN` counts from tile to tile."""
+    return bool((selectors[:, KEPT] < selectors[:, TIED]).any())
+
+
 def drawn(keep: KeepDrawn, *, seed: int, labels: Sequence[str], tensor: str) -> Selectors:
     """Selectors that keep what is drawn for each source."""
     selectors = np.zeros((len(labels), SELECTOR_COLUMNS), np.uint64)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -13,10 +14,22 @@ from raymerge.methods import methods
 from raymerge.methods.rules import KeepDrawn
 from raymerge.plan.graph import DeltaStep, SpanStep, TensorNode
 from raymerge.plan.steps import arguments
-from raymerge.runtime.figures import delta_pass, drawn, find_thresholds, largest
-from raymerge.runtime.finite import check_finite
+from raymerge.runtime.figures import delta_pass, drawn, find_thresholds, has_ties, largest
+from raymerge.runtime.finite import check_finite, in_stage
 from raymerge.runtime.inputs import Inputs
 from raymerge.runtime.settings import RunSettings
+
+
+@dataclass(frozen=True, slots=True)
+class Merging:
+    """A tensor whose reductions are done."""
+
+    merge: Callable[[Tile, Bytes], None]
+    """Merges any tile into the bytes given, checked."""
+    carried: Selectors | None
+    """What a tile leaves behind for the next one, changed in place; None where tiles stand on their
+    own and may be merged in any order."""
+
 
 Apply = Callable[[Tile, Bytes], int]
 """A step's last pass: a tile in, its merged bytes out, a kernel's report returned."""
@@ -45,12 +58,21 @@ class TensorMerge:
             NonFiniteError: NaN or Inf in an input, unless the recipe lets it pass, or a finite
                 value that leaves the output's range.
         """
-        step = self._node.step
-        apply = self._span(step) if isinstance(step, SpanStep) else self._delta(step, surveyed)
+        merging = self.prepared(surveyed)
         for tile in self._inputs.sweep():
             out = self._inputs.out[: self._node.slot.dtype.num_bytes((tile.count,))]
-            self._check(tile, apply(tile, out), out)
+            merging.merge(tile, out)
             write(out)
+
+    def prepared(self, surveyed: Selectors | None) -> Merging:
+        """Do all passes but the last, which merges tiles; see `run`."""
+        step = self._node.step
+        carried: Selectors | None = None
+        if isinstance(step, SpanStep):
+            apply = self._span(step)
+        else:
+            apply, carried = self._delta(step, surveyed)
+        return Merging(lambda tile, out: self._check(tile, apply(tile, out), out), carried)
 
     def count_high(self, tile: Tile, counts: Counts) -> None:
         """Add the upper magnitude bits of each delta to `counts`."""
@@ -63,7 +85,8 @@ class TensorMerge:
     def _check(self, tile: Tile, bad: int, out: Bytes | None) -> None:
         pass_through = self._settings.nan == "pass"
         sources = self._settings.sources
-        check_finite(self._node, tile, bad, out, sources=sources, pass_through=pass_through)
+        with in_stage(self._settings.stage):
+            check_finite(self._node, tile, bad, out, sources=sources, pass_through=pass_through)
 
     def _span(self, step: SpanStep) -> Apply:
         coefficients = step.coefficients
@@ -80,11 +103,14 @@ class TensorMerge:
             tile, rounded, relative=step.relative, out=out, dtype=dtype
         )
 
-    def _delta(self, step: DeltaStep | object, surveyed: Selectors | None) -> Apply:
+    def _delta(
+        self, step: DeltaStep | object, surveyed: Selectors | None
+    ) -> tuple[Apply, Selectors | None]:
         assert isinstance(step, DeltaStep), step
         figures = self._figures(step, surveyed)
         dtype = self._node.slot.dtype
-        return lambda tile, out: self._kernels.delta(tile, figures, out=out, dtype=dtype)
+        carried = figures.selectors if has_ties(figures.selectors) else None
+        return lambda tile, out: self._kernels.delta(tile, figures, out=out, dtype=dtype), carried
 
     def _figures(self, step: DeltaStep, surveyed: Selectors | None) -> DeltaPass:
         selectors = self._selectors(step, surveyed)

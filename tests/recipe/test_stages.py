@@ -114,13 +114,17 @@ def test_a_recipe_of_stages_travels() -> None:
         ),
         (
             (document("a", "b"), document("c", "d")),
-            "r.yaml:5: name: missing, as it is in the document on line 1; only the stage that is "
-            "written can do without one, since others are used by their names",
+            (
+                "r.yaml:5: name: missing, as it is in the document on line 1; only the stage "
+                "that is written can do without one, since others are used by their names"
+            ),
         ),
         (
             (document("a", "b", name="x/y"), LAST),
-            "r.yaml:1: name is 'x/y'; allowed: letters, digits, `_`, `-`, `.` and single spaces, "
-            "so that other stages can write it where a path may stand",
+            (
+                "r.yaml:1: name is 'x/y'; allowed: letters, digits, `_`, `-`, `.` and single "
+                "spaces, so that other stages can write it where a path may stand"
+            ),
         ),
         (
             (document("a", "b", name="5"), LAST),
@@ -128,35 +132,49 @@ def test_a_recipe_of_stages_travels() -> None:
         ),
         (
             (FIRST, document("a", "b")),
-            "r.yaml:1: name: 2 stages are used by no other: 'first' (line 1), the unnamed one; "
-            "raymerge writes one output, where mergekit-multi writes several. Give each a recipe "
-            "file of its own, with the stages that it uses, or remove those that are not needed",
+            (
+                "r.yaml:1: name: 2 stages are used by no other: 'first' (line 1), the "
+                "unnamed one; raymerge writes one output, where mergekit-multi writes "
+                "several. Give each a recipe file of its own, with the stages that it uses, "
+                "or remove those that are not needed"
+            ),
         ),
         (
             (FIRST, SECOND, document("a", "b", name="third")),
-            "r.yaml:6: name: 2 stages are used by no other: 'second' (line 6), 'third' (line 11); "
-            "raymerge writes one output, where mergekit-multi writes several. Give each a recipe "
-            "file of its own, with the stages that it uses, or remove those that are not needed",
+            (
+                "r.yaml:6: name: 2 stages are used by no other: 'second' (line 6), 'third' "
+                "(line 11); raymerge writes one output, where mergekit-multi writes several. "
+                "Give each a recipe file of its own, with the stages that it uses, or remove "
+                "those that are not needed"
+            ),
         ),
         (
             (document("a", "second", name="first"), SECOND, LAST),
-            "r.yaml:3: model: stages use each other's results in a circle: first <- second <- "
-            "first; none can be first",
+            (
+                "r.yaml:3: model: stages use each other's results in a circle: first <- "
+                "second <- first; none can be first"
+            ),
         ),
         (
             (document("x", "b", name="a"), document("y", "a", name="b"), document("c", "d")),
-            "r.yaml:3: model: stages use each other's results in a circle: a <- b <- a; none can "
-            "be first",
+            (
+                "r.yaml:3: model: stages use each other's results in a circle: a <- b <- a; "
+                "none can be first"
+            ),
         ),
         (
             (document("a", "first", name="first"), LAST),
-            "r.yaml:3: model: stage 'first' uses its own result; rename the stage, or write "
-            "./first for the folder of that name",
+            (
+                "r.yaml:3: model: stage 'first' uses its own result; rename the stage, or "
+                "write ./first for the folder of that name"
+            ),
         ),
         (
             (FIRST, document("first@main", "b")),
-            "r.yaml:7: revision: 'first' is a stage of this recipe, and its result has no "
-            "revisions; write ./first for the folder of that name",
+            (
+                "r.yaml:7: revision: 'first' is a stage of this recipe, and its result has "
+                "no revisions; write ./first for the folder of that name"
+            ),
         ),
         (
             (FIRST, document("first", "b").replace("linear", "liner")),
@@ -180,8 +198,10 @@ def test_a_stage_counts_before_a_path_of_its_name(
 
     assert recipe.results == {"first"}
     assert recipe.no_effect == (
-        "r.yaml:7: first is the stage of that name; the path first, which exists too, has no "
-        "effect (./first reads it)",
+        (
+            "r.yaml:7: first is the stage of that name; the path first, which exists "
+            "too, has no effect (./first reads it)"
+        ),
     )
     asked = read(FIRST, document("./first", "c", name="second"), document("first", "second"))
     assert [ref.location for ref in asked.checkpoints] == ["a", "b", "./first", "c"]

@@ -6,12 +6,23 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from raymerge.plan.graph import Derived
+from raymerge.plan.memory import Budget
+from raymerge.plan.merged import Merged
+from raymerge.runtime.derived.merged import merged_filler
 from raymerge.runtime.readers import Filler, Readers
 
 FILLERS: Mapping[type[Derived], Callable[[Any, Readers], Filler]] = {}
 """What fills buffers for each kind, made from the input and the open files."""
 
 
-def derived_filler(one: Derived, readers: Readers) -> Filler:
-    """What fills buffers with the bytes of a derived input, for the calling thread."""
+def derived_filler(one: Derived, readers: Readers, budget: Budget | None) -> Filler:
+    """What fills buffers with the bytes of a derived input, for the calling thread.
+
+    Args:
+        one: The input.
+        readers: The open files.
+        budget: What the merge of a stage's result may use; None holds nothing between sweeps.
+    """
+    if isinstance(one, Merged):
+        return merged_filler(one, readers, budget)
     return FILLERS[type(one)](one, readers)
