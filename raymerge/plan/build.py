@@ -101,6 +101,16 @@ class Plan:
         for stage in self.stages:
             yield from stage.nodes
 
+    def used_by(self, source: PlannedSource) -> list[str]:
+        """Names of the stages that a source goes into, `output` for one without."""
+        ref = next(ref for ref in self.recipe.checkpoints if ref.label == source.label)
+        stages = (*(stage.recipe for stage in self.stages), self.recipe)
+        return [
+            stage.name or "output"
+            for stage in stages
+            if any(ref.identity == one.identity for one in stage.all_sources)
+        ]
+
     def label(self, one: Input) -> str:
         """What an input's source, or the stage whose result it is, is called."""
         if isinstance(one, Merged):
