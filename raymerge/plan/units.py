@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from raymerge.checkpoint.layout import Shard
 from raymerge.plan.graph import DeltaStep, TensorNode, Unit
+from raymerge.plan.memory import with_inner
 
 UNIT_BYTES = 64 * 2**20
 """Output of a unit of delta steps, where several share a shard: half a second's work of one core.
@@ -14,7 +15,8 @@ LIGHT_UNIT_BYTES = 256 * 2**20
 """Output of any other unit, whose bytes take a quarter of the time. A shard of this size is one
 unit then, and the hash in its receipt is the shard's: it need not be read back."""
 MAX_UNIT_TENSORS = 128
-"""Keeps a unit's description under 100 KB, however small its tensors are."""
+"""Keeps a unit's description under 100 KB, however small its tensors are. What stages inside the
+recipe merge for a tensor counts as further ones."""
 
 
 def cut(
@@ -55,14 +57,17 @@ def dispatch_order(units: Sequence[Unit]) -> tuple[Unit, ...]:
 
 
 def _groups(members: Sequence[TensorNode]) -> Iterator[list[TensorNode]]:
-    heavy = any(isinstance(node.step, DeltaStep) for node in members)
+    heavy = any(isinstance(node.step, DeltaStep) for node in with_inner(members))
     limit = UNIT_BYTES if heavy else LIGHT_UNIT_BYTES
     group: list[TensorNode] = []
+    described = 0
     for node in members:
         group_bytes = node.slot.stop - group[0].slot.start if group else 0
-        if group and (group_bytes > limit or len(group) == MAX_UNIT_TENSORS):
+        merges = sum(1 for _ in with_inner([node]))
+        if group and (group_bytes > limit or described + merges > MAX_UNIT_TENSORS):
             yield group
-            group = []
+            group, described = [], 0
         group.append(node)
+        described += merges
     if group:
         yield group

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,7 +19,7 @@ from raymerge.plan import reading
 from raymerge.plan.memory import Budget
 from raymerge.runtime import inputs
 from tests.checkpoints import fine_tune, llama_config, tiny_llama_tensors
-from tests.conftest import Place, shard_hashes
+from tests.conftest import Place, finish, read_tensors, shard_hashes, spawn
 
 Document = dict[str, Any]
 MODELS = ("base", "a", "b", "c")
@@ -169,3 +173,254 @@ def test_merging_a_result_again_for_every_sweep_changes_no_byte(sources: Place, 
         out = sources / f"again-{tile}"
         merge(recipe, out, overwrite=True, tile_elements=tile, shard_bytes=20_000)
         assert shard_hashes(out) == shard_hashes(expected), tile
+
+
+@EACH_CASE
+def test_the_plan_says_what_is_read(sources: Place, case: str) -> None:
+    recipe = fused(sources, CASES[case])
+    call: dict[str, Any] = {"engine": "local", "device": "cpu", "workers": 1, "tile_elements": 1024}
+    plan = raymerge.plan(recipe, **call)
+    result = raymerge.merge(recipe, sources / "counted", overwrite=True, **call)
+
+    assert result.bytes_read == plan.bytes_read
+    assert not any(path.is_dir() for path in (sources / "counted").iterdir())
+
+
+def test_what_is_merged_again_is_counted_too(
+    sources: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Budget, "holds", lambda _self, _node: False)
+    recipe = fused(sources, CASES["linear of two slerps"])
+    plan = raymerge.plan(recipe, engine="local", device="cpu", workers=1)
+    result = merge(recipe, sources / "counted", overwrite=True)
+
+    once = sum(node.input_bytes for node in plan.nodes)
+    # Two sweeps of every source: inner products, then the sum.
+    assert result.bytes_read == plan.bytes_read == 2 * once
+
+
+# --- what draws are keyed by ---------------------------------------------------------------------
+
+
+def test_draws_are_those_of_each_stage_on_its_own(place: Place) -> None:
+    """Stages that call different models by one name, and one model by two, draw as ever."""
+    place.llamas(3)
+    for name, folder in (("a", "m/final"), ("b", "n/final"), ("c", "c")):
+        (place / folder).parent.mkdir(exist_ok=True)
+        if name != folder:
+            (place / name).rename(place / folder)
+    where = {name: place / name for name in ("base", "m/final", "n/final", "c")}
+    drawn: dict[str, Any] = {"base": "base", "weight": 0.5, "density": 0.4, "dtype": "float32"}
+    documents = [
+        stage("dare_linear", "m/final", "c", name="one", **drawn),
+        stage("dare_linear", "n/final", "m/final", name="two", **drawn),
+        stage("dare_ties", "one", "n/final", "two", **drawn),
+    ]
+    documents[1]["models"][1]["label"] = "other"
+    path = place / "fused.yaml"
+    path.write_text(yaml.safe_dump_all([located(each, where) for each in documents]))
+    plan = raymerge.plan(path, engine="local", device="cpu")
+    merge(path, place / "fused")
+    for number, document in enumerate(documents):
+        alone = place / f"{number}.yaml"
+        alone.write_text(yaml.safe_dump(located(document, where)))
+        where[document.get("name", "out")] = place / "in turn" / document.get("name", "out")
+        merge(alone, where[document.get("name", "out")])
+
+    assert [source.label for source in plan.sources] == ["base", "final#2", "c", "final#4"]
+    assert shard_hashes(place / "fused") == shard_hashes(where["out"])
+
+
+def test_another_seed_is_another_merge_in_every_stage(place: Place) -> None:
+    place.llamas(3)
+    recipe = fused(place, CASES["dare over stages"])
+    digests = set()
+    for seed in (None, 5, 9):
+        plan = raymerge.plan(recipe, engine="local", device="cpu", seed=seed)
+        digests.add(plan.digest)
+        assert {stage.recipe.seed for stage in plan.stages} == {seed} or seed is None
+    assert len(digests) == 3
+
+
+# --- what is beside the tensors ------------------------------------------------------------------
+
+
+def test_the_head_is_settled_stage_by_stage(place: Place) -> None:
+    """A stage of tied models has no head; beside one with a head of its own it gets one."""
+    base = place.llamas(3, tied=True)
+    untied = fine_tune({**base, "lm_head.weight": base["model.embed_tokens.weight"]}, 7)
+    place.model("c", untied, config=llama_config(untied))
+    documents = [
+        stage("linear", "a", "b", name="one", weight=1),
+        stage("ties", "c", base="one", weight=1, density=0.5),
+    ]
+    out = in_turn(place, documents)
+    merge(fused(place, documents), place / "fused")
+
+    assert shard_hashes(place / "fused") == shard_hashes(out)
+    assert (place / "fused" / "config.json").read_bytes() == (out / "config.json").read_bytes()
+    assert "lm_head.weight" in read_tensors(out)
+    assert json.loads((out / "config.json").read_text())["tie_word_embeddings"] is False
+
+
+def test_a_tied_head_that_differs_is_found_inside_a_stage(place: Place) -> None:
+    place.llamas(2, tied=True)
+    wrong = read_tensors(place / "a")
+    wrong["lm_head.weight"] = wrong["model.embed_tokens.weight"] + 1
+    place.model("a", wrong, config=llama_config(wrong, tied=True))
+    documents = [
+        stage("linear", "a", "b", name="one", weight=1),
+        stage("slerp", "one", base="base", t=0.5),
+    ]
+    done = place.merge(fused(place, documents))
+
+    assert done.rc == 3
+    assert "config.json says the head is tied, but lm_head.weight differs" in done.err
+
+
+def test_config_and_tokenizer_come_through_stages(place: Place) -> None:
+    place.llamas(2)
+    (place / "a" / "tokenizer.json").write_text('{"of": "a"}')
+    (place / "base" / "tokenizer.json").write_text('{"of": "base"}')
+    documents = [
+        stage("linear", "a", "b", name="one", weight=1, dtype="float32"),
+        stage("slerp", "base", base="one", t=0.5, dtype="float16"),
+    ]
+    merge(fused(place, documents), place / "fused")
+    config = json.loads((place / "fused" / "config.json").read_text())
+    record = json.loads((place / "fused" / "raymerge.json").read_text())
+
+    assert (place / "fused" / "tokenizer.json").read_text() == '{"of": "a"}'
+    assert config["dtype"] == "float16"
+    assert [source["label"] for source in record["sources"]] == ["a", "b", "base"]
+    assert [source["donor"] for source in record["sources"]] == [True, False, False]
+    assert record["stages"] == [
+        {"name": "one", "method": "linear", "seed": 0, "sources": ["a", "b"]},
+        {"name": None, "method": "slerp", "seed": 0, "sources": ["one", "base"]},
+    ]
+    assert raymerge.verify(place / "fused").ok
+
+
+# --- refusals ------------------------------------------------------------------------------------
+
+
+def test_a_stage_whose_sources_do_not_match_is_named(place: Place) -> None:
+    place.llamas(2)
+    short = read_tensors(place / "b")
+    del short["model.norm.weight"]
+    place.model("b", short)
+    documents = [
+        stage("linear", "a", "b", name="one", weight=1),
+        stage("slerp", "one", base="base", t=0.5),
+    ]
+    done = place.run("plan", fused(place, documents), "--json")
+
+    assert done.rc == 2
+    assert done.error["message"].startswith("stage one: b lacks 1 tensors that other sources have")
+
+
+def test_what_a_stage_drops_is_missing_in_the_next(place: Place) -> None:
+    place.llamas(2)
+    documents = [
+        stage("linear", "a", "b", name="one", weight=1, drop="model.norm.weight"),
+        stage("slerp", "one", base="base", t=0.5),
+    ]
+    done = place.run("plan", fused(place, documents), "--json")
+
+    assert done.error["message"].startswith("one lacks 1 tensors that other sources have: ")
+    documents[1]["drop"] = "model.norm.weight"
+    assert place.run("plan", fused(place, documents)).rc == 0
+
+
+def test_shapes_that_differ_between_stages_name_the_stage(place: Place) -> None:
+    place.llamas(2)
+    wide = tiny_llama_tensors(0, vocab=48)
+    place.model("c", wide, config=llama_config(wide))
+    documents = [
+        stage("linear", "a", "b", name="one", weight=1),
+        stage("slerp", "one", base="c", t=0.5),
+    ]
+    done = place.run("plan", fused(place, documents), "--json")
+
+    assert done.error["message"].startswith(
+        "lm_head.weight has shape [48, 16] in c and [32, 16] in one"
+    )
+
+
+def test_a_trim_over_the_whole_model_has_to_be_written(place: Place) -> None:
+    place.llamas(2)
+    documents = [
+        stage("ties", "a", "b", name="one", base="base", trim="model", **TIES),
+        stage("slerp", "one", base="base", t=0.5),
+    ]
+    done = place.run("plan", fused(place, documents), "--json")
+
+    assert done.rc == 2
+    assert "stage one: " in done.error["message"]
+    assert "Run this stage on its own and name its output" in done.error["message"]
+
+
+def test_a_nan_is_found_in_its_stage(place: Place) -> None:
+    base = place.llamas(2)
+    base["model.norm.weight"][3] = torch.nan
+    place.model("a", base)
+    documents = [
+        stage("linear", "a", "b", name="one", weight=1),
+        stage("slerp", "one", base="base", t=0.5),
+    ]
+    done = place.merge(fused(place, documents), "out", "--json", "--overwrite")
+
+    assert done.rc == 1
+    assert done.error["message"].startswith("stage one: a: model.norm.weight holds a NaN or Inf")
+    documents[0]["nan"] = "pass"
+    done = place.merge(fused(place, documents), "out", "--json", "--overwrite")
+    assert done.error["message"].startswith("one: model.norm.weight holds a NaN or Inf")
+    documents[1]["nan"] = "pass"
+    assert place.merge(fused(place, documents), "out", "--overwrite").rc == 0
+
+
+# --- engines and peers ---------------------------------------------------------------------------
+
+
+@pytest.mark.ray
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+def test_ray_merges_the_same(place: Place) -> None:
+    place.llamas(3)
+    recipe = fused(place, CASES["slerp of ties of ties"])
+    expected = place.merge(recipe, "local", "--shard-size", 4000, "--json").json
+    options = ["--engine", "ray", "--device", "cpu", "--workers", 2, "--memory", "1GiB"]
+    process = spawn("merge", recipe, place / "ray", *options, "--shard-size", 4000, "--json")
+    done = finish(process, 200)
+
+    assert done.rc == 0, done.err
+    assert done.json["shards"] == expected["shards"]
+
+
+@pytest.mark.peer
+def test_mergekit_multi_gives_the_same(place: Place) -> None:
+    """Its stages are checkpoints in a folder; what it writes last is what we write."""
+    program = Path(sys.executable).with_name("mergekit-multi")
+    if not program.exists():
+        pytest.skip("needs mergekit-multi beside this Python")
+    place.llamas(3, dtype=torch.float32)
+    documents = [
+        stage("slerp", "base", "a", name="first", base="base", t=0.3, dtype="float32"),
+        stage("task_arithmetic", "first", "b", name="second", base="base", weight=0.5,
+              dtype="float32"),
+        stage("linear", "second", "c", "first", weight=0.5, dtype="float32"),
+    ]  # fmt: skip
+    recipe = fused(place, documents)
+    folders = ["--out-path", str(place / "theirs"), "-I", str(place / "between")]
+    done = subprocess.run(
+        [program, recipe, *folders, "--no-copy-tokenizer", "--quiet"],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""},
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    ours, theirs = place.merged(recipe, "ours"), read_tensors(place / "theirs")
+
+    assert ours.keys() == theirs.keys()
+    for name, tensor in ours.items():
+        assert torch.allclose(tensor, theirs[name], rtol=0, atol=1e-6), name

@@ -14,7 +14,9 @@ import torch
 
 import raymerge
 from raymerge.errors import NonFiniteError, SourceError
+from raymerge.kernels import cpu
 from raymerge.kernels.tile import Bytes
+from raymerge.kernels.torch_kernels import TorchKernels
 from raymerge.plan.memory import Budget
 from raymerge.plan.merged import Merged
 from raymerge.runtime.derived.merged import Workshop
@@ -109,6 +111,15 @@ def test_any_range_holds_the_bytes_of_the_whole(models: Place, method: str, kind
     for first, stop in requests(kind):
         part = filled(filler, first, stop)
         assert np.array_equal(part, whole[4 * first : 4 * stop]), (first, stop)
+
+
+@EACH_STAGE
+def test_torch_s_kernels_give_the_same(
+    models: Place, method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = filled(result(models, method), 0, ELEMENTS)
+    monkeypatch.setattr(cpu, "CpuKernels", lambda: TorchKernels("cpu"))
+    assert np.array_equal(filled(result(models, method), 0, ELEMENTS), expected)
 
 
 def test_reductions_are_done_once(models: Place) -> None:
