@@ -344,29 +344,16 @@ def digest(plan: Plan) -> str:
     texts: dict[int, str] = {}
     for shard in plan.shards:
         hashed.update(repr((shard.name, len(shard.header), shard.nbytes)).encode())
-    for node in plan.nodes:
-        slot, text = node.slot, _text(node.step, texts)
-        reads = [_identity(one, texts) for one in node.inputs]
+    for node in plan.all_nodes:
+        text = texts.get(id(node.step))
+        if text is None:
+            text = texts[id(node.step)] = _canonical(node.step)
+        slot = node.slot
+        reads = [one.identity for one in node.inputs]
         hashed.update(
             f"{slot.name}\0{slot.dtype}\0{slot.shape}\0{slot.start}\0{text}\0{reads}\n".encode()
         )
     return hashed.hexdigest()[:16]
-
-
-def _text(step: Step, texts: dict[int, str]) -> str:
-    text = texts.get(id(step))
-    if text is None:
-        text = texts[id(step)] = _canonical(step)
-    return text
-
-
-def _identity(one: Input, texts: dict[int, str]) -> tuple[object, ...]:
-    """What names an input in the digest; of a stage's result, its whole graph."""
-    if not isinstance(one, Merged):
-        return one.identity
-    inputs = [_identity(inner, texts) for inner in one.node.inputs]
-    kind = one.stage, one.name, one.dtype.value, one.shape
-    return (*kind, _text(one.node.step, texts), inputs)
 
 
 def _identities(pins: Mapping[str, Pin]) -> list[tuple[str, int, str]]:

@@ -36,6 +36,11 @@ class Merged(Derived):
         return self.node.input_bytes
 
     @property
+    def identity(self) -> tuple[object, ...]:
+        """See `Derived.identity`; the digest has the stage's merges by themselves."""
+        return "Merged", self.stage, self.name
+
+    @property
     def how(self) -> str:
         """See `Derived.how`."""
         return f"merged from {len(self.node.inputs)} inputs"
