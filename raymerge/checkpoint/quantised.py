@@ -30,7 +30,7 @@ _SCHEMES = (
 _TELLING = frozenset(part for _, parts in _SCHEMES for part in parts)
 _CODES = tuple(dtype for dtype in DType if dtype.startswith(("F8_", "F6_", "F4")))
 _CODES_SET = frozenset(_CODES)
-_CONFIG_KEYS = ("quantization_config", "compression_config")
+CONFIG_KEYS = ("quantization_config", "compression_config")
 
 
 def quantisation(catalog: Catalog) -> str | None:
@@ -88,6 +88,6 @@ def _settings(config: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
     return [
         (key, section[key])
         for section in config_sections(config)
-        for key in _CONFIG_KEYS
+        for key in CONFIG_KEYS
         if isinstance(section.get(key), dict) and section[key]
     ]

@@ -14,9 +14,12 @@ from raymerge.checkpoint.dtypes import DType, promote
 from raymerge.checkpoint.folder import Pin
 from raymerge.checkpoint.layout import Shard, auto_shard_bytes, lay_out
 from raymerge.checkpoint.quantised import quantisation
+from raymerge.checkpoint.scaled import scaled_codes
 from raymerge.checkpoint.ties import TiePolicy
 from raymerge.errors import PlanError
 from raymerge.methods.registry import Over
+from raymerge.plan.dequantised import dequantised, dequantised_note
+from raymerge.plan.experts import experts_note, in_one_layout
 from raymerge.plan.graph import (
     CopyStep,
     DeltaStep,
@@ -29,9 +32,8 @@ from raymerge.plan.graph import (
 )
 from raymerge.plan.match import Match, check_shapes, inputs_of, match, twins
 from raymerge.plan.memory import Memory, project
-from raymerge.plan.merged import Merged
 from raymerge.plan.reading import bytes_once, bytes_swept
-from raymerge.plan.stages import PlannedStage, fuse, stage_notes, terms
+from raymerge.plan.stages import Decided, PlannedStage, fuse, terms
 from raymerge.plan.steps import KEEP, StepMaker, output_dtype, settle
 from raymerge.plan.units import cut
 from raymerge.plan.views import View, views
@@ -113,9 +115,8 @@ class Plan:
 
     def label(self, one: Input) -> str:
         """What an input's source, or the stage whose result it is, is called."""
-        if isinstance(one, Merged):
-            return self.stages[one.stage].name
-        return self.sources[one.source].label
+        behind = one.source - len(self.sources)
+        return self.stages[behind].name if behind >= 0 else self.sources[one.source].label
 
     @property
     def surveyed(self) -> bool:
@@ -165,19 +166,19 @@ def build(
         PlanError: Sources do not match each other or the recipe, are quantised, or do not fit.
     """
     _refuse_quantised(catalogs)
-    seen, stages = fuse(
-        recipe, views(catalogs), lambda stage, seen: _decide(stage, seen, options.shard_bytes)[:2]
-    )
-    matched, placed, shards = _decide(recipe, seen, options.shard_bytes)
+    stored = dequantised(views(catalogs), catalogs)
+    seen, stages = fuse(recipe, stored, lambda stage, seen: _decide(stage, seen, options))
+    decided = _decide(recipe, seen, options)
+    nodes, shards = decided.nodes, decided.shards
     sources = tuple(_pin(recipe, catalog) for catalog in catalogs)
     plan = Plan(
         recipe=recipe,
         sources=sources,
-        nodes=tuple(placed.values()),
+        nodes=tuple(nodes.values()),
         shards=shards,
-        units=cut(shards, placed, whole_shards=options.whole_shards),
+        units=cut(shards, nodes, whole_shards=options.whole_shards),
         memory=project(
-            tuple(placed.values()),
+            tuple(nodes.values()),
             budget_bytes=options.memory_bytes,
             device=options.device,
             device_budget_bytes=options.device_memory_bytes,
@@ -185,17 +186,13 @@ def build(
             tile_elements=options.tile_elements,
             hold=options.hold,
         ),
-        tie=matched.tie,
-        dropped=matched.dropped,
+        tie=decided.matched.tie,
+        dropped=decided.matched.dropped,
         notes=(
             *recipe.no_effect,
-            *(
-                note
-                for stage in stages
-                for note in stage_notes(stage, [*_narrowings(stage.nodes), *_idle(stage.nodes)])
-            ),
-            *_narrowings(placed.values()),
-            *_idle(placed.values()),
+            *filter(None, map(dequantised_note, catalogs)),
+            *(note for stage in stages for note in stage.notes),
+            *decided.notes,
             *remarks,
         ),
         digest="",
@@ -207,20 +204,23 @@ def build(
 _Draft = tuple[str, DType, Step, tuple[Input, ...]]
 
 
-def _decide(
-    recipe: Recipe, seen: Sequence[View], max_shard_bytes: int | None
-) -> tuple[Match, dict[str, TensorNode], tuple[Shard, ...]]:
-    """One stage: its names, its nodes in the order of their bytes, its layout."""
+def _decide(recipe: Recipe, views: Sequence[View], options: PlanOptions) -> Decided:
+    """Plan one stage over its sources."""
+    donor = recipe.donor.label
+    seen = in_one_layout(views, donor)
     matched = match(recipe, seen)
-    nodes = _nodes(recipe, seen, matched)
-    if not nodes:
+    drafts = _nodes(recipe, seen, matched)
+    if not drafts:
         raise PlanError(f"{recipe.path}: nothing is left to write: `drop:` covers every tensor")
-    outputs = [(name, dtype, inputs[0].shape) for name, dtype, _, inputs in nodes]
-    shard_bytes = max_shard_bytes or auto_shard_bytes(
+    outputs = [(name, dtype, inputs[0].shape) for name, dtype, _, inputs in drafts]
+    shard_bytes = options.shard_bytes or auto_shard_bytes(
         sum(dtype.num_bytes(shape) for _, dtype, shape in outputs)
     )
     shards = lay_out(outputs, max_shard_bytes=shard_bytes)
-    return matched, _place(nodes, shards, twins(matched, seen), matched.tie), shards
+    nodes = _place(drafts, shards, twins(matched, seen), matched.tie)
+    found = filter(None, [experts_note(views, seen, donor)])
+    notes = (*found, *_narrowings(nodes.values()), *_idle(nodes.values()))
+    return Decided(matched=matched, nodes=nodes, shards=shards, notes=notes)
 
 
 def _nodes(recipe: Recipe, seen: Sequence[View], matched: Match) -> list[_Draft]:
@@ -288,7 +288,7 @@ def _pin(recipe: Recipe, catalog: Catalog) -> PlannedSource:
 
 def _refuse_quantised(catalogs: Sequence[Catalog]) -> None:
     for catalog in catalogs:
-        if scheme := quantisation(catalog):
+        if scaled_codes(catalog) is None and (scheme := quantisation(catalog)):
             raise PlanError(
                 f"{catalog.label} is quantised: {scheme}. Its codes are not weights and cannot be "
                 "averaged; merge the unquantised checkpoint it was made from.",

@@ -10,10 +10,10 @@ Complete, without times or machine names, and in this order of keys:
     steps     index, kind (copy, span, delta), method, reason (of a copy), knobs, coefficients (of a
               span, null where the run decides them), passes, surveyed, tensors (how many)
     tensors   name, dtype, shape, step (its index), inputs, shard, start, stop
-    inputs    source (its index), tensor (only where it has another name there), file, start, stop,
-              dtype; of one worked out from stored tensors, instead of file, start and stop: derived
-              (how), reads (the stored ones); of a stage's result, instead of all those and source:
-              stage (its index), dtype, step, inputs
+    inputs    source (its index; behind the sources stand the stages), tensor (only where it has
+              another name there), file, start, stop, dtype; of one worked out from stored tensors,
+              instead of file, start and stop: derived (how), reads (the stored ones); of a stage's
+              result, instead of all those and source: stage (its index), dtype, step, inputs
     shards    name, bytes, tensors (how many)
     units     number, shard, start, stop, read_bytes, tensors (names)
     results   once (results of stages merged in the one sweep over them), held (merged once and kept

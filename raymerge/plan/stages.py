@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from raymerge.checkpoint.layout import Shard
 from raymerge.checkpoint.ties import TiePolicy
 from raymerge.errors import PlanError
 from raymerge.plan.graph import DeltaStep, PlannedSource, TensorNode
@@ -15,8 +16,17 @@ from raymerge.plan.views import View
 from raymerge.recipe import Recipe
 from raymerge.recipe.model import NanPolicy
 
-Decide = Callable[[Recipe, Sequence[View]], tuple[Match, Mapping[str, TensorNode]]]
-"""Plans a stage over its sources: its names and, in the order of their bytes, its nodes."""
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Decided:
+    """One stage, planned over its sources."""
+
+    matched: Match
+    nodes: Mapping[str, TensorNode]
+    """By name, in the order of their bytes."""
+    shards: tuple[Shard, ...]
+    """Where they are written or, of a stage inside a recipe, would be."""
+    notes: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,6 +38,7 @@ class PlannedStage:
     """Every tensor of its result, in the order in which it would have been written."""
     tie: TiePolicy | None
     dropped: tuple[str, ...]
+    notes: tuple[str, ...]
 
     @property
     def name(self) -> str:
@@ -72,7 +83,7 @@ def terms(stage: Recipe, whole: Recipe, sources: Sequence[PlannedSource]) -> Ter
 
 
 def fuse(
-    recipe: Recipe, stored: Sequence[View], decide: Decide
+    recipe: Recipe, stored: Sequence[View], decide: Callable[[Recipe, Sequence[View]], Decided]
 ) -> tuple[list[View], tuple[PlannedStage, ...]]:
     """Plan every stage but the one that is written.
 
@@ -109,43 +120,37 @@ def fuse(
     for position, stage in enumerate(recipe.stages):
         seen = seen_by(stage)
         try:
-            matched, nodes = decide(stage, seen)
-            _refuse_survey(stage, nodes)
+            decided = decide(stage, seen)
+            _refuse_survey(stage, decided.nodes)
         except PlanError as error:
             raise _in_stage(stage, error) from error
         donor = next(view for view in seen if view.label == stage.donor.label)
         results[str(stage.name)] = View(
             label=str(stage.name),
-            config=_fitted(donor.config, matched, nodes),
+            config=_fitted(donor.config, decided),
             tensors={
                 name: as_input(node, stage=position, source=len(stored) + position)
-                for name, node in nodes.items()
+                for name, node in decided.nodes.items()
             },
         )
         planned.append(
             PlannedStage(
                 recipe=stage,
-                nodes=tuple(nodes.values()),
-                tie=matched.tie,
-                dropped=matched.dropped,
+                nodes=tuple(decided.nodes.values()),
+                tie=decided.matched.tie,
+                dropped=decided.matched.dropped,
+                notes=tuple(f"stage {stage.name}: {note}" for note in decided.notes),
             )
         )
     return seen_by(recipe), tuple(planned)
 
 
-def stage_notes(stage: PlannedStage, notes: Sequence[str]) -> Iterator[str]:
-    """Notes on a stage, with its name."""
-    return (f"stage {stage.name}: {note}" for note in notes)
-
-
-def _fitted(
-    config: Mapping[str, Any], matched: Match, nodes: Mapping[str, TensorNode]
-) -> Mapping[str, Any]:
+def _fitted(config: Mapping[str, Any], decided: Decided) -> Mapping[str, Any]:
     """The donor's config as it would lie beside the stage's result, as far as a plan reads it."""
-    tie = matched.tie
-    if tie is None or tie.embedding not in nodes:
+    tie = decided.matched.tie
+    if tie is None or tie.embedding not in decided.nodes:
         return config
-    return {**config, "tie_word_embeddings": tie.head not in nodes}
+    return {**config, "tie_word_embeddings": tie.head not in decided.nodes}
 
 
 def _refuse_survey(stage: Recipe, nodes: Mapping[str, TensorNode]) -> None:

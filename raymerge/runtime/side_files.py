@@ -2,7 +2,7 @@
 
 Pure functions from a plan and the donor's folder to bytes; publishing them is `commit`'s business.
 The donor's files are copied byte for byte. Its config.json is changed where the merge made it
-untrue - precision and tied head - and copied byte for byte where it did not.
+untrue - precision, quantisation and tied head - and copied byte for byte where it did not.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from raymerge.checkpoint.catalog import CONFIG_NAME
 from raymerge.checkpoint.dtypes import OUTPUT_DTYPES, DType
 from raymerge.checkpoint.folder import Folder
 from raymerge.checkpoint.index import RECORD_NAME
+from raymerge.checkpoint.quantised import CONFIG_KEYS
 from raymerge.checkpoint.strict_json import parse_config
 from raymerge.checkpoint.ties import TiePolicy, config_sections
 from raymerge.errors import SourceError
@@ -120,6 +121,7 @@ def fitted_config(plan: Plan, raw: bytes) -> bytes:
     """
     config = parse_config(raw, file=CONFIG_NAME, source=plan.donor.label)
     before = json.dumps(config)
+    _set_plain(config)
     _set_dtype(plan, config)
     _set_tie(plan, config)
     if json.dumps(config) == before:
@@ -147,6 +149,14 @@ def _set_dtype(plan: Plan, config: dict[str, Any]) -> None:
         for key in _DTYPE_KEYS:
             if _names_dtype(section.get(key)) or (section is config and key in section):
                 section[key] = most
+
+
+def _set_plain(config: dict[str, Any]) -> None:
+    """The output holds weights, whatever codes the donor held."""
+    for section in config_sections(config):
+        for key in CONFIG_KEYS:
+            assert isinstance(section, dict)
+            section.pop(key, None)
 
 
 def _names_dtype(value: object) -> bool:

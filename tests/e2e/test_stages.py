@@ -6,13 +6,14 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import yaml
+from torch import Tensor
 
 import raymerge
 from raymerge.plan import reading
@@ -20,8 +21,11 @@ from raymerge.plan.memory import Budget
 from raymerge.runtime import inputs
 from tests.checkpoints import fine_tune, llama_config, tiny_llama_tensors
 from tests.conftest import Place, finish, read_tensors, shard_hashes, spawn
+from tests.e2e.test_experts import model as experts
+from tests.e2e.test_experts import packed
 
 Document = dict[str, Any]
+Layout = Callable[[dict[str, Tensor]], dict[str, Tensor]]
 MODELS = ("base", "a", "b", "c")
 LOCATIONS = {"model", "base_model"}
 
@@ -299,6 +303,23 @@ def test_config_and_tokenizer_come_through_stages(place: Place) -> None:
         {"name": None, "method": "slerp", "seed": 0, "sources": ["one", "base"]},
     ]
     assert raymerge.verify(place / "fused").ok
+
+
+@pytest.mark.parametrize("layouts", [(packed, dict), (dict, packed)], ids=["packed", "separate"])
+def test_a_result_is_seen_in_the_layout_of_the_next_stage(
+    place: Place, layouts: tuple[Layout, Layout]
+) -> None:
+    """Experts that one stage has in one tensor and the next one apart, and the other way round."""
+    for seed, (name, layout) in enumerate(zip(MODELS, (*layouts, *layouts), strict=True)):
+        place.model(name, layout(experts(seed)))
+    documents = [
+        stage("ties", "a", "b", name="one", base="base", weight=1, density=0.3, dtype="float32"),
+        stage("slerp", "one", base="c", t=0.3),
+    ]
+    expected = in_turn(place, documents)
+    for tile in (256, None):
+        merge(fused(place, documents), place / f"{tile}", tile_elements=tile)
+        assert shard_hashes(place / f"{tile}") == shard_hashes(expected)
 
 
 # --- refusals ------------------------------------------------------------------------------------

@@ -5,13 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from raymerge.plan.dequantised import Dequantised
+from raymerge.plan.experts import Joined
 from raymerge.plan.graph import Derived
 from raymerge.plan.memory import Budget
 from raymerge.plan.merged import Merged
+from raymerge.runtime.derived.dequantised import DequantisedFiller
+from raymerge.runtime.derived.joined import JoinedFiller
 from raymerge.runtime.derived.merged import merged_filler
 from raymerge.runtime.readers import Filler, Readers
 
-FILLERS: Mapping[type[Derived], Callable[[Any, Readers], Filler]] = {}
+FILLERS: Mapping[type[Derived], Callable[[Any, Readers], Filler]] = {
+    Dequantised: DequantisedFiller,
+    Joined: JoinedFiller,
+}
 """What fills buffers for each kind, made from the input and the open files."""
 
 

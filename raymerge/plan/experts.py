@@ -1,0 +1,191 @@
+"""Mixtures of experts: one model, stored a tensor for each expert or packed.
+
+    separate   P.experts.3.gate_proj.weight (F, H), ...up_proj..., ...down_proj.weight (H, F);
+               Mixtral's names are w1, w3 and w2
+    packed     P.experts.gate_up_proj (E, 2F, H), gate rows before up rows; P.experts.down_proj
+
+Which of the two a file holds depends on what wrote it. The donor's layout is what comes out, and a
+source in the other one is seen in it: runs of the very same bytes under other names.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from raymerge.plan.graph import Derived, Input
+from raymerge.plan.views import View
+
+_SEPARATE = re.compile(r"(.+\.)experts\.(\d+)\.(gate_proj|up_proj|down_proj|w1|w2|w3)\.weight")
+_PACKED = re.compile(r"(.+\.)experts\.(gate_up_proj|down_proj)")
+_ROUTER = re.compile(r"(.+\.)gate\.weight")
+_PART = {"w1": "gate_proj", "w3": "up_proj", "w2": "down_proj"}
+_MIXTRAL = {part: name for name, part in _PART.items()}
+# One block, by the name that files and by the name that newer code has for it.
+_BLOCKS = (("block_sparse_moe.", "mlp."), ("mlp.", "block_sparse_moe."))
+_STACK = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Elements `[start, start + count)` of a tensor."""
+
+    of: Input
+    start: int
+    count: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Joined(Derived):
+    """Runs of other tensors of the same dtype, one behind another."""
+
+    runs: tuple[Run, ...]
+
+    @property
+    def how(self) -> str:
+        """See `Derived.how`."""
+        return f"{len(self.runs)} runs" if len(self.runs) > 1 else f"part of {self.runs[0].of.name}"
+
+    @property
+    def read_bytes(self) -> int:
+        """See `Derived.read_bytes`; of a tensor that is used in part, that part."""
+        return self.dtype.num_bytes(self.shape)
+
+    @property
+    def identity(self) -> tuple[object, ...]:
+        """See `Derived.identity`."""
+        runs = tuple((run.of.identity, run.start, run.count) for run in self.runs)
+        return "Joined", self.source, self.name, self.dtype.value, self.shape, runs
+
+    def scratch_bytes(self, tile_elements: int) -> int:
+        """What its parts need: results of stages all at once, others one after another."""
+        parts = {id(run.of): run.of for run in self.runs}.values()
+        results = sum(one.scratch_bytes(tile_elements) for one in parts if one.inner is not None)
+        return results + max(one.scratch_bytes(tile_elements) for one in parts)
+
+
+def in_one_layout(views: Sequence[View], donor: str) -> list[View]:
+    """The views with the experts of every source laid out as the donor's are."""
+    like = next(view for view in views if view.label == donor)
+    return [view if view is like else _laid_out(view, like) for view in views]
+
+
+def experts_note(views: Sequence[View], seen: Sequence[View], donor: str) -> str | None:
+    """What a reader should know where the layouts differ."""
+    other = [v.label for v, now in zip(views, seen, strict=True) if v.tensors is not now.tensors]
+    if not other:
+        return None
+    like = next(view for view in seen if view.label == donor)
+    packed = any(_PACKED.fullmatch(name) for name in like.tensors)
+    kind = "packed" if packed else "a tensor each"
+    return (
+        f"experts are stored {kind} in {donor} and otherwise in {', '.join(other)}; they come out "
+        f"as in {donor}, and a density counts within one such tensor"
+    )
+
+
+def _laid_out(view: View, like: View) -> View:
+    changed: dict[str, Input] = {}
+    used: set[str] = set()
+    for name in like.tensors:
+        if name in view.tensors:
+            continue
+        made = _packed(view, name) or _separated(view, name) or _router(view, name)
+        if made is not None:
+            changed[name], parts = made
+            used |= parts
+    if not changed:
+        return view
+    kept = {name: one for name, one in view.tensors.items() if name not in used}
+    return replace(view, tensors=kept | changed)
+
+
+_Made = tuple[Input, set[str]]
+"""An input under the donor's name, and the names of the tensors it replaces."""
+
+
+def _packed(view: View, name: str) -> _Made | None:
+    """The donor's packed tensor, from one for each expert."""
+    found = _PACKED.fullmatch(name)
+    if not found:
+        return None
+    parts = ("gate_proj", "up_proj") if found[2] == "gate_up_proj" else ("down_proj",)
+    for prefix in _prefixes(found[1]):
+        experts = list(_experts(view, prefix, parts))
+        if experts:
+            first = experts[0]
+            alike = {(one.dtype, one.shape) for one in experts} == {(first.dtype, first.shape)}
+            if not alike or len(first.shape) != _STACK - 1:
+                return None
+            rows, columns = first.shape
+            shape = (len(experts) // len(parts), len(parts) * rows, columns)
+            return _joined(name, shape, [Run(e, 0, e.num_elements) for e in experts])
+    return None
+
+
+def _experts(view: View, prefix: str, parts: tuple[str, ...]) -> Iterator[Input]:
+    """The parts of expert 0, then of expert 1, up to the first that is not there."""
+    expert = 0
+    while True:
+        ones = [_expert(view.tensors, prefix, expert, part) for part in parts]
+        if any(one is None for one in ones):
+            return
+        yield from (one for one in ones if one is not None)
+        expert += 1
+
+
+def _expert(tensors: Mapping[str, Input], prefix: str, expert: int, part: str) -> Input | None:
+    for spelled in (part, _MIXTRAL[part]):
+        if one := tensors.get(f"{prefix}experts.{expert}.{spelled}.weight"):
+            return one
+    return None
+
+
+def _separated(view: View, name: str) -> _Made | None:
+    """One expert's tensor, from the packed one."""
+    found = _SEPARATE.fullmatch(name)
+    if not found:
+        return None
+    part = _PART.get(found[3], found[3])
+    packed = "down_proj" if part == "down_proj" else "gate_up_proj"
+    stack = next(
+        (one for p in _prefixes(found[1]) if (one := view.tensors.get(f"{p}experts.{packed}"))),
+        None,
+    )
+    if stack is None or len(stack.shape) != _STACK or int(found[2]) >= stack.shape[0]:
+        return None
+    _, rows, columns = stack.shape
+    halves = 2 if packed == "gate_up_proj" else 1
+    count = rows // halves * columns
+    start = int(found[2]) * rows * columns + (count if part == "up_proj" else 0)
+    return _joined(name, (rows // halves, columns), [Run(stack, start, count)])
+
+
+def _router(view: View, name: str) -> _Made | None:
+    """The router, where its block goes by another name."""
+    found = _ROUTER.fullmatch(name)
+    for prefix in _prefixes(found[1])[1:] if found else ():
+        if one := view.tensors.get(f"{prefix}gate.weight"):
+            return _joined(name, one.shape, [Run(one, 0, one.num_elements)])
+    return None
+
+
+def _prefixes(prefix: str) -> list[str]:
+    """A block's name, and what else it may be called."""
+    others = [prefix.removesuffix(a) + b for a, b in _BLOCKS if prefix.endswith(a)]
+    return [prefix, *others]
+
+
+def _joined(name: str, shape: tuple[int, ...], runs: list[Run]) -> _Made:
+    reads = tuple(dict.fromkeys(read for run in runs for read in run.of.reads))
+    first = runs[0].of
+    made = Joined(
+        source=first.source,
+        name=name,
+        dtype=first.dtype,
+        shape=shape,
+        reads=reads,
+        runs=tuple(runs),
+    )
+    return made, {run.of.name for run in runs}

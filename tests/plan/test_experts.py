@@ -1,0 +1,89 @@
+"""Experts in one layout: the same bytes, under the donor's names."""
+
+from __future__ import annotations
+
+import pytest
+
+from raymerge.checkpoint.dtypes import DType
+from raymerge.errors import PlanError
+from raymerge.plan.experts import Joined, in_one_layout
+from raymerge.plan.views import views
+from tests.plans import catalog, plan, recipe
+
+EXPERTS, WIDE, HIDDEN = 3, 5, 4
+BF16 = DType.BF16
+NORM = {"model.norm.weight": (BF16, (HIDDEN,))}
+PACKED = {
+    "model.layers.0.mlp.experts.gate_up_proj": (BF16, (EXPERTS, 2 * WIDE, HIDDEN)),
+    "model.layers.0.mlp.experts.down_proj": (BF16, (EXPERTS, HIDDEN, WIDE)),
+    "model.layers.0.mlp.gate.weight": (BF16, (EXPERTS, HIDDEN)),
+    **NORM,
+}
+
+
+def separate(block: str, gate: str, up: str, down: str) -> dict[str, tuple[DType, tuple[int, ...]]]:
+    tensors = {f"model.layers.0.{block}.gate.weight": (BF16, (EXPERTS, HIDDEN)), **NORM}
+    for expert in range(EXPERTS):
+        stem = f"model.layers.0.{block}.experts.{expert}"
+        tensors |= {
+            f"{stem}.{gate}.weight": (BF16, (WIDE, HIDDEN)),
+            f"{stem}.{up}.weight": (BF16, (WIDE, HIDDEN)),
+            f"{stem}.{down}.weight": (BF16, (HIDDEN, WIDE)),
+        }
+    return tensors
+
+
+QWEN = separate("mlp", "gate_proj", "up_proj", "down_proj")
+MIXTRAL = separate("block_sparse_moe", "w1", "w3", "w2")
+
+
+@pytest.mark.parametrize("layout", [QWEN, MIXTRAL], ids=["qwen", "mixtral"])
+@pytest.mark.parametrize("donor", ["a", "b"])
+def test_the_donor_s_names_and_shapes_come_out(
+    layout: dict[str, tuple[DType, tuple[int, ...]]], donor: str
+) -> None:
+    catalogs = [catalog("a", PACKED), catalog("b", layout)]
+    seen = in_one_layout(views(catalogs), donor)
+    like = PACKED if donor == "a" else layout
+    for view in seen:
+        assert {name: (one.dtype, one.shape) for name, one in view.tensors.items()} == like
+
+
+def test_gate_rows_come_before_up_rows() -> None:
+    seen = in_one_layout(views([catalog("a", PACKED), catalog("b", QWEN)]), "a")
+    packed = seen[1].tensors["model.layers.0.mlp.experts.gate_up_proj"]
+    assert isinstance(packed, Joined)
+    parts = [run.of.name.split("experts.")[1] for run in packed.runs]
+    assert parts == [
+        f"{expert}.{part}.weight" for expert in range(EXPERTS) for part in ("gate_proj", "up_proj")
+    ]
+
+
+def test_one_expert_is_a_run_of_the_packed_tensor() -> None:
+    seen = in_one_layout(views([catalog("a", QWEN), catalog("b", PACKED)]), "a")
+    up = seen[1].tensors["model.layers.0.mlp.experts.2.up_proj.weight"]
+    assert isinstance(up, Joined)
+    (run,) = up.runs
+    size = WIDE * HIDDEN
+    assert (run.start, run.count) == (2 * 2 * size + size, size)
+
+
+def test_an_expert_fewer_is_still_an_error() -> None:
+    fewer = {name: kind for name, kind in QWEN.items() if "experts.2." not in name}
+    with pytest.raises(PlanError, match="shape"):
+        plan(recipe("linear", "a", "b"), [catalog("a", PACKED), catalog("b", fewer)])
+    with pytest.raises(PlanError, match="lacks"):
+        plan(recipe("linear", "a", "b"), [catalog("a", QWEN), catalog("b", fewer)])
+
+
+def test_the_plan_says_in_which_layout_experts_come_out() -> None:
+    made = plan(recipe("linear", "a", "b"), [catalog("a", PACKED), catalog("b", QWEN)])
+    assert any(
+        "experts are stored packed in a and otherwise in b; they come out as in a" in note
+        for note in made.notes
+    )
+
+
+def test_a_dense_model_is_left_as_it_is() -> None:
+    before = views([catalog("a"), catalog("b")])
+    assert in_one_layout(before, "a") == before
