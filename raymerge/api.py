@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypedDict, Unpack
 
@@ -246,10 +245,10 @@ def _plan(
 
     recipe = recipe if isinstance(recipe, Recipe) else load(recipe)
     if seed is not None:
-        recipe = replace(recipe, seed=seed)
+        recipe = recipe.with_seed(seed)
     folders = {
         source.label: open_folder(source.location, label=source.label)
-        for source in (*recipe.all_sources, *recipe.adapters)
+        for source in (*recipe.checkpoints, *recipe.adapters)
     }
     adapters = {adapter.label for adapter in recipe.adapters}
 
@@ -287,16 +286,9 @@ def _plan(
 
 
 def _start_engine(planned: Plan, machine: Machine, folder: str, report: OnProgress) -> Engine:
-    from raymerge.runtime.settings import RunSettings
+    from raymerge.runtime.settings import run_settings
 
-    settings = RunSettings(
-        sources=planned.sources,
-        folder=folder,
-        seed=planned.recipe.seed,
-        nan=planned.recipe.nan,
-        budget=planned.memory.budget,
-        device=machine.device,
-    )
+    settings = run_settings(planned, folder, machine.device)
     if machine.engine == "local":
         from raymerge.runtime.local import LocalEngine
 

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from raymerge.plan.build import Plan
 from raymerge.runtime.settings import RunSettings
+from raymerge.runtime.settings import run_settings as settings_of
 from tests.checkpoints import fine_tune, llama_config, tiny_llama_tensors, write_checkpoint
 
 settings.register_profile("default", deadline=None)
@@ -208,11 +209,4 @@ def place(tmp_path: Path) -> Place:
 
 def run_settings(plan: Plan, folder: Path) -> RunSettings:
     """What a worker is told of a plan whose shards are filled in `folder`."""
-    return RunSettings(
-        sources=plan.sources,
-        folder=str(folder),
-        seed=plan.recipe.seed,
-        nan=plan.recipe.nan,
-        budget=plan.memory.budget,
-        device="cpu",
-    )
+    return settings_of(plan, str(folder), "cpu")

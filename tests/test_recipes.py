@@ -102,7 +102,8 @@ def test_every_method_has_a_recipe_of_its_name() -> None:
 
 @each_recipe
 def test_the_schema_accepts_it(recipe: Path) -> None:
-    jsonschema.Draft202012Validator(json_schema()).validate(yaml.safe_load(recipe.read_text()))
+    for document in yaml.safe_load_all(recipe.read_text()):
+        jsonschema.Draft202012Validator(json_schema()).validate(document)
 
 
 @each_recipe

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from raymerge.plan.graph import Derived, Input, Read
+from raymerge.plan.graph import Derived, Input, Read, TensorNode
 
 CHUNK = 2**16
 """Elements at a time where a whole tensor is read ahead of its first tile."""
@@ -51,6 +51,11 @@ class Adapted(Derived):
         stored = tuple(read.identity for read in self.reads)
         figures = self.rank, self.scaling, self.transposed, self.magnitude is not None
         return "Adapted", self.source, self.name, self.base.identity, stored, figures
+
+    @property
+    def results(self) -> tuple[TensorNode, ...]:
+        """See `Derived.results`."""
+        return self.base.results
 
     def scratch_bytes(self, tile_elements: int) -> int:
         """See `Derived.scratch_bytes`."""

@@ -33,38 +33,53 @@ class Adaptation:
     """Adapters that were trained on a model of another name."""
 
 
-def adapt(recipe: Recipe, catalogs: Sequence[Catalog], views: Sequence[View]) -> Adaptation:
+def adapt(
+    recipe: Recipe,
+    catalogs: Sequence[Catalog],
+    views: Sequence[View],
+    *,
+    whole: Recipe | None = None,
+) -> Adaptation:
     """Add the adapters of a recipe to what they belong to.
 
     Args:
         recipe: The recipe.
-        catalogs: One per `recipe.all_sources` and then per `recipe.adapters`, in that order.
-        views: One per catalog.
+        catalogs: One per `whole.checkpoints` and then per `whole.adapters`, in that order.
+        views: One per `recipe.all_sources`, in that order; any further ones are not looked at.
+        whole: The recipe with all stages, where `recipe` is one of several.
 
     Raises:
         PlanError: An adapter has nothing to be added to, or does not fit it.
         SourceError: An adapter contradicts its own config.
     """
-    positions = {catalog.label: position for position, catalog in enumerate(catalogs)}
+    checkpoints = (whole or recipe).checkpoints
+    models = {ref.identity: position for position, ref in enumerate(checkpoints)}
+    having = [ref.identity for ref in checkpoints if ref.adapter]
+    adapters = {identity: position for position, identity in enumerate(having, start=len(models))}
     adapted = {view.label: view for view in views[: len(recipe.all_sources)]}
     applied: dict[str, AppliedAdapter] = {}
     notes: list[str] = []
     # The base first: an adapter alone is added to it, with whatever the base has of its own.
     for source in sorted(recipe.all_sources, key=lambda source: source != recipe.base):
-        is_adapter = catalogs[positions[source.label]].lora is not None
-        if is_adapter:
+        if source.location in recipe.results:
+            continue
+        identity = source.identity
+        position = models[identity]
+        if catalogs[position].lora is not None:
             under = _base_of(source, recipe)
             view, adapter = replace(adapted[under.label], label=source.label), source
+            catalog = catalogs[position]
         elif source.adapter:
             under, view, adapter = source, adapted[source.label], source.adapter
+            catalog = catalogs[adapters[identity]]
         else:
             continue
-        catalog = catalogs[positions[adapter.label]]
         assert catalog.lora is not None, adapter
-        places = positions[source.label], positions[adapter.label]
-        tensors = AdapterTensors(view, catalog, catalog.lora, *places)
+        tensors = AdapterTensors(
+            view, catalog, catalog.lora, position, adapters.get(identity, position)
+        )
         adapted[source.label] = tensors.add()
-        applied[adapter.label] = tensors.applied()
+        applied[catalog.label] = tensors.applied()
         notes.extend(_other_base(adapter, catalog.lora, under))
     return Adaptation(views=list(adapted.values()), applied=applied, notes=tuple(notes))
 

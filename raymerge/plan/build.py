@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections import ChainMap, Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 from types import MappingProxyType
@@ -35,13 +35,16 @@ from raymerge.plan.graph import (
 )
 from raymerge.plan.layer_config import Edit, layer_config
 from raymerge.plan.match import Match, check_shapes, inputs_of, match, twins
-from raymerge.plan.memory import Memory, project, sample_bytes
+from raymerge.plan.memory import Memory, project
 from raymerge.plan.parts import Stack
+from raymerge.plan.reading import bytes_once, bytes_swept
+from raymerge.plan.stages import Decided, PlannedStage, composed_edits, fuse, terms
 from raymerge.plan.steps import KEEP, StepMaker, output_dtype, settle
+from raymerge.plan.stock import Stock, check_rows_stay
 from raymerge.plan.tokenizer import PlannedTokenizer, settle_tokenizer
 from raymerge.plan.units import cut
 from raymerge.plan.views import View, views
-from raymerge.recipe import Recipe
+from raymerge.recipe import Recipe, SourceRef
 from raymerge.recipe.resolve import Distinct
 from raymerge.tokenizer.files import TokenizerFiles
 
@@ -99,11 +102,36 @@ class Plan:
     digest: str
     """Names the merge: recipe, pinned sources, layout and numeric contract; nothing of workers,
     devices or destination."""
+    stages: tuple[PlannedStage, ...] = ()
+    """Of a recipe of several stages those that are not written, each behind what it uses."""
 
     @property
     def donor(self) -> PlannedSource:
-        """The source that gives config, tokenizer and the tensors that are kept."""
-        return next(s for s in self.sources if s.label == self.recipe.donor.label)
+        """The source that gives config, tokenizer and, itself or through stages, what is kept."""
+        lender = self.recipe.lender.label
+        return next(source for source in self.sources if source.label == lender)
+
+    @property
+    def all_nodes(self) -> Iterator[TensorNode]:
+        """Every tensor that is worked out: the output's, then those of the stages inside it."""
+        yield from self.nodes
+        for stage in self.stages:
+            yield from stage.nodes
+
+    def used_by(self, source: PlannedSource) -> list[str]:
+        """Names of the stages that a source goes into, `output` for one without."""
+        ref = next(ref for ref in self.recipe.checkpoints if ref.label == source.label)
+        stages = (*(stage.recipe for stage in self.stages), self.recipe)
+        return [
+            stage.name or "output"
+            for stage in stages
+            if any(ref.identity == one.identity for one in stage.all_sources)
+        ]
+
+    def label(self, one: Input) -> str:
+        """What an input's source, or the stage whose result it is, is called."""
+        behind = one.source - len(self.sources)
+        return self.stages[behind].name if behind >= 0 else self.sources[one.source].label
 
     @property
     def surveyed(self) -> bool:
@@ -118,16 +146,15 @@ class Plan:
     @property
     def bytes_read(self) -> int:
         """Bytes the run reads, sweeps that do not fit in memory and samples counted again."""
-        once = sum(node.input_bytes for node in self.nodes)
+        budget = self.memory.budget
+        merged = sum(bytes_swept(node, budget) for node in self.nodes)
         compared = sum(a.read_bytes + b.read_bytes for n in self.nodes for a, b in n.twins)
         surveyed = sum(
-            node.input_bytes
+            bytes_once(node, budget)
             for node in self.nodes
             if isinstance(node.step, DeltaStep) and node.step.surveyed
         )
-        again = self.memory.reread_bytes + SURVEY_SWEEPS * surveyed
-        sampled = sum(sample_bytes(node, self.memory.budget) for node in self.nodes)
-        return once + compared + again + sampled
+        return merged + compared + SURVEY_SWEEPS * surveyed
 
     @property
     def bytes_written(self) -> int:
@@ -147,7 +174,7 @@ def build(
 
     Args:
         recipe: What to merge.
-        catalogs: One per `recipe.all_sources` and then per `recipe.adapters`, in that order.
+        catalogs: One per `recipe.checkpoints` and then per `recipe.adapters`, in that order.
         options: Budgets and limits.
         remarks: Further lines for the reader, such as differences between the sources' configs.
         tokenizer_files: Those of every source, by label; one that is not in it has none.
@@ -157,31 +184,25 @@ def build(
         SourceError: A tokenizer that the recipe needs cannot be read.
     """
     _refuse_quantised(catalogs)
-    adaptation = adapt(recipe, catalogs, dequantised(views(catalogs), catalogs))
-    stored = in_one_layout(adaptation.views, recipe.donor.label)
-    seen, tokenizer = settle_tokenizer(recipe, stored, tokenizer_files)
-    matched = match(recipe, seen, stored=stored)
-    nodes = _nodes(recipe, seen, matched)
-    if not nodes:
-        raise PlanError(f"{recipe.path}: nothing is left to write: `drop:` covers every tensor")
-    outputs = [(name, dtype, inputs[0].shape) for name, dtype, _, inputs in nodes]
-    shard_bytes = options.shard_bytes or auto_shard_bytes(
-        sum(dtype.num_bytes(shape) for _, dtype, shape in outputs)
+    stored = dequantised(views(catalogs), catalogs)
+    stock = Stock(recipe, catalogs, tokenizer_files)
+    seen, stages = fuse(recipe, stored, lambda stage, seen: _decide(stage, seen, stock, options))
+    decided = _decide(recipe, seen, stock, options)
+    nodes, shards = decided.nodes, decided.shards
+    applied = ChainMap(*(dict(stage.applied) for stage in stages), dict(decided.applied))
+    refs = (*recipe.checkpoints, *recipe.adapters)
+    sources = tuple(
+        _pin(ref, catalog, applied.get(catalog.label))
+        for ref, catalog in zip(refs, catalogs, strict=True)
     )
-    shards = lay_out(outputs, max_shard_bytes=shard_bytes)
-    placed = _place(nodes, shards, twins(matched, stored), matched.tie)
-    applied = adaptation.applied
-    sources = tuple(_pin(recipe, catalog, applied.get(catalog.label)) for catalog in catalogs)
-    donor = [catalog.label for catalog in catalogs].index(recipe.donor.label)
-    change = layer_config(matched.stacks, [catalog.config for catalog in catalogs], donor=donor)
     plan = Plan(
         recipe=recipe,
         sources=sources,
-        nodes=tuple(placed.values()),
+        nodes=tuple(nodes.values()),
         shards=shards,
-        units=cut(shards, placed, whole_shards=options.whole_shards),
+        units=cut(shards, nodes, whole_shards=options.whole_shards),
         memory=project(
-            tuple(placed.values()),
+            tuple(nodes.values()),
             budget_bytes=options.memory_bytes,
             device=options.device,
             device_budget_bytes=options.device_memory_bytes,
@@ -189,27 +210,62 @@ def build(
             tile_elements=options.tile_elements,
             hold=options.hold,
         ),
-        tie=matched.tie,
-        stacks=matched.stacks,
-        config_edits=change.edits,
-        dropped=matched.dropped,
-        tokenizer=tokenizer,
+        tie=decided.matched.tie,
+        stacks=decided.matched.stacks,
+        config_edits=composed_edits(recipe, stages, decided),
+        dropped=decided.matched.dropped,
+        tokenizer=decided.tokenizer,
         notes=(
             *recipe.no_effect,
             *filter(None, map(dequantised_note, catalogs)),
-            *filter(None, [experts_note(adaptation.views, stored, recipe.donor.label)]),
-            *_narrowings(placed.values()),
-            *_idle(placed.values()),
-            *adaptation.notes,
-            *change.notes,
+            *(note for stage in stages for note in stage.notes),
+            *decided.notes,
             *remarks,
         ),
         digest="",
+        stages=stages,
     )
     return replace(plan, digest=digest(plan))
 
 
 _Draft = tuple[str, DType, Step, tuple[Input, ...]]
+
+
+def _decide(recipe: Recipe, views: Sequence[View], stock: Stock, options: PlanOptions) -> Decided:
+    """Plan one stage over its sources."""
+    donor = recipe.donor.label
+    adaptation = adapt(recipe, stock.catalogs, views, whole=stock.recipe)
+    stored = in_one_layout(adaptation.views, donor)
+    seen, tokenizer = settle_tokenizer(recipe, stored, stock.tokenizer_files(recipe))
+    check_rows_stay(recipe, seen)
+    matched = match(recipe, seen, stored=stored)
+    drafts = _nodes(recipe, seen, matched)
+    if not drafts:
+        raise PlanError(f"{recipe.path}: nothing is left to write: `drop:` covers every tensor")
+    outputs = [(name, dtype, inputs[0].shape) for name, dtype, _, inputs in drafts]
+    shard_bytes = options.shard_bytes or auto_shard_bytes(
+        sum(dtype.num_bytes(shape) for _, dtype, shape in outputs)
+    )
+    shards = lay_out(outputs, max_shard_bytes=shard_bytes)
+    nodes = _place(drafts, shards, twins(matched, stored), matched.tie)
+    labels = [view.label for view in seen]
+    configs = [view.config for view in seen]
+    change = layer_config(matched.stacks, configs, donor=labels.index(donor))
+    return Decided(
+        matched=matched,
+        nodes=nodes,
+        shards=shards,
+        tokenizer=tokenizer and stock.lent(recipe, tokenizer),
+        config_edits=change.edits,
+        applied=adaptation.applied,
+        notes=(
+            *filter(None, [experts_note(adaptation.views, stored, donor)]),
+            *_narrowings(nodes.values()),
+            *_idle(nodes.values()),
+            *adaptation.notes,
+            *change.notes,
+        ),
+    )
 
 
 def _nodes(recipe: Recipe, seen: Sequence[View], matched: Match) -> list[_Draft]:
@@ -246,16 +302,21 @@ def _place(
             slot=slots[name],
             step=step,
             inputs=reads,
-            twins=pairs if tie and name == tie.embedding else (),
+            twins=(*(pairs if tie and name == tie.embedding else ()), *_inner_twins(reads)),
         )
         for name, _, step, reads in drafts
     }
     return {name: nodes[name] for name in slots}
 
 
-def _pin(recipe: Recipe, catalog: Catalog, applied: AppliedAdapter | None) -> PlannedSource:
-    refs = (*recipe.all_sources, *recipe.adapters)
-    ref = next(source for source in refs if source.label == catalog.label)
+def _inner_twins(inputs: Iterable[Input]) -> Iterator[tuple[Input, Input]]:
+    """What is compared for a tensor is compared for whatever is merged from it."""
+    for one in inputs:
+        for inner in one.results:
+            yield from inner.twins
+
+
+def _pin(ref: SourceRef, catalog: Catalog, applied: AppliedAdapter | None) -> PlannedSource:
     return PlannedSource(
         label=ref.label,
         location=catalog.location,
@@ -321,10 +382,15 @@ def digest(plan: Plan) -> str:
     for source in plan.sources:
         named = source.label, source.revision, _identities(source.pins)
         hashed.update(repr(named).encode())
+    for stage in plan.stages:
+        own = stage.recipe.method.name, terms(stage.recipe, recipe, plan.sources)
+        hashed.update(repr(own).encode())
+    if plan.stages:
+        hashed.update(repr(terms(recipe, recipe, plan.sources).labels).encode())
     texts: dict[int, str] = {}
     for shard in plan.shards:
         hashed.update(repr((shard.name, len(shard.header), shard.nbytes)).encode())
-    for node in plan.nodes:
+    for node in plan.all_nodes:
         text = texts.get(id(node.step))
         if text is None:
             text = texts[id(node.step)] = _canonical(node.step)

@@ -5,15 +5,21 @@ Complete, without times or machine names, and in this order of keys:
     digest, method, recipe, seed, nan
     sources   label, location, revision, donor, tensor_bytes, files: name, bytes, tag; of an adapter
               also adapter: source (whose it is), ranks, scalings, adapted, replaced
+    stages    of a recipe of several, the one that is written last: name (null without one), method,
+              seed, nan, sources (label, source or stage: its index, base: true or false), tensors
+              (how many), tie, stacks (as below), dropped
     steps     index, kind (copy, span, delta, free), method, reason (of a copy), knobs, coefficients
               (of a span, null where the run decides them), group (of a span: what has coefficients
               of its own), passes, surveyed, tensors (how many)
     tensors   name, dtype, shape, step (its index), inputs, shard, start, stop
-    inputs    source (its index), tensor (only where it has another name there), file, start, stop,
-              dtype; of one worked out from stored tensors, instead of file, start and stop: derived
-              (how), reads (the stored ones)
+    inputs    source (its index; behind the sources stand the stages), tensor (only where it has
+              another name there), file, start, stop, dtype; of one worked out from stored tensors,
+              instead of file, start and stop: derived (how), reads (the stored ones); of a stage's
+              result, instead of all those and source: stage (its index), dtype, step, inputs
     shards    name, bytes, tensors (how many)
     units     number, shard, start, stop, read_bytes, tensors (names)
+    results   once (results of stages merged in the one sweep over them), held (merged once and kept
+              for further sweeps), again (merged in every sweep), most_sweeps (over any of those)
     memory    budget_bytes, projected_host_bytes, projected_device_bytes, threads, thread_bytes,
               tile_elements, held_tensors, reread_tensors, reread_bytes
     totals    tensors, parameters, bytes_read, bytes_written
@@ -35,9 +41,11 @@ without `indent` writes it at C speed: an indented dump takes ten times as long.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
+from raymerge.checkpoint.ties import TiePolicy
 from raymerge.plan.build import Plan
 from raymerge.plan.explain import distinct_steps
 from raymerge.plan.explain_layers import stack_documents
@@ -52,14 +60,17 @@ from raymerge.plan.graph import (
     Step,
     TensorNode,
 )
+from raymerge.plan.merged import Merged
+from raymerge.plan.reading import result_sweeps
 from raymerge.plan.tokenizer import tokenizer_document
+from raymerge.recipe import Recipe, SourceRef
 
 Document = dict[str, Any]
 
 
 def as_json(plan: Plan) -> Document:
     """The plan as JSON values; the module's docstring lists the keys."""
-    steps = distinct_steps(plan)
+    steps = distinct_steps(plan.all_nodes)
     positions = {key: index for index, key in enumerate(steps)}
     shards = {slot.name: shard.name for shard in plan.shards for slot in shard.slots}
     return {
@@ -72,15 +83,15 @@ def as_json(plan: Plan) -> Document:
             source_document(source, donor=source.label == plan.donor.label)
             for source in plan.sources
         ],
+        "stages": _stages(plan),
         "steps": [_step(index, step, count) for index, (step, count) in enumerate(steps.values())],
-        "tensors": [
-            _tensor(node, positions[id(node.step)], shards[node.slot.name]) for node in plan.nodes
-        ],
+        "tensors": [_tensor(node, positions, shards[node.slot.name]) for node in plan.nodes],
         "shards": [
             {"name": shard.name, "bytes": shard.nbytes, "tensors": len(shard.slots)}
             for shard in plan.shards
         ],
         "units": _units(plan),
+        "results": _results(plan),
         "memory": _memory(plan),
         "totals": {
             "tensors": len(plan.nodes),
@@ -89,8 +100,8 @@ def as_json(plan: Plan) -> Document:
             "bytes_written": plan.bytes_written,
         },
         **tokenizer_document(plan.tokenizer),
-        "tie": _tie(plan),
-        "stacks": stack_documents(plan),
+        "tie": _tie(plan.tie),
+        "stacks": stack_documents(plan.stacks),
         "config": [{"key": edit.key, "value": edit.value} for edit in plan.config_edits],
         "dropped": list(plan.dropped),
         "notes": list(plan.notes),
@@ -134,31 +145,83 @@ def _step(index: int, step: Step, count: int) -> Document:
     }
 
 
-def _tensor(node: TensorNode, step: int, shard: str) -> Document:
+def _tensor(node: TensorNode, steps: Mapping[int, int], shard: str) -> Document:
     slot = node.slot
     return {
         "name": slot.name,
         "dtype": slot.dtype.value,
         "shape": list(slot.shape),
-        "step": step,
-        "inputs": [_input(one, slot.name) for one in node.inputs],
+        "step": steps[id(node.step)],
+        "inputs": [_input(one, slot.name, steps) for one in node.inputs],
         "shard": shard,
         "start": slot.start,
         "stop": slot.stop,
     }
 
 
-def _input(one: Input, name: str) -> Document:
+def _input(one: Input, name: str, steps: Mapping[int, int]) -> Document:
     document: Document = {"source": one.source}
+    if isinstance(one, Merged):
+        document = {"stage": one.stage}
     if one.name != name:
         document["tensor"] = one.name
+    if isinstance(one, Merged):
+        return document | {
+            "dtype": one.dtype.value,
+            "step": steps[id(one.node.step)],
+            "inputs": [_input(inner, one.name, steps) for inner in one.node.inputs],
+        }
     if isinstance(one, Derived):
         document["derived"] = one.how
-        document["reads"] = [_input(read, one.name) for read in one.reads]
+        document["reads"] = [_input(read, one.name, steps) for read in one.reads]
     else:
         document |= {"file": one.file, "start": one.entry.start, "stop": one.entry.stop}
     document["dtype"] = one.dtype.value
     return document
+
+
+def _stages(plan: Plan) -> list[Document]:
+    if not plan.stages:
+        return []
+    inner = [
+        (each.recipe, len(each.nodes), each.tie, each.stacks, each.dropped) for each in plan.stages
+    ]
+    written = plan.recipe, len(plan.nodes), plan.tie, plan.stacks, plan.dropped
+    return [
+        {
+            "name": stage.name,
+            "method": stage.method.name,
+            "seed": stage.seed,
+            "nan": stage.nan,
+            "sources": [_mention(plan, stage, ref) for ref in stage.all_sources],
+            "tensors": count,
+            "tie": _tie(tie),
+            "stacks": stack_documents(stacks),
+            "dropped": list(dropped),
+        }
+        for stage, count, tie, stacks, dropped in (*inner, written)
+    ]
+
+
+def _mention(plan: Plan, stage: Recipe, ref: SourceRef) -> Document:
+    document: Document = {"label": ref.label}
+    if ref.location in stage.results:
+        names = [each.name for each in plan.stages]
+        document["stage"] = names.index(ref.location)
+    else:
+        known = [each.identity for each in plan.recipe.checkpoints]
+        document["source"] = known.index(ref.identity)
+    return document | {"base": ref == stage.base}
+
+
+def _results(plan: Plan) -> Document:
+    found = result_sweeps(plan.nodes, plan.memory.budget)
+    return {
+        "once": found.once,
+        "held": found.held,
+        "again": found.again,
+        "most_sweeps": found.most,
+    }
 
 
 def _units(plan: Plan) -> list[Document]:
@@ -190,8 +253,7 @@ def _memory(plan: Plan) -> Document:
     }
 
 
-def _tie(plan: Plan) -> Document | None:
-    tie = plan.tie
+def _tie(tie: TiePolicy | None) -> Document | None:
     if tie is None:
         return None
     return {

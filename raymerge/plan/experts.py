@@ -14,7 +14,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from raymerge.plan.graph import Derived, Input
+from raymerge.plan.graph import Derived, Input, TensorNode
 from raymerge.plan.views import View
 
 _SEPARATE = re.compile(r"(.+\.)experts\.(\d+)\.(gate_proj|up_proj|down_proj|w1|w2|w3)\.weight")
@@ -58,9 +58,16 @@ class Joined(Derived):
         runs = tuple((run.of.identity, run.start, run.count) for run in self.runs)
         return "Joined", self.source, self.name, self.dtype.value, self.shape, runs
 
+    @property
+    def results(self) -> tuple[TensorNode, ...]:
+        """See `Derived.results`."""
+        return tuple({id(node): node for run in self.runs for node in run.of.results}.values())
+
     def scratch_bytes(self, tile_elements: int) -> int:
-        """What its parts need."""
-        return max(run.of.scratch_bytes(tile_elements) for run in self.runs)
+        """What its parts need: results of stages all at once, others one after another."""
+        parts = {id(run.of): run.of for run in self.runs}.values()
+        results = sum(one.scratch_bytes(tile_elements) for one in parts if one.results)
+        return results + max(one.scratch_bytes(tile_elements) for one in parts)
 
 
 def in_one_layout(views: Sequence[View], donor: str) -> list[View]:

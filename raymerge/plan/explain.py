@@ -13,9 +13,11 @@ from raymerge.methods.registry import KnobValue
 from raymerge.plan.build import SURVEY_SWEEPS, Plan
 from raymerge.plan.columns import columns, listed
 from raymerge.plan.explain_layers import layer_lines
-from raymerge.plan.graph import AppliedAdapter, CopyStep, PlannedSource, Step
+from raymerge.plan.graph import AppliedAdapter, CopyStep, PlannedSource, Step, TensorNode
+from raymerge.plan.reading import result_sweeps
 from raymerge.plan.steps import KEEP
 from raymerge.plan.tokenizer import tokenizer_lines
+from raymerge.recipe import Recipe
 from raymerge.units import format_bytes
 
 # A gradient gives every layer a step of its own: beyond these, knobs are shown as ranges.
@@ -28,6 +30,7 @@ def explain(plan: Plan) -> str:
         "recipe": [plan.recipe.path],
         "method": [_method(plan)],
         "sources": _sources(plan),
+        "stages": _stages(plan),
         "layers": layer_lines(plan),
         "tensors": _tensors(plan),
         "passes": _passes(plan),
@@ -50,23 +53,48 @@ def explain(plan: Plan) -> str:
     return "\n".join(lines)
 
 
-def distinct_steps(plan: Plan) -> dict[int, tuple[Step, int]]:
-    """Every step and its number of tensors, by the step's identity, in the order of bytes."""
-    counts = Counter(id(node.step) for node in plan.nodes)
-    steps = {id(node.step): node.step for node in plan.nodes}
-    return {key: (step, counts[key]) for key, step in steps.items()}
+def distinct_steps(nodes: Iterable[TensorNode]) -> dict[int, tuple[Step, int]]:
+    """Every step and its number of tensors, by the step's identity, in the order of the nodes."""
+    steps = [node.step for node in nodes]
+    counts = Counter(map(id, steps))
+    steps_by_id = {id(step): step for step in steps}
+    return {key: (step, counts[key]) for key, step in steps_by_id.items()}
 
 
 def _method(plan: Plan) -> str:
-    method = plan.recipe.method
     number = len(plan.recipe.sources)
     noun = f"{number} source{'s' if number > 1 else ''}"
     if plan.recipe.base is not None and plan.recipe.base not in plan.recipe.sources:
         noun += " and a base"
-    inputs = {one.dtype for node in plan.nodes for one in node.inputs}
-    outputs = {node.slot.dtype for node in plan.nodes}
+    return _merge(plan.recipe, noun, plan.nodes)
+
+
+def _merge(recipe: Recipe, sources: str, nodes: Sequence[TensorNode]) -> str:
+    inputs = {one.dtype for node in nodes for one in node.inputs}
+    outputs = {node.slot.dtype for node in nodes}
     dtypes = f"{_dtype_names(inputs)} -> {_dtype_names(outputs)}"
-    return f"{method.name} ({method.paper}), {noun}, {dtypes}, seed {plan.recipe.seed}"
+    method = recipe.method
+    return f"{method.name} ({method.paper}), {sources}, {dtypes}, seed {recipe.seed}"
+
+
+def _stages(plan: Plan) -> Iterator[str]:
+    """Each stage inside the recipe: what it merges, and its tensors by what is done to them."""
+    for stage in plan.stages:
+        of = f"of {named_sources(stage.recipe)}"
+        yield f"{stage.name}: {_merge(stage.recipe, of, stage.nodes)}"
+        yield from (f"  {row}" for row in columns(_step_rows(stage.nodes)))
+        if stage.dropped:
+            yield f"  dropped: {listed(stage.dropped)}"
+    if plan.stages:
+        yield f"written: that of {named_sources(plan.recipe)}"
+
+
+def named_sources(recipe: Recipe) -> str:
+    """The sources of a stage by their labels, the base behind `on`."""
+    listed = ", ".join(source.label for source in recipe.sources)
+    if recipe.base is None or recipe.base in recipe.sources:
+        return listed
+    return f"{listed} on {recipe.base.label}"
 
 
 def _dtype_names(dtypes: Iterable[DType]) -> str:
@@ -82,7 +110,10 @@ def _sources(plan: Plan) -> list[str]:
 
 def _role(plan: Plan, source: PlannedSource) -> str:
     base = plan.recipe.base
-    roles = ["base"] if base is not None and source.label == base.label else []
+    if plan.stages:
+        roles = [f"in {name}" for name in plan.used_by(source)]
+    else:
+        roles = ["base"] if base is not None and source.label == base.label else []
     if source.adapter:
         roles.append(adapter_figures(source.adapter))
     return ", ".join([*roles, "donor"] if source.label == plan.donor.label else roles)
@@ -114,14 +145,14 @@ def _tensors(plan: Plan) -> Iterator[str]:
         f"{len(plan.nodes)}, {plan.parameters:,} parameters: {merged} merged, {copied} copied, "
         f"{kept} kept, {len(plan.dropped)} dropped"
     )
-    yield from columns(_step_rows(plan))
+    yield from columns(_step_rows(plan.nodes))
     if plan.dropped:
         yield f"dropped: {listed(plan.dropped)}"
 
 
-def _step_rows(plan: Plan) -> list[list[str]]:
+def _step_rows(nodes: Iterable[TensorNode]) -> list[list[str]]:
     """Tensors by what is done to them; many steps of one method are a row with ranges."""
-    found = sorted(distinct_steps(plan).values(), key=lambda pair: -pair[1])
+    found = sorted(distinct_steps(nodes).values(), key=lambda pair: -pair[1])
     groups: dict[object, list[tuple[Step, int]]] = {}
     for position, (step, count) in enumerate(found):
         alike = (step_title(step), step.passes) if len(found) > _MAX_STEPS else position
@@ -159,7 +190,7 @@ def _ranges(steps: Sequence[Step]) -> str:
     """`density 0.1..0.9/0.5, lambda 1`."""
     shown = knob_ranges(steps)
     return ", ".join(
-        f"{name} {value if isinstance(value, str) else _joined(value)}"
+        f"{name} {value if isinstance(value, str) else joined(value)}"
         for name, value in shown.items()
     )
 
@@ -182,6 +213,13 @@ def _passes(plan: Plan) -> Iterator[str]:
         f"{once} tensors once, {memory.held_tensors} several times from memory, "
         f"{memory.reread_tensors} several times from their files{again}"
     )
+    if plan.stages:
+        found = result_sweeps(plan.nodes, memory.budget)
+        more = f", {found.again} again in each of up to {found.most} sweeps" if found.again else ""
+        yield (
+            f"results of stages are merged as they are read: {found.once} once, {found.held} once "
+            f"and then held{more}"
+        )
     if plan.surveyed:
         yield f"before the merge a survey of the whole model, {SURVEY_SWEEPS} sweeps"
 
@@ -234,7 +272,7 @@ def step_title(step: Step) -> str:
     return f"copied: {step.reason}" if isinstance(step, CopyStep) else step.method
 
 
-def _joined(values: Sequence[str]) -> str:
+def joined(values: Sequence[str]) -> str:
     """One value per source as `0.5/0.3`, and as `0.5` where all are equal."""
     return values[0] if len(set(values)) == 1 else "/".join(values)
 

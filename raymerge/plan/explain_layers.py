@@ -12,24 +12,32 @@ from typing import Any
 from raymerge.plan.build import Plan
 from raymerge.plan.columns import columns, listed
 from raymerge.plan.parts import Placed, Stack
+from raymerge.recipe import Recipe
 
 _MAX_SHOWN = 60
 
 
 def layer_lines(plan: Plan) -> Iterator[str]:
     """Which layers of which source become which layers of the output; nothing without slices."""
-    for stack in plan.stacks:
-        slices = f"{len(stack.slices)} slice{'s' if len(stack.slices) > 1 else ''}"
-        yield f"{stack.name}: {len(stack.origin)} of {slices}"
-        yield from columns(_rows(plan, stack))
-        if unused := ", ".join(_unused(plan, stack)):
-            yield f"not used: {unused}"
+    for stage in plan.stages:
+        yield from _stack_lines(stage.recipe, stage.stacks, f"stage {stage.name}: ")
+    yield from _stack_lines(plan.recipe, plan.stacks, "")
     for edit in plan.config_edits:
         yield f"config.json: {edit.key} {_short(json.dumps(edit.value))}"
 
 
-def stack_documents(plan: Plan) -> list[dict[str, Any]]:
-    """The same as JSON values."""
+def _stack_lines(recipe: Recipe, stacks: Iterable[Stack], title: str) -> Iterator[str]:
+    labels = [ref.label for ref in recipe.all_sources]
+    for stack in stacks:
+        slices = f"{len(stack.slices)} slice{'s' if len(stack.slices) > 1 else ''}"
+        yield f"{title}{stack.name}: {len(stack.origin)} of {slices}"
+        yield from columns(_rows(labels, stack))
+        if unused := ", ".join(_unused(labels, stack)):
+            yield f"not used: {unused}"
+
+
+def stack_documents(stacks: Iterable[Stack]) -> list[dict[str, Any]]:
+    """The same as JSON values; sources by their position among those of the stage."""
     return [
         {
             "stack": stack.name,
@@ -38,7 +46,7 @@ def stack_documents(plan: Plan) -> list[dict[str, Any]]:
             "before": list(stack.before),
             "after": list(stack.after),
         }
-        for stack in plan.stacks
+        for stack in stacks
     ]
 
 
@@ -53,24 +61,24 @@ def _slice(placed: Placed) -> dict[str, Any]:
     }
 
 
-def _rows(plan: Plan, stack: Stack) -> Iterator[list[str]]:
+def _rows(labels: Sequence[str], stack: Stack) -> Iterator[list[str]]:
     if stack.before:
-        yield ["before", listed(stack.before), f"from {_from(plan, stack.slices[0])}"]
+        yield ["before", listed(stack.before), f"from {_from(labels, stack.slices[0])}"]
     for placed in stack.slices:
         taken = (
-            f"{plan.sources[position].label} {_span(start, start + placed.count)}"
+            f"{labels[position]} {_span(start, start + placed.count)}"
             for position, start in placed.starts.items()
         )
         yield [_span(placed.first, placed.first + placed.count), ", ".join(taken), ""]
     if stack.after:
-        yield ["after", listed(stack.after), f"from {_from(plan, stack.slices[-1])}"]
+        yield ["after", listed(stack.after), f"from {_from(labels, stack.slices[-1])}"]
 
 
-def _from(plan: Plan, placed: Placed) -> str:
-    return ", ".join(plan.sources[position].label for position in placed.starts)
+def _from(labels: Sequence[str], placed: Placed) -> str:
+    return ", ".join(labels[position] for position in placed.starts)
 
 
-def _unused(plan: Plan, stack: Stack) -> Iterator[str]:
+def _unused(labels: Sequence[str], stack: Stack) -> Iterator[str]:
     """Layers of the sources that no slice takes."""
     for position, depth in enumerate(stack.depths):
         used = {
@@ -81,7 +89,7 @@ def _unused(plan: Plan, stack: Stack) -> Iterator[str]:
         }
         free = [number for number in range(depth) if number not in used]
         if used and free:
-            yield f"{plan.sources[position].label} {' '.join(_spans(free))}"
+            yield f"{labels[position]} {' '.join(_spans(free))}"
 
 
 def _spans(numbers: Sequence[int]) -> Iterable[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from raymerge.checkpoint.dtypes import DType
@@ -23,7 +23,7 @@ from raymerge.plan.graph import (
     Step,
     TensorNode,
 )
-from raymerge.plan.memory import tile_of
+from raymerge.plan.memory import Budget, tile_of
 from raymerge.recipe.wording import did_you_mean
 
 _PASSES = {
@@ -54,30 +54,38 @@ def explain_tensor(plan: Plan, name: str) -> str:
     shard = next(shard.name for shard in plan.shards if node.slot in shard.slots)
     slot = node.slot
     address = f"{shard}  {_span(slot.start, slot.stop)}  {_typed(slot.dtype, slot.shape)}"
-    branches = [
-        _Branch("reads", columns(_input_rows(plan, node))),
-        _Branch(step_title(node.step), _pass_lines(plan, node)),
-        _Branch("writes", [address]),
-    ]
+    branches = [*_work(plan, node, plan.memory.budget), _Branch("writes", _leaves([address]))]
     if node.twins:
-        twins = (f"{plan.sources[a.source].label}: {a.name}" for a, _ in node.twins)
-        branches.insert(1, _Branch("compares, byte for byte, with", list(twins)))
+        twins = (f"{plan.label(a)}: {a.name}" for a, _ in node.twins)
+        branches.insert(1, _Branch("compares, byte for byte, with", _leaves(twins)))
     return "\n".join([name, *_tree(branches)])
 
 
 @dataclass(frozen=True, slots=True)
 class _Branch:
     title: str
-    leaves: list[str]
+    branches: list[_Branch]
 
 
-def _tree(branches: Sequence[_Branch]) -> Iterator[str]:
+def _leaves(titles: Iterable[str]) -> list[_Branch]:
+    return [_Branch(title, []) for title in titles]
+
+
+def _tree(branches: Sequence[_Branch], indent: str = "") -> Iterator[str]:
     for number, branch in enumerate(branches, start=1):
         last = number == len(branches)
-        yield f"{'`-' if last else '|-'} {branch.title}"
-        for position, leaf in enumerate(branch.leaves, start=1):
-            ends = position == len(branch.leaves)
-            yield f"{'  ' if last else '| '} {'`-' if ends else '|-'} {leaf}"
+        yield f"{indent}{'`-' if last else '|-'} {branch.title}"
+        yield from _tree(branch.branches, indent + ("   " if last else "|  "))
+
+
+def _work(plan: Plan, node: TensorNode, budget: Budget) -> list[_Branch]:
+    """What a node reads and does; under a stage's result, what that stage reads and does."""
+    inputs = _leaves(columns(_input_rows(plan, node)))
+    for branch, one in zip(inputs, node.inputs, strict=True):
+        if one.inner is not None:
+            branch.branches.extend(_work(plan, one.inner, budget.inside(node, one.inner)))
+    passes = _leaves(_pass_lines(node, budget))
+    return [_Branch("reads", inputs), _Branch(step_title(node.step), passes)]
 
 
 def _why_absent(plan: Plan, name: str) -> str:
@@ -92,7 +100,7 @@ def _why_absent(plan: Plan, name: str) -> str:
 def _input_rows(plan: Plan, node: TensorNode) -> Iterator[list[str]]:
     for position, one in enumerate(node.inputs):
         yield [
-            plan.sources[one.source].label,
+            plan.label(one),
             "" if one.name == node.slot.name else one.name,
             *_where(one),
             _typed(one.dtype, one.shape),
@@ -102,6 +110,8 @@ def _input_rows(plan: Plan, node: TensorNode) -> Iterator[list[str]]:
 
 def _where(one: Input) -> tuple[str, str]:
     """The bytes of a stored input, or what a derived one is worked out from."""
+    if one.inner is not None:
+        return "stage", ""
     if isinstance(one, Derived):
         return one.how, f"{len(one.reads)} stored tensors"
     return one.file, _span(one.entry.start, one.entry.stop)
@@ -124,7 +134,7 @@ def _own_knobs(node: TensorNode, position: int) -> str:
     return ", ".join(owned)
 
 
-def _pass_lines(plan: Plan, node: TensorNode) -> list[str]:
+def _pass_lines(node: TensorNode, budget: Budget) -> list[str]:
     step = node.step
     lines = []
     if isinstance(step, DeltaStep) and step.surveyed:
@@ -134,10 +144,10 @@ def _pass_lines(plan: Plan, node: TensorNode) -> list[str]:
         lines[-1] += f" ({shared})"
     if isinstance(step, DeltaStep) and step.ranks:
         rows = rows_of(node.slot.shape)
-        tile = tile_of(node, plan.memory.budget.tile_elements)
+        tile = tile_of(node, budget.tile_elements)
         lines.append(f"ranked in whole rows of {rows.length} entries, tiles of {tile:,} elements")
     if len(step.passes) > 1:
-        held = plan.memory.budget.holds(node)
+        held = budget.holds(node)
         lines.append("inputs stay in memory" if held else "inputs are read again for every pass")
     if isinstance(step, CopyStep) and len(node.inputs) > 1:
         lines.append("inputs have to hold the same bytes")

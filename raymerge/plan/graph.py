@@ -82,6 +82,16 @@ class Read:
         """What names it in the plan's digest."""
         return self.source, self.entry.file, self.entry.start
 
+    @property
+    def inner(self) -> None:
+        """See `Derived.inner`."""
+        return
+
+    @property
+    def results(self) -> tuple[TensorNode, ...]:
+        """See `Derived.results`."""
+        return ()
+
     def scratch_bytes(self, tile_elements: int) -> int:  # noqa: ARG002 - a derived one needs it
         """What a thread needs to fill a tile, besides the tile."""
         return 0
@@ -116,6 +126,16 @@ class Derived:
     def read_bytes(self) -> int:
         """What one sweep over it reads."""
         return sum(read.read_bytes for read in self.reads)
+
+    @property
+    def inner(self) -> TensorNode | None:
+        """The merge whose result it is, where it is that of another stage."""
+        return None
+
+    @property
+    def results(self) -> tuple[TensorNode, ...]:
+        """The merges of other stages that it is worked out from."""
+        return () if self.inner is None else (self.inner,)
 
     @property
     def how(self) -> str:

@@ -9,6 +9,7 @@ lengths cannot say; what cannot be told is a note for the reader.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -238,6 +239,20 @@ class _Author:
 
     def _note(self, path: tuple[str, ...], key: str, text: str) -> None:
         self.notes.append(f"config.json: {'.'.join((*path, key))} {text}; it is left as it is")
+
+
+def edited(config: Mapping[str, Any], edits: Sequence[Edit]) -> Mapping[str, Any]:
+    """The config with the edits made; the one given stays as it is."""
+    if not edits:
+        return config
+    made: dict[str, Any] = deepcopy(dict(config))
+    for edit in edits:
+        *path, key = edit.path
+        section = made
+        for name in path:
+            section = section[name]
+        section[key] = edit.value
+    return made
 
 
 def _sections(

@@ -147,7 +147,7 @@ def check_shapes(name: str, inputs: Sequence[Input], views: Sequence[View]) -> N
     first = inputs[0]
     for another in inputs[1:]:
         if another.shape != first.shape:
-            one, other = views[first.source].label, views[another.source].label
+            one, other = _owner(first, views), _owner(another, views)
             raise PlanError(
                 f"{name} has shape {_shape(first)} in {one} and {_shape(another)} in "
                 f"{other}; sources must be of one architecture. To leave it out write "
@@ -155,6 +155,11 @@ def check_shapes(name: str, inputs: Sequence[Input], views: Sequence[View]) -> N
                 source=other,
                 tensor=name,
             )
+
+
+def _owner(one: Input, views: Sequence[View]) -> str:
+    """What the source is called that an input is of."""
+    return next(v.label for v in views if any(held is one for held in v.tensors.values()))
 
 
 def twins(matched: Match, views: Sequence[View]) -> tuple[tuple[Input, Input], ...]:

@@ -13,8 +13,8 @@ as the smallest tile is a PlanError with the numbers.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from raymerge.errors import PlanError
@@ -72,6 +72,30 @@ class Budget:
         wanted = self.hold or derived or node.held_bytes <= CACHED_BYTES
         return wanted and len(node.step.passes) > 1 and held <= self.thread_bytes
 
+    def inside(self, node: TensorNode, inner: TensorNode) -> Budget:
+        """The budget of a stage's result among the inputs of `node`.
+
+        What it cannot do without is part of what `node` works with; what is left of the budget is
+        shared evenly by all results among the inputs.
+        """
+        results = sum(one.inner is not None for one in node.inputs)
+        spare = 0 if isinstance(node.step, CopyStep) else self.thread_bytes - self._own_bytes(node)
+        needed = working_bytes(inner, self.tile_elements)
+        return replace(self, thread_bytes=needed + max(0, spare) // results)
+
+    def peak_bytes(self, node: TensorNode) -> int:
+        """Bytes of a thread at work on a tensor, what is held of it and inside it included."""
+        peak = self._own_bytes(node)
+        for one in node.inputs:
+            if one.inner is not None:
+                needed = working_bytes(one.inner, self.tile_elements)
+                peak += self.inside(node, one.inner).peak_bytes(one.inner) - needed
+        return peak
+
+    def _own_bytes(self, node: TensorNode) -> int:
+        held = node.held_bytes if self.holds(node) else 0
+        return held + working_bytes(node, self.tile_elements)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Memory:
@@ -98,6 +122,13 @@ def tile_of(node: TensorNode, tile_elements: int) -> int:
     return min(node.inputs[0].num_elements, tile_elements)
 
 
+def tile_step(node: TensorNode) -> int:
+    """Where tiles of this tensor may begin: at multiples of this, which `tile_of` is one of."""
+    if isinstance(node.step, DeltaStep) and node.step.ranks:
+        return whole_rows(rows_of(node.slot.shape), 0)
+    return LANES
+
+
 def working_bytes(node: TensorNode, tile_elements: int) -> int:
     """Bytes a thread needs for one tensor besides what it holds of it."""
     elements = tile_of(node, tile_elements)
@@ -105,7 +136,9 @@ def working_bytes(node: TensorNode, tile_elements: int) -> int:
     if isinstance(node.step, CopyStep):
         widths = [node.slot.dtype.bits] * 2
     scratch = 4 * BLOCK * (len(node.inputs) + 4)
-    derived = sum(one.scratch_bytes(elements) for one in node.inputs)
+    # What a stage merges comes in tiles of its own, however few elements are asked for.
+    inner = max(elements, tile_elements)
+    derived = sum(one.scratch_bytes(inner if one.results else elements) for one in node.inputs)
     return sum(widths) * elements // 8 + scratch + derived + _counter_bytes(node, elements)
 
 
@@ -128,23 +161,21 @@ def _counter_bytes(node: TensorNode, tile_elements: int) -> int:
     return 0
 
 
-def sample_bytes(node: TensorNode, budget: Budget) -> int:
-    """Bytes of the inputs that are read once more for a sample.
-
-    A small tensor is its own sample, which costs nothing if it is held.
-    """
-    elements = node.inputs[0].num_elements
+def samples(node: TensorNode) -> bool:
+    """Whether entries are looked at before all are counted."""
     step = node.step
-    selects = isinstance(step, DeltaStep) and step.selects and not step.surveyed
-    selects = selects or (isinstance(step, FreeStep) and step.rule.selects)
-    if not selects or (elements <= SAMPLE_ELEMENTS and budget.holds(node)):
-        return 0
-    sampled = min(elements, SAMPLE_ELEMENTS)
-    return sum(one.dtype.num_bytes((sampled,)) for one in node.inputs)
+    if isinstance(step, FreeStep):
+        return step.rule.selects
+    return isinstance(step, DeltaStep) and step.selects and not step.surveyed
 
 
 def device_bytes(node: TensorNode, tile_elements: int) -> int:
     """Upper bound of what the torch kernels allocate on a device for a tile of `node`."""
+    inner = (device_bytes(one, tile_elements) for each in node.inputs for one in each.results)
+    return max(_tile_device_bytes(node, tile_elements), *inner, 0)
+
+
+def _tile_device_bytes(node: TensorNode, tile_elements: int) -> int:
     elements = tile_of(node, tile_elements)
     inputs = len(node.inputs)
     if isinstance(node.step, CopyStep):
@@ -191,9 +222,7 @@ def project(
     if tile_elements is not None and (tile_elements <= 0 or tile_elements % LANES):
         raise PlanError(f"tile_elements is {tile_elements}; give a positive multiple of {LANES}")
     process_bytes = PROCESS_BYTES + (TORCH_BYTES if device == "cuda" else 0)
-    fixed_bytes = process_bytes + PLAN_BYTES_PER_TENSOR * sum(
-        1 + sum(len(one.reads) for one in node.inputs) for node in nodes
-    )
+    fixed_bytes = process_bytes + PLAN_BYTES_PER_TENSOR * _described(nodes)
     thread_bytes = max(0, budget_bytes - fixed_bytes) // threads - THREAD_BYTES
     on_device = 0
     tile = tile_elements or (DEVICE_TILE if device == "cuda" else LARGEST_TILE)
@@ -219,8 +248,7 @@ def project(
     swept = [node for node in nodes if len(node.step.passes) > 1]
     kept = [budget.holds(node) for node in swept]
     held = [node for node, keep in zip(swept, kept, strict=True) if keep]
-    held_bytes = max((n.held_bytes + working_bytes(n, tile) for n in held), default=0)
-    peak = max(held_bytes, working_bytes(worst, tile))
+    peak = max(map(budget.peak_bytes, nodes))
     again = [node for node, keep in zip(swept, kept, strict=True) if not keep]
     return Memory(
         budget_bytes=budget_bytes,
@@ -232,6 +260,26 @@ def project(
         reread_tensors=len(again),
         reread_bytes=sum((len(node.step.passes) - 1) * node.input_bytes for node in again),
     )
+
+
+def _described(nodes: Sequence[TensorNode]) -> int:
+    """What a plan of these nodes lists: merges, and what each reads."""
+    return sum(
+        1 + sum(1 if one.inner else len(one.reads) for one in node.inputs)
+        for node in with_inner(nodes)
+    )
+
+
+def with_inner(nodes: Iterable[TensorNode]) -> Iterator[TensorNode]:
+    """Every node, and every node inside it whose result it merges, each once."""
+    seen: set[int] = set()
+    left = list(nodes)
+    while left:
+        node = left.pop()
+        if id(node) not in seen:
+            seen.add(id(node))
+            yield node
+            left.extend(inner for one in node.inputs for inner in one.results)
 
 
 def _too_large(

@@ -15,7 +15,7 @@ from math import prod
 import numpy as np
 import numpy.typing as npt
 
-from raymerge.plan.graph import Derived, Input, Read
+from raymerge.plan.graph import Derived, Input, Read, TensorNode
 from raymerge.tokenizer.rows import MEAN, NONE, Table, runs_of
 
 Runs = npt.NDArray[np.int32]
@@ -87,6 +87,11 @@ class Remapped(Derived):
             parts,
             rows,
         )
+
+    @property
+    def results(self) -> tuple[TensorNode, ...]:
+        """See `Derived.results`."""
+        return tuple({id(node): node for part in self.parts for node in part.results}.values())
 
     def scratch_bytes(self, tile_elements: int) -> int:
         """Upper bound of what a thread needs to fill a tile, besides the tile."""

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from raymerge.checkpoint.layout import Shard
 from raymerge.plan.graph import DeltaStep, FreeStep, TensorNode, Unit
+from raymerge.plan.memory import with_inner
 
 UNIT_BYTES = 64 * 2**20
 """Output of a unit of delta or free steps, where several share a shard: half a second's work of one
@@ -15,7 +16,8 @@ LIGHT_UNIT_BYTES = 256 * 2**20
 """Output of any other unit, whose bytes take a quarter of the time. A shard of this size is one
 unit then, and the hash in its receipt is the shard's: it need not be read back."""
 MAX_UNIT_TENSORS = 128
-"""Keeps a unit's description under 100 KB, however small its tensors are."""
+"""Keeps a unit's description under 100 KB, however small its tensors are. What stages inside the
+recipe merge for a tensor counts as further ones."""
 MAX_UNIT_READS = 7 * MAX_UNIT_TENSORS
 """Likewise, of the stored tensors that they are made of: an adapted one is made of three."""
 
@@ -58,18 +60,20 @@ def dispatch_order(units: Sequence[Unit]) -> tuple[Unit, ...]:
 
 
 def _groups(members: Sequence[TensorNode]) -> Iterator[list[TensorNode]]:
-    heavy = any(isinstance(node.step, DeltaStep | FreeStep) for node in members)
+    heavy = any(isinstance(node.step, DeltaStep | FreeStep) for node in with_inner(members))
     limit = UNIT_BYTES if heavy else LIGHT_UNIT_BYTES
     group: list[TensorNode] = []
-    group_reads = 0
+    described = group_reads = 0
     for node in members:
         group_bytes = node.slot.stop - group[0].slot.start if group else 0
+        merges = sum(1 for _ in with_inner([node]))
         node_reads = sum(len(one.reads) for one in node.inputs)
-        full = len(group) == MAX_UNIT_TENSORS or group_reads + node_reads > MAX_UNIT_READS
+        full = described + merges > MAX_UNIT_TENSORS or group_reads + node_reads > MAX_UNIT_READS
         if group and (group_bytes > limit or full):
             yield group
-            group, group_reads = [], 0
+            group, described, group_reads = [], 0, 0
         group.append(node)
+        described += merges
         group_reads += node_reads
     if group:
         yield group

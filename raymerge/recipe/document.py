@@ -138,11 +138,11 @@ class Fields:
 Node = Scalar | Items | Fields
 
 
-def read_document(text: str, path: str) -> Fields:
-    """The one mapping that `text` holds.
+def read_documents(text: str, path: str) -> tuple[Fields, ...]:
+    """The mappings that `text` holds, one per YAML document and at least one.
 
     Raises:
-        RecipeError: Not YAML, empty, more than one document, not a mapping.
+        RecipeError: Not YAML, empty, not a mapping.
     """
     try:
         documents = [node for node in yaml.compose_all(text, yaml.BaseLoader) if not _blank(node)]
@@ -150,12 +150,7 @@ def read_document(text: str, path: str) -> Fields:
             raise RecipeError(
                 f"{path}: the recipe is empty; it needs merge_method and models", file=path
             )
-        if len(documents) > 1:
-            raise _place(path, documents[1]).error(
-                "a second YAML document; raymerge does not have multi-stage recipes yet. Write one "
-                "recipe per file"
-            )
-        root = _Builder(path).node(documents[0])
+        roots = [_Builder(path).node(document) for document in documents]
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise Place(path, line).error(f"not YAML: {error.problem}") from error
@@ -164,11 +159,15 @@ def read_document(text: str, path: str) -> Fields:
         raise Place(path, line).error(f"not YAML: {error.reason}") from error
     except RecursionError as error:
         raise RecipeError(f"{path}: the recipe is nested too deeply to read", file=path) from error
-    if not isinstance(root, Fields):
-        raise root.place.error(
-            f"the recipe is {root.shown}; it should be a mapping with merge_method and models"
-        )
-    return root
+    return tuple(map(_as_fields, roots))
+
+
+def _as_fields(root: Node) -> Fields:
+    if isinstance(root, Fields):
+        return root
+    raise root.place.error(
+        f"the recipe is {root.shown}; it should be a mapping with merge_method and models"
+    )
 
 
 def _blank(node: yaml.Node) -> bool:

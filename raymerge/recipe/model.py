@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+import os
+from collections import Counter
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from raymerge.methods import Method, methods
@@ -35,6 +37,18 @@ class SourceRef:
     adapter: SourceRef | None = None
     """A LoRA adapter that is added to it, a checkpoint of its own."""
 
+    @property
+    def identity(self) -> SourceRef:
+        """Equal for two mentions of one checkpoint, whatever they call it."""
+        adapter = self.adapter and self.adapter.identity
+        location = os.path.normpath(self.location)
+        return replace(self, label="", location=location, line=0, adapter=adapter)
+
+    def relabelled(self, label: str) -> SourceRef:
+        """The same checkpoint under another label."""
+        adapter = self.adapter and replace(self.adapter, label=f"{label} adapter")
+        return replace(self, label=label, adapter=adapter)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
@@ -64,6 +78,12 @@ class Recipe:
     """Which vocabulary the output gets; None is the donor's, which all sources have to share."""
     chat_template: ChatTemplate | None = None
     """None is the donor's."""
+    name: str | None = None
+    """What other stages call its result, in a recipe of several."""
+    results: frozenset[str] = frozenset()
+    """Locations among its sources that are names of other stages, whose results are meant."""
+    stages: tuple[Recipe, ...] = ()
+    """Of the stage whose result is written: all others, each behind those that it uses."""
 
     def over(self, section: Section) -> Over:
         """Which vectors the method combines in a section, with or without the base it has."""
@@ -82,15 +102,15 @@ class Recipe:
 
     @property
     def all_sources(self) -> tuple[SourceRef, ...]:
-        """Every checkpoint to read, bases first that are not among the sources."""
+        """Every source of this stage, bases first that are not among the others."""
         bases = dict.fromkeys((self.base, *(section.base for section in self.sections)))
         apart = [base for base in bases if base is not None and base not in self.sources]
         return (*apart, *self.sources)
 
     @property
     def adapters(self) -> tuple[SourceRef, ...]:
-        """The adapters that are added to those sources, in the same order."""
-        return tuple(source.adapter for source in self.all_sources if source.adapter)
+        """The adapters that are added to `checkpoints`, in the same order."""
+        return tuple(ref.adapter for ref in self.checkpoints if ref.adapter)
 
     def resolver(self, names: Iterable[str]) -> Callable[[str], Knobs]:
         """A function from a tensor name of the first section to its knobs, equal ones one object.
@@ -104,6 +124,53 @@ class Recipe:
                 knob matches.
         """
         return make_resolver(self.sections[0].settings, lambda: depths(names))
+
+    @property
+    def checkpoints(self) -> tuple[SourceRef, ...]:
+        """Every checkpoint to read over all stages, each once and with a label of its own.
+
+        Labels are those of the stages as long as no two checkpoints share one.
+        """
+        found: dict[SourceRef, SourceRef] = {}
+        for stage in (*self.stages, self):
+            for ref in stage.all_sources:
+                if ref.location not in stage.results:
+                    found.setdefault(ref.identity, ref)
+        taken = Counter(ref.label for ref in found.values())
+        taken.update(stage.name for stage in self.stages if stage.name)
+        return tuple(
+            ref if taken[ref.label] == 1 else ref.relabelled(f"{ref.label}#{position}")
+            for position, ref in enumerate(found.values(), start=1)
+        )
+
+    @property
+    def lineage(self) -> tuple[Recipe, ...]:
+        """This stage, its donor where that is a stage, and so on to one with a checkpoint's."""
+        by_name = {stage.name: stage for stage in self.stages}
+        line = [self]
+        while line[-1].donor.location in line[-1].results:
+            line.append(by_name[line[-1].donor.location])
+        return tuple(line)
+
+    @property
+    def lender(self) -> SourceRef:
+        """The checkpoint whose config and tokenizer the output gets."""
+        return self.lent(self.donor, self)
+
+    def lent(self, ref: SourceRef, stage: Recipe) -> SourceRef:
+        """The checkpoint whose config and tokenizer a source of a stage comes with."""
+        by_name = {each.name: each for each in self.stages}
+        while ref.location in stage.results:
+            stage = by_name[ref.location]
+            ref = stage.donor
+        wanted = ref.identity
+        return next(each for each in self.checkpoints if each.identity == wanted)
+
+    def with_seed(self, seed: int) -> Recipe:
+        """The same recipe with this seed in every stage."""
+        return replace(
+            self, seed=seed, stages=tuple(replace(stage, seed=seed) for stage in self.stages)
+        )
 
     def __reduce__(self) -> tuple[Callable[..., Recipe], tuple[str, dict[str, Any]]]:
         # A method travels by name: its entry holds a read-only mapping, which pickle refuses.

@@ -11,10 +11,11 @@ from raymerge.errors import RecipeError
 from raymerge.methods import Method, methods
 from raymerge.recipe.chat_templates import read_chat_template
 from raymerge.recipe.dialect import MERGEKIT_KNOBS, MERGEKIT_METHODS
-from raymerge.recipe.document import Fields, Items, Scalar, read_document
+from raymerge.recipe.document import Fields, Items, Scalar, read_documents
 from raymerge.recipe.model import NanPolicy, Recipe
 from raymerge.recipe.parameters import SHORTHANDS
 from raymerge.recipe.sections import read_sections
+from raymerge.recipe.stages import join_stages
 from raymerge.recipe.tokenizer_keys import read_tokenizer_policy
 from raymerge.recipe.wording import did_you_mean, listed
 
@@ -73,7 +74,7 @@ def load(path: str | os.PathLike[str]) -> Recipe:
 
 
 def loads(text: str, *, path: str = "<recipe>") -> Recipe:
-    """Read a recipe from a string.
+    """Read a recipe from a string; one of several YAML documents is a recipe of several stages.
 
     Args:
         text: The YAML.
@@ -82,7 +83,15 @@ def loads(text: str, *, path: str = "<recipe>") -> Recipe:
     Raises:
         RecipeError: File, line, key, what is wrong and what is allowed.
     """
-    top = read_document(text, path)
+    documents = read_documents(text, path)
+    recipes = [_read_recipe(top, text, path) for top in documents]
+    if len(documents) > 1:
+        return join_stages(documents, recipes)
+    idle = _idle_keys(documents[0])
+    return replace(recipes[0], no_effect=(*idle, *recipes[0].no_effect))
+
+
+def _read_recipe(top: Fields, text: str, path: str) -> Recipe:
     _refuse_stray_knobs(top)
     top.check_keys("a recipe", TOP_KEYS, {})
     method = _read_method(top)
@@ -100,7 +109,7 @@ def loads(text: str, *, path: str = "<recipe>") -> Recipe:
         drop=_read_patterns(top, "drop"),
         keep=_read_patterns(top, "keep"),
         nan=_read_nan(top),
-        no_effect=(*_idle_keys(top), *read.no_effect),
+        no_effect=read.no_effect,
         sections=read.sections,
         chat_template=read_chat_template(top),
     )

@@ -1,5 +1,7 @@
 """The recipe's JSON Schema for editors, generated from the method registry.
 
+Of a recipe of several documents it describes each.
+
 It knows keys, types, ranges and each method's knobs. What it cannot say is left to `load`: counts
 of models once the base is taken out, models listed twice, ranges of layers that hold none or differ
 in length, required knobs, a knob given both at the top level and under `parameters`, `trim: model`
@@ -60,7 +62,10 @@ def json_schema() -> Schema:
             "keep": {**_PATTERNS, "title": "Tensors copied byte for byte from the donor"},
             "nan": {"enum": ["error", "pass"], "default": "error"},
             **_tokenizer_keys(),
-            "name": {"description": "Has no effect."},
+            "name": {
+                "description": "Of a document among several: what others call its result. Else "
+                "without effect."
+            },
             **dict.fromkeys(SHORTHANDS, True),
         },
         "allOf": [_method_rules(method) for method in known.values()],

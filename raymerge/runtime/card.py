@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import yaml
@@ -12,8 +12,15 @@ from raymerge.checkpoint.catalog import CONFIG_NAME
 from raymerge.checkpoint.index import RECORD_NAME
 from raymerge.methods.registry import KnobValue
 from raymerge.plan.build import Plan
-from raymerge.plan.explain import adapter_figures, format_range, knob_ranges
-from raymerge.plan.graph import CopyStep, PlannedSource
+from raymerge.plan.explain import (
+    adapter_figures,
+    format_range,
+    joined,
+    knob_ranges,
+    named_sources,
+)
+from raymerge.plan.graph import CopyStep, PlannedSource, TensorNode
+from raymerge.recipe import Recipe
 from raymerge.runtime.record import raymerge_version
 
 CARD_NAME = "README.md"
@@ -31,22 +38,26 @@ def model_card(plan: Plan) -> bytes:
 
     In `base_model` the Hub looks for its own ids: replace labels there before an upload.
     """
-    method = plan.recipe.method
     models = dict.fromkeys(hub_id(source) or source.label for source in plan.sources)
     front: dict[str, Any] = {"base_model": list(models), "base_model_relation": "merge"}
     if CONFIG_NAME in plan.donor.side_files:
         front["library_name"] = "transformers"
-    front["tags"] = ["merge", "raymerge", method.name]
+    stages = (*plan.recipe.stages, plan.recipe)
+    front["tags"] = ["merge", "raymerge", *dict.fromkeys(each.method.name for each in stages)]
     parts = [
         f"---\n{yaml.safe_dump(front, sort_keys=False, allow_unicode=True)}---",
         f"# {_title(plan)}",
         _made_by(plan),
-        "## Sources\n\n" + "\n".join(_source_table(plan)),
-        _shared_settings(plan),
+        *(_stage_parts(plan) if plan.stages else _settings(plan)),
         "## Recipe\n\n" + _fenced(plan.recipe.text.strip("\n"), "yaml"),
         _made_again(plan),
     ]
     return ("\n\n".join(parts) + "\n").encode()
+
+
+def _settings(plan: Plan) -> Iterator[str]:
+    yield "## Sources\n\n" + "\n".join(_source_table(plan))
+    yield _shared_settings(plan)
 
 
 def _title(plan: Plan) -> str:
@@ -64,8 +75,11 @@ def _made_by(plan: Plan) -> str:
 
 def _made_again(plan: Plan) -> str:
     # The seed is given although the recipe may have it: `--seed` overrides what the recipe says.
+    # Where stages have seeds of their own nothing has overridden them, and one would.
+    one_seed = all(stage.seed == plan.recipe.seed for stage in plan.recipe.stages)
+    seed = f" --seed {plan.recipe.seed}" if one_seed else ""
     return (
-        f"## Again\n\n`raymerge merge recipe.yaml OUT --seed {plan.recipe.seed}`, with the recipe "
+        f"## Again\n\n`raymerge merge recipe.yaml OUT{seed}`, with the recipe "
         "above and the same sources, writes the same tensors; with the same `--shard-size` it "
         f"writes the same files. The plan's digest is `{plan.digest}`. `{RECORD_NAME}` has the "
         "identity of every file read and the sha256 of every shard written."
@@ -85,6 +99,36 @@ def hub_id(source: PlannedSource) -> str | None:
     if source.revision is not None and _HUB_ID.fullmatch(source.location):
         return source.location
     return None
+
+
+def _stage_parts(plan: Plan) -> Iterator[str]:
+    """The sections on a recipe of several stages: its checkpoints, then what became of them."""
+    sources = [_row("source", "role", "repository", "revision"), _row(*["---"] * 4)]
+    for source in plan.sources:
+        roles = [f"in {name}" for name in plan.used_by(source)]
+        roles += ["config and tokenizer"] if source.label == plan.donor.label else []
+        where = hub_id(source) or ""
+        sources.append(_row(source.label, ", ".join(roles), where, source.revision or ""))
+    yield "## Sources\n\n" + "\n".join(sources)
+    rows = [_row("stage", "method", "sources", "settings"), _row(*["---"] * 4)]
+    stages = [*((each.recipe, each.nodes) for each in plan.stages), (plan.recipe, plan.nodes)]
+    for stage, nodes in stages:
+        name = stage.name or "output"
+        rows.append(_row(name, stage.method.name, named_sources(stage), _inline(stage, nodes)))
+    told = "Each stage's result is rounded to its dtype; none but the last is written."
+    yield "## Stages\n\n" + "\n".join(rows) + f"\n\n{told}"
+
+
+def _inline(stage: Recipe, nodes: Iterable[TensorNode]) -> str:
+    """A stage's settings: values of a knob per source have slashes between them."""
+    shown = {
+        name: value if isinstance(value, str) else joined(value)
+        for name, value in _knob_ranges(nodes).items()
+    }
+    if stage.dtype:
+        shown["dtype"] = stage.dtype.torch_name
+    shown["seed"] = str(stage.seed)
+    return ", ".join(f"{name} {value}" for name, value in shown.items())
 
 
 def _source_table(plan: Plan) -> Iterator[str]:
@@ -115,7 +159,11 @@ def _shared_settings(plan: Plan) -> str:
 
 def _knobs(plan: Plan) -> Mapping[str, str | tuple[str, ...]]:
     """Every knob as it was resolved; a range where it differs from tensor to tensor."""
-    steps = {id(node.step): node.step for node in plan.nodes}
+    return _knob_ranges(plan.nodes)
+
+
+def _knob_ranges(nodes: Iterable[TensorNode]) -> Mapping[str, str | tuple[str, ...]]:
+    steps = {id(node.step): node.step for node in nodes}
     return knob_ranges([step for step in steps.values() if not isinstance(step, CopyStep)])
 
 

@@ -9,9 +9,12 @@ import numpy as np
 
 from raymerge.errors import SourceError
 from raymerge.kernels.tile import Bytes
-from raymerge.plan.graph import Input, PlannedSource
+from raymerge.plan.graph import Input, PlannedSource, TensorNode
+from raymerge.plan.steps import COPY
+from raymerge.runtime.finite import is_finite, refuse
 from raymerge.runtime.inputs import StoppedError
 from raymerge.runtime.readers import Filler, Readers
+from raymerge.runtime.settings import RunSettings
 
 COPY_BYTES = 2**21
 """Piece in which bytes are copied or compared."""
@@ -30,6 +33,37 @@ def pieces(
         piece = buffer[: min(COPY_BYTES, nbytes - offset)]
         on_read(filler.fill(piece, offset))
         yield offset, piece
+
+
+def check_copied(
+    node: TensorNode,
+    piece: Bytes,
+    offset: int,
+    others: Sequence[Filler],
+    *,
+    settings: RunSettings,
+    on_read: Callable[[int], None],
+) -> None:
+    """Raise unless a piece of a copied tensor may be written: equal in all inputs, and finite.
+
+    Args:
+        node: The tensor.
+        piece: Bytes of its first input.
+        offset: Where in the tensor they lie.
+        others: What gives the bytes of its other inputs.
+        settings: Of the stage that copies.
+        on_read: Told of bytes read.
+    """
+    first, *rest = node.inputs
+    for other, filler in zip(rest, others, strict=True):
+        require_equal(
+            first, other, piece, offset, filler=filler, sources=settings.sources, on_read=on_read
+        )
+    dtype = first.dtype
+    checked = node.step == COPY and dtype.mergeable and settings.nan == "error"
+    if checked and not (finite := is_finite(piece, dtype)).all():
+        index = offset * 8 // dtype.bits + int(np.argmin(finite))
+        refuse(node, first, index, sources=settings.sources)
 
 
 def require_equal(

@@ -27,7 +27,7 @@ from raymerge.kernels.delta import (
 from raymerge.kernels.philox import draw_key, draw_limit
 from raymerge.kernels.rows import Rows, keep_probabilities
 from raymerge.kernels.threshold import NOTHING, Threshold, band_ranks, kept_count
-from raymerge.kernels.tile import DeltaPass, Ranked, Selectors
+from raymerge.kernels.tile import DeltaPass, Figure, Ranked, Selectors
 from raymerge.methods.rules import (
     DeltaRule,
     KeepBand,
@@ -119,6 +119,23 @@ def banded(keep: KeepBand, thresholds: Sequence[Threshold | None], size: int) ->
             row[KEPT] = lower.kept - upper.kept
             row[UPPER_KEPT] = row[UPPER_TIED] = 0
     return selectors
+
+
+def has_ties(selectors: Selectors) -> bool:
+    """Whether some of the entries at a threshold go, so that ties are counted from tile to tile."""
+    lower, upper = (KEPT, TIED), (UPPER_KEPT, UPPER_TIED)
+    return any((selectors[:, kept] < selectors[:, tied]).any() for kept, tied in (lower, upper))
+
+
+def carried_among(figures: Sequence[Figure]) -> Selectors | None:
+    """The selectors among the figures of a free method, where they count ties."""
+    for one in figures:
+        if not isinstance(one, np.ndarray) or one.dtype != np.uint64:
+            continue
+        words = one.view(np.uint64)
+        if words.shape[1:] == (SELECTOR_COLUMNS,) and has_ties(words):
+            return words
+    return None
 
 
 def drawn(keep: KeepDrawn, *, seed: int, labels: Sequence[str], tensor: str) -> Selectors:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import NoReturn
 
 import numpy as np
@@ -25,6 +26,22 @@ def is_finite(piece: Bytes, dtype: DType) -> npt.NDArray[np.bool_]:
     else:
         finite = np.isfinite(piece.view(_FLOATS[dtype]))
     return finite
+
+
+@contextmanager
+def in_stage(name: str | None) -> Iterator[None]:
+    """Say in which stage inside a recipe a NaN or an Inf was met; None is the one written."""
+    try:
+        yield
+    except NonFiniteError as error:
+        if name is None:
+            raise
+        raise NonFiniteError(
+            f"stage {name}: {error.message}",
+            source=error.source,
+            tensor=error.tensor,
+            file=error.file,
+        ) from error
 
 
 def check_finite(

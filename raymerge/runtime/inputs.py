@@ -66,7 +66,11 @@ class Inputs:
         stop: Event,
         on_read: Callable[[int], None],
     ) -> None:
-        self._fillers = [readers.filler(one) for one in node.inputs]
+        self._fillers = [
+            readers.filler(one, budget.inside(node, one.inner) if one.inner else None)
+            for one in node.inputs
+        ]
+        self._has_results = any(one.inner is not None for one in node.inputs)
         self._stop = stop
         self._on_read = on_read
         self.elements = node.inputs[0].num_elements
@@ -90,21 +94,28 @@ class Inputs:
             if self._stop.is_set():
                 raise StoppedError("stopped")
             count = min(self.tile_elements, self.elements - first)
-            yield Tile(self._tile(first, count), self.dtypes, first, count)
+            yield self.tile(first, count)
         self._loaded = True
+
+    def tile(self, first: int, count: int) -> Tile:
+        """The tile of `count` elements, at most a whole one, from `first`, a multiple of 256."""
+        return Tile(self._tile(first, count), self.dtypes, first, count)
 
     def sample(self) -> Iterator[Tile]:
         """Evenly spaced pieces, `SAMPLE_ELEMENTS` in all; the whole of a tensor with no more."""
         if self.elements <= SAMPLE_ELEMENTS:
             yield from self.sweep()
             return
+        if self._held and self._has_results:
+            for _ in self.sweep():
+                pass  # merged once, from the first tile to the last, and then at hand
         piece = SAMPLE_ELEMENTS // PROBES
         step = self.elements // PROBES // LANES * LANES
         for probe in range(PROBES):
             first, left = probe * step, piece
             while left:
                 count = min(left, self.tile_elements)
-                yield Tile(self._tile(first, count), self.dtypes, first, count)
+                yield self.tile(first, count)
                 first, left = first + count, left - count
 
     def _tile(self, first: int, count: int) -> list[Bytes]:

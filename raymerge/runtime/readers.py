@@ -5,12 +5,16 @@ from __future__ import annotations
 import resource
 from collections.abc import Sequence
 from threading import Lock
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from raymerge.checkpoint.header import TensorEntry
 from raymerge.kernels.tile import Bytes
 from raymerge.plan.graph import Derived, Input, PlannedSource, Read
+from raymerge.plan.memory import Budget
 from raymerge.storage.posix import PosixFolder, PosixReader
+
+if TYPE_CHECKING:
+    from raymerge.runtime.derived.merged import Workshop
 
 AHEAD_BYTES = 2**23
 """How far ahead of the reads of a tensor the kernel is asked to fetch. One thread read a cold file
@@ -55,8 +59,10 @@ class Stored:
 class Readers:
     """The open files of all sources; one set serves all threads of a process."""
 
-    def __init__(self, sources: Sequence[PlannedSource]) -> None:
+    def __init__(self, sources: Sequence[PlannedSource], workshop: Workshop | None = None) -> None:
         self._sources = sources
+        self.workshop = workshop
+        """What stages inside the recipe are merged with; None if there are none."""
         self._open: dict[tuple[int, str], PosixReader] = {}
         self._lock = Lock()
         # Every file of every source stays open: three of 163 shards each are past a usual limit.
@@ -77,12 +83,17 @@ class Readers:
                 reader = self._open[key]
         return reader
 
-    def filler(self, one: Input) -> Filler:
-        """What fills buffers with the bytes of an input, for the calling thread."""
+    def filler(self, one: Input, budget: Budget | None = None) -> Filler:
+        """What fills buffers with the bytes of an input, for the calling thread.
+
+        Args:
+            one: The input.
+            budget: See `derived_filler`.
+        """
         if isinstance(one, Derived):
             from raymerge.runtime.derived import derived_filler
 
-            return derived_filler(one, self)
+            return derived_filler(one, self, budget)
         return Stored(self[one], one.entry)
 
     def will_need(self, inputs: Sequence[Input]) -> None:

@@ -40,12 +40,29 @@ def run_record(plan: Plan, *, shards: Sequence[ShardRecord], kernels: str) -> by
             source_document(source, donor=source.label == plan.donor.label)
             for source in plan.sources
         ],
+        **_stages(plan),
         "dropped": list(plan.dropped),
         "shards": [asdict(shard) for shard in shards],
         "versions": {"python": platform.python_version(), **_installed()},
         "kernels": kernels,
     }
     return json.dumps(record, indent=2).encode() + b"\n"
+
+
+def _stages(plan: Plan) -> dict[str, object]:
+    """The stages of a recipe of several, the one that is written last."""
+    if not plan.stages:
+        return {}
+    stages = [
+        {
+            "name": stage.name,
+            "method": stage.method.name,
+            "seed": stage.seed,
+            "sources": [ref.label for ref in stage.all_sources],
+        }
+        for stage in (*plan.recipe.stages, plan.recipe)
+    ]
+    return {"stages": stages}
 
 
 def raymerge_version() -> str:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
+from raymerge.plan.build import Plan
 from raymerge.plan.graph import PlannedSource
 from raymerge.plan.memory import Budget
+from raymerge.plan.stages import Terms, terms
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -15,12 +17,52 @@ class RunSettings:
     """What every worker of a run has to know besides its units."""
 
     sources: tuple[PlannedSource, ...]
+    """As messages and draws call them; behind the plan's sources stand its stages."""
     folder: str
     """Where shards are filled."""
     seed: int
     nan: Literal["error", "pass"]
     budget: Budget
     device: Literal["cpu", "cuda"]
+    stage: str | None = None
+    """The stage that these are the settings of; None of the one that is written."""
+    stages: tuple[Terms, ...] = ()
+    """Of the stages inside the recipe."""
+
+    def under(self, terms: Terms) -> RunSettings:
+        """The settings of one stage of the run."""
+        sources = tuple(
+            replace(source, label=label)
+            for source, label in zip(self.sources, terms.labels, strict=True)
+        )
+        return replace(self, sources=sources, seed=terms.seed, nan=terms.nan, stage=terms.name)
+
+
+def run_settings(plan: Plan, folder: str, device: Literal["cpu", "cuda"]) -> RunSettings:
+    """The settings of a plan whose shards are filled in `folder`."""
+    settings = RunSettings(
+        sources=plan.sources,
+        folder=folder,
+        seed=plan.recipe.seed,
+        nan=plan.recipe.nan,
+        budget=plan.memory.budget,
+        device=device,
+    )
+    if not plan.stages:
+        return settings
+    # A stage is a source to others: nothing of it is stored.
+    results = (
+        PlannedSource(
+            label=stage.name, location="", revision=None, pins={}, side_files=(), tensor_bytes=0
+        )
+        for stage in plan.stages
+    )
+    whole = replace(
+        settings,
+        sources=(*plan.sources, *results),
+        stages=tuple(terms(stage.recipe, plan.recipe, plan.sources) for stage in plan.stages),
+    )
+    return whole.under(terms(plan.recipe, plan.recipe, plan.sources))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

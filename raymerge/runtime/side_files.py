@@ -19,9 +19,10 @@ from raymerge.checkpoint.folder import Folder
 from raymerge.checkpoint.index import RECORD_NAME
 from raymerge.checkpoint.quantised import CONFIG_KEYS
 from raymerge.checkpoint.strict_json import parse_config
-from raymerge.checkpoint.ties import config_sections
+from raymerge.checkpoint.ties import TiePolicy, config_sections
 from raymerge.errors import SourceError
 from raymerge.plan.build import Plan
+from raymerge.recipe import Recipe
 from raymerge.units import format_bytes
 
 MAX_COPIED_BYTES = 256 * 2**20
@@ -181,6 +182,13 @@ def _set_layers(plan: Plan, config: dict[str, Any]) -> None:
         section[key] = edit.value
 
 
+def _lineage(plan: Plan) -> Iterator[tuple[Recipe, TiePolicy | None]]:
+    """The stages that the donor's files come through, and how each treats the head."""
+    policies = {stage.name: stage.tie for stage in plan.stages}
+    for stage in plan.recipe.lineage:
+        yield stage, plan.tie if stage is plan.recipe else policies[str(stage.name)]
+
+
 def _set_tie(plan: Plan, config: dict[str, Any]) -> None:
     """Say what the files hold: tied exactly where they have no head.
 
@@ -197,6 +205,9 @@ def _set_tie(plan: Plan, config: dict[str, Any]) -> None:
     for section in said:
         assert isinstance(section, dict)
         section[_TIE_KEY] = tied
-    donor_tied = tie.tied or plan.donor.label in tie.stand_ins
+    donor_tied = any(
+        policy is None or policy.tied or stage.donor.label in policy.stand_ins
+        for stage, policy in _lineage(plan)
+    )
     if not said and tied != donor_tied:
         config[_TIE_KEY] = tied

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -17,16 +18,30 @@ from raymerge.plan.graph import DeltaStep, FreeStep, SpanStep, TensorNode
 from raymerge.runtime.coefficients import group_coefficients, tensor_coefficients
 from raymerge.runtime.figures import (
     by_rank,
+    carried_among,
     delta_pass,
     drawn,
     drawn_by_rank,
+    has_ties,
     largest,
     trimmed,
 )
-from raymerge.runtime.finite import check_finite
+from raymerge.runtime.finite import check_finite, in_stage
 from raymerge.runtime.free import TensorSweeps
 from raymerge.runtime.inputs import Inputs
 from raymerge.runtime.settings import RunSettings
+
+
+@dataclass(frozen=True, slots=True)
+class Merging:
+    """A tensor whose reductions are done."""
+
+    merge: Callable[[Tile, Bytes], None]
+    """Merges any tile into the bytes given, checked."""
+    carried: Selectors | None
+    """What a tile leaves behind for the next one, changed in place; None where tiles stand on their
+    own and may be merged in any order."""
+
 
 Apply = Callable[[Tile, Bytes], int]
 """A step's last pass: a tile in, its merged bytes out, a kernel's report returned."""
@@ -55,17 +70,23 @@ class TensorMerge:
             NonFiniteError: NaN or Inf in an input, unless the recipe lets it pass, or a finite
                 value that leaves the output's range.
         """
+        merging = self.prepared(surveyed)
+        for tile in self._inputs.sweep():
+            out = self._inputs.out[: self._node.slot.dtype.num_bytes((tile.count,))]
+            merging.merge(tile, out)
+            write(out)
+
+    def prepared(self, surveyed: Selectors | None) -> Merging:
+        """Do all passes but the last, which merges tiles; see `run`."""
         step = self._node.step
+        carried: Selectors | None = None
         if isinstance(step, SpanStep):
             apply = self._span(step)
         elif isinstance(step, FreeStep):
-            apply = self._free(step)
+            apply, carried = self._free(step)
         else:
-            apply = self._delta(step, surveyed)
-        for tile in self._inputs.sweep():
-            out = self._inputs.out[: self._node.slot.dtype.num_bytes((tile.count,))]
-            self._check(tile, apply(tile, out), out)
-            write(out)
+            apply, carried = self._delta(step, surveyed)
+        return Merging(lambda tile, out: self._check(tile, apply(tile, out), out), carried)
 
     def count_high(self, tile: Tile, counts: Counts) -> None:
         """Add the upper magnitude bits of each delta to `counts`."""
@@ -78,7 +99,8 @@ class TensorMerge:
     def _check(self, tile: Tile, bad: int, out: Bytes | None) -> None:
         pass_through = self._settings.nan == "pass"
         sources = self._settings.sources
-        check_finite(self._node, tile, bad, out, sources=sources, pass_through=pass_through)
+        with in_stage(self._settings.stage):
+            check_finite(self._node, tile, bad, out, sources=sources, pass_through=pass_through)
 
     def _span(self, step: SpanStep) -> Apply:
         coefficients: Coefficients | None = step.coefficients
@@ -109,19 +131,25 @@ class TensorMerge:
             tile, groups, rounded, relative=relative, out=out, dtype=dtype
         )
 
-    def _free(self, step: FreeStep) -> Apply:
+    def _free(self, step: FreeStep) -> tuple[Apply, Selectors | None]:
         sweeps = TensorSweeps(
             self._node, self._inputs, self._kernels, lambda tile, bad: self._check(tile, bad, None)
         )
         figures = step.rule.figures(sweeps)
         name, dtype = step.rule.kernel, self._node.slot.dtype
-        return lambda tile, out: self._kernels.apply(name, tile, figures, out=out, dtype=dtype)
+        return (
+            lambda tile, out: self._kernels.apply(name, tile, figures, out=out, dtype=dtype),
+            carried_among(figures),
+        )
 
-    def _delta(self, step: DeltaStep | object, surveyed: Selectors | None) -> Apply:
+    def _delta(
+        self, step: DeltaStep | object, surveyed: Selectors | None
+    ) -> tuple[Apply, Selectors | None]:
         assert isinstance(step, DeltaStep), step
         figures = self._figures(step, surveyed)
         dtype = self._node.slot.dtype
-        return lambda tile, out: self._kernels.delta(tile, figures, out=out, dtype=dtype)
+        carried = figures.selectors if has_ties(figures.selectors) else None
+        return lambda tile, out: self._kernels.delta(tile, figures, out=out, dtype=dtype), carried
 
     def _figures(self, step: DeltaStep, surveyed: Selectors | None) -> DeltaPass:
         selectors = self._selectors(step, surveyed)

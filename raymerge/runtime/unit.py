@@ -18,10 +18,9 @@ from raymerge.kernels.constants import HIGH_BINS, LOW_BINS, LOW_COLUMNS
 from raymerge.kernels.threshold import Threshold
 from raymerge.kernels.tile import Bytes, Counts, Kernels, Selectors, Tile
 from raymerge.plan.graph import CopyStep, DeltaStep, Input, TensorNode, Unit
-from raymerge.plan.steps import COPY
-from raymerge.runtime.copies import pieces, require_equal
+from raymerge.runtime.copies import check_copied, pieces, require_equal
+from raymerge.runtime.derived.merged import Workshop
 from raymerge.runtime.figures import largest
-from raymerge.runtime.finite import is_finite, refuse
 from raymerge.runtime.inputs import Arena, Inputs
 from raymerge.runtime.readers import Filler, Readers
 from raymerge.runtime.settings import OnProgress, Progress, Receipt, RunSettings
@@ -39,8 +38,11 @@ class Worker:
         self, settings: RunSettings, *, stop: Event, on_progress: OnProgress = lambda _: None
     ) -> None:
         self._settings = settings
-        self._readers = Readers(settings.sources)
         self._kernels = load_kernels(settings.device)
+        workshop = Workshop(
+            self._kernels, stop, tuple(map(settings.under, settings.stages)), settings.budget
+        )
+        self._readers = Readers(settings.sources, workshop)
         self._stop = stop
         self._on_progress = on_progress
         self._thread = local()
@@ -154,14 +156,10 @@ class Worker:
     def _copy(self, node: TensorNode, write: Callable[[Bytes], None]) -> None:
         donor, *others = node.inputs
         fillers = [self._readers.filler(other) for other in others]
-        dtype = donor.dtype
-        checked = node.step == COPY and dtype.mergeable and self._settings.nan == "error"
         for offset, piece in self._pieces(donor):
-            for other, filler in zip(others, fillers, strict=True):
-                self._require_equal(donor, other, piece, offset, filler)
-            if checked and not (finite := is_finite(piece, dtype)).all():
-                index = offset * 8 // dtype.bits + int(np.argmin(finite))
-                refuse(node, donor, index, sources=self._settings.sources)
+            check_copied(
+                node, piece, offset, fillers, settings=self._settings, on_read=self._on_read
+            )
             write(piece)
 
     def _check_twins(self, node: TensorNode) -> None:

@@ -117,3 +117,66 @@ def test_an_inspection_holds_a_tile_of_each_source(large: Place) -> None:
     assert done.rc == 0, done.err
     # The interpreter with numba takes most of it; the sources have 252 MB.
     assert 60 * MIB < measured < 200 * MIB, measured / MIB
+
+
+STAGES = {
+    "linear of slerp and ties": """
+name: one
+merge_method: slerp
+base_model: BASE
+models: [A]
+parameters: {t: 0.3}
+---
+name: two
+merge_method: ties
+base_model: BASE
+models: [A, B]
+parameters: {weight: 1, density: 0.3}
+---
+merge_method: linear
+models: [one, two]
+parameters: {weight: 1}
+""",
+    "ties over slerp over ties": """
+name: one
+merge_method: ties
+base_model: BASE
+models: [A, B]
+parameters: {weight: 1, density: 0.3, rescale: l1}
+---
+name: two
+merge_method: slerp
+base_model: one
+models: [A]
+parameters: {t: 0.3}
+---
+merge_method: ties
+base_model: BASE
+models: [two, B]
+parameters: {weight: 1, density: 0.3}
+""",
+}
+
+
+@pytest.mark.parametrize("case", STAGES)
+def test_stages_stay_below_their_projection_too(large: Place, case: str) -> None:
+    text = STAGES[case]
+    for name in ("base", "a", "b"):
+        text = text.replace(name.upper(), str(large / name))
+    recipe = large / "stages.yaml"
+    recipe.write_text(text)
+    budget = ["--memory", f"{BUDGET_MIB}MiB", "--workers", "2", "--device", "cpu"]
+    made = large.run("plan", recipe, *budget, "--engine", "local", "--json").json
+    process = spawn(
+        "merge", recipe, large / "out", *budget, "--engine", "local", "--overwrite", "--json"
+    )
+    measured = peak_anonymous_bytes(process)
+    done = finish(process, 120)
+
+    assert done.rc == 0, done.err
+    plan, results = made["memory"], made["results"]
+    assert measured <= plan["projected_host_bytes"] <= plan["budget_bytes"], (
+        f"{measured / MIB:.0f} MiB measured, {plan['projected_host_bytes'] / MIB:.0f} projected"
+    )
+    assert (results["once"] > 0) == (case == "linear of slerp and ties")
+    assert (results["held"] > 0 < results["again"]) == (case == "ties over slerp over ties")

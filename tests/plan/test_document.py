@@ -48,10 +48,12 @@ def test_the_sections_come_in_the_documented_order() -> None:
         "seed",
         "nan",
         "sources",
+        "stages",
         "steps",
         "tensors",
         "shards",
         "units",
+        "results",
         "memory",
         "totals",
         "vocabulary",
@@ -69,7 +71,7 @@ def test_the_keys_of_every_section_are_the_documented_ones() -> None:
 
     for section in ("sources", "tensors", "shards", "units"):
         assert list(made[section][0]) == documented(section)
-    for section in ("memory", "totals", "tie"):
+    for section in ("results", "memory", "totals", "tie"):
         assert list(made[section]) == documented(section)
 
 

@@ -11,12 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from raymerge.errors import RecipeError
-from raymerge.recipe.document import Fields, Items, Scalar, read_document
+from raymerge.recipe.document import Fields, Items, Scalar, read_documents
 from raymerge.recipe.scalars import ScalarValue, read_plain
 
 
 def value_of(text: str) -> ScalarValue:
-    node = read_document(f"key: {text}\n", "r.yaml").fields["key"].node
+    node = read_documents(f"key: {text}\n", "r.yaml")[0].fields["key"].node
     assert isinstance(node, Scalar)
     return node.value
 
@@ -72,7 +72,7 @@ def test_every_finite_float_that_python_prints_is_read_back(value: float) -> Non
 
 
 def test_nodes_know_the_line_they_start_on() -> None:
-    root = read_document("\n# comment\na: 1\nb:\n  - x\n  - c: 2\n", "r.yaml")
+    (root,) = read_documents("\n# comment\na: 1\nb:\n  - x\n  - c: 2\n", "r.yaml")
     assert str(root.place_of("a")) == "r.yaml:3"
     items = root.fields["b"].node
     assert isinstance(items, Items)
@@ -81,7 +81,7 @@ def test_nodes_know_the_line_they_start_on() -> None:
 
 
 def test_aliases_and_merge_keys_work_and_own_keys_win() -> None:
-    root = read_document(
+    (root,) = read_documents(
         "x: &x {weight: 1, density: 2}\n"
         "y: &y {weight: 9, gamma: 3}\n"
         "one: {density: 5, <<: *x}\n"
@@ -103,7 +103,7 @@ def test_aliases_and_merge_keys_work_and_own_keys_win() -> None:
 
 def test_aliases_of_aliases_are_built_once_each() -> None:
     levels = [f"l{i}: &l{i} [{', '.join([f'*l{i - 1}'] * 9)}]" for i in range(1, 30)]
-    root = read_document("\n".join(["l0: &l0 1", *levels]), "r.yaml")
+    (root,) = read_documents("\n".join(["l0: &l0 1", *levels]), "r.yaml")
     assert len(root.fields) == 30
 
 
@@ -119,11 +119,8 @@ def test_aliases_of_aliases_are_built_once_each() -> None:
         ("a: 1\nb: 2\na: 3\n", "r.yaml:3: a: given twice, first on line 1"),
         ("a:\n  b: 1\n  b: 2\n", "r.yaml:3: b: given twice, first on line 2"),
         (
-            "a: 1\n---\nb: 2\n",
-            (
-                "r.yaml:3: a second YAML document; raymerge does not have multi-stage recipes yet. "
-                "Write one recipe per file"
-            ),
+            "a: 1\n---\n- b\n",
+            "r.yaml:3: the recipe is a list; it should be a mapping with merge_method and models",
         ),
         ("a: [1,\n", "r.yaml:2: not YAML: expected the node content, but found '<stream end>'"),
         ("a: 1\n\tb: 2\n", "r.yaml:2: not YAML: found character '\\t' that cannot start any token"),
@@ -147,25 +144,30 @@ def test_aliases_of_aliases_are_built_once_each() -> None:
 )
 def test_what_is_no_recipe_is_refused_with_its_line(text: str, message: str) -> None:
     with pytest.raises(RecipeError) as caught:
-        read_document(text, "r.yaml")
+        read_documents(text, "r.yaml")
     assert str(caught.value) == message
     assert caught.value.file == "r.yaml"
 
 
 @pytest.mark.parametrize("text", ["---\na: 1\n", "a: 1\n...\n", "a: 1\n---\n", "\ufeffa: 1\n"])
 def test_document_markers_and_a_byte_order_mark_are_no_second_document(text: str) -> None:
-    assert list(read_document(text, "r.yaml").fields) == ["a"]
+    assert list(read_documents(text, "r.yaml")[0].fields) == ["a"]
+
+
+def test_several_documents_keep_their_lines() -> None:
+    first, second = read_documents("a: 1\n---\n# between\nb: 2\n---\n", "r.yaml")
+    assert (first.fields["a"].place.line, second.fields["b"].place.line) == (1, 4)
 
 
 def test_nesting_beyond_the_stack_is_refused() -> None:
     with pytest.raises(RecipeError, match=r"r\.yaml: the recipe is nested too deeply to read"):
-        read_document("a: " + "[" * 20_000, "r.yaml")
+        read_documents("a: " + "[" * 20_000, "r.yaml")
 
 
 @given(st.text(max_size=60))
 def test_any_text_is_a_mapping_or_refused_with_a_recipe_error(text: str) -> None:
-    root: Fields | None = None
+    roots: tuple[Fields, ...] = ()
     with contextlib.suppress(RecipeError):
-        root = read_document(text, "r.yaml")
-    if root is not None:
-        assert isinstance(yaml.compose(text, yaml.BaseLoader), yaml.MappingNode)
+        roots = read_documents(text, "r.yaml")
+    composed = yaml.compose_all(text, yaml.BaseLoader) if roots else ()
+    assert len(roots) == sum(isinstance(node, yaml.MappingNode) for node in composed)

@@ -6,7 +6,7 @@ import pytest
 
 from raymerge.errors import RecipeError
 from raymerge.methods.registry import Knob, KnobValue, Range
-from raymerge.recipe.document import read_document
+from raymerge.recipe.document import read_documents
 from raymerge.recipe.settings import Setting, read_setting
 
 
@@ -39,7 +39,7 @@ TRIM = knob("trim", None, choices=("tensor", "model"))
 
 def read(which: Knob, text: str) -> Setting:
     return read_setting(
-        which, read_document(f"{which.name}: {text}", "r.yaml").fields[which.name].node
+        which, read_documents(f"{which.name}: {text}", "r.yaml")[0].fields[which.name].node
     )
 
 
