@@ -102,7 +102,8 @@ def test_a_name_means_a_stage_only_where_a_model_stands(name: str) -> None:
     """mergekit-multi looks for names in every value: a stage `linear` would be a method, too."""
     recipe = read(document("a", "b", name=f"'{name}'", dtype="float32"), document(f"'{name}'", "c"))
 
-    assert (recipe.results, recipe.method.name) == ({name}, "linear")
+    assert recipe.results == {name}
+    assert recipe.method.name == "linear"
     assert (recipe.stages[0].name, recipe.stages[0].dtype) == (name, "F32")
 
 
