@@ -120,7 +120,11 @@ class Plan:
 
     def used_by(self, source: PlannedSource) -> list[str]:
         """Names of the stages that a source goes into, `output` for one without."""
-        ref = next(ref for ref in self.recipe.checkpoints if ref.label == source.label)
+        ref = next(
+            ref
+            for ref in self.recipe.checkpoints
+            if source.label in (ref.label, ref.adapter and ref.adapter.label)
+        )
         stages = (*(stage.recipe for stage in self.stages), self.recipe)
         return [
             stage.name or "output"

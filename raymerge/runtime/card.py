@@ -106,6 +106,7 @@ def _stage_parts(plan: Plan) -> Iterator[str]:
     sources = [_row("source", "role", "repository", "revision"), _row(*["---"] * 4)]
     for source in plan.sources:
         roles = [f"in {name}" for name in plan.used_by(source)]
+        roles += [adapter_figures(source.adapter)] if source.adapter else []
         roles += ["config and tokenizer"] if source.label == plan.donor.label else []
         where = hub_id(source) or ""
         sources.append(_row(source.label, ", ".join(roles), where, source.revision or ""))
