@@ -42,7 +42,7 @@ THIRD_PARTY: dict[str, set[str]] = {
     "click": {"cli"},
     "ray": {"runtime.cluster"},
     # The CUDA kernels, and the question whether there is a device.
-    "torch": {"kernels.torch_free", "kernels.torch_kernels", "machine"},
+    "torch": {"kernels.torch_free", "kernels.torch_fusion", "kernels.torch_kernels", "machine"},
     "rich": {"progress"},
     "obstore": set(),
     "huggingface_hub": set(),
