@@ -122,13 +122,6 @@ def tile_of(node: TensorNode, tile_elements: int) -> int:
     return min(node.inputs[0].num_elements, tile_elements)
 
 
-def tile_step(node: TensorNode) -> int:
-    """Where tiles of this tensor may begin: at multiples of this, which `tile_of` is one of."""
-    if isinstance(node.step, DeltaStep) and node.step.ranks:
-        return whole_rows(rows_of(node.slot.shape), 0)
-    return LANES
-
-
 def working_bytes(node: TensorNode, tile_elements: int) -> int:
     """Bytes a thread needs for one tensor besides what it holds of it."""
     elements = tile_of(node, tile_elements)

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from raymerge.recipe.document import Fields
     from raymerge.recipe.model import Recipe, SourceRef
 
-_NAME = re.compile(r"[\w.-]+( [\w.-]+)*")
+_NAME = re.compile(r"(?!\.+$)[\w.-]+( [\w.-]+)*")
 """Nothing that a location may be cut at, so that a name is always read back whole."""
 
 

@@ -97,6 +97,22 @@ def test_config_and_tokenizer_come_from_a_checkpoint_through_stages() -> None:
     assert recipe.stages[0].lineage == (recipe.stages[0],)
 
 
+@pytest.mark.parametrize("name", ["linear", "float32", "weight", "my first stage", "v1.0-b_2"])
+def test_a_name_means_a_stage_only_where_a_model_stands(name: str) -> None:
+    """mergekit-multi looks for names in every value: a stage `linear` would be a method, too."""
+    recipe = read(document("a", "b", name=f"'{name}'", dtype="float32"), document(f"'{name}'", "c"))
+
+    assert recipe.results == {name}
+    assert recipe.method.name == "linear"
+    assert (recipe.stages[0].name, recipe.stages[0].dtype) == (name, "F32")
+
+
+@pytest.mark.parametrize("name", [".", "..", "a/b", "a@b", "a+b", "s3://a", "a  b", " a"])
+def test_a_name_that_reads_like_a_path_is_refused(name: str) -> None:
+    with pytest.raises(RecipeError, match=r"r\.yaml:1: name is .*; allowed: letters"):
+        read(document("a", "b", name=f"'{name}'"), document("c", "d"))
+
+
 def test_a_recipe_of_stages_travels() -> None:
     recipe = read(FIRST, SECOND, LAST)
     again = pickle.loads(pickle.dumps(recipe))

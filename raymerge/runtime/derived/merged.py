@@ -12,7 +12,7 @@ from threading import Event
 
 from raymerge.kernels.tile import Bytes, Kernels, Selectors
 from raymerge.plan.graph import CopyStep
-from raymerge.plan.memory import Budget, tile_step, working_bytes
+from raymerge.plan.memory import Budget, working_bytes
 from raymerge.plan.merged import Merged
 from raymerge.runtime.copies import check_copied
 from raymerge.runtime.finite import in_stage
@@ -91,7 +91,8 @@ class MergedResult:
 
     Its reductions are done when the first bytes are asked for. From then on any tile can be merged
     at once, except where a count is carried from tile to tile (entries tied at a threshold): then
-    what lies before is merged again, into nowhere, unless tiles are asked for in order.
+    what lies before is merged again, into nowhere, unless tiles are asked for in order. Tiles are
+    those that the tensor would have on its own, whatever pieces are asked for.
     """
 
     def __init__(self, one: Merged, readers: Readers, shop: Workshop, budget: Budget) -> None:
@@ -107,42 +108,38 @@ class MergedResult:
         self._next = 0
         """The element that what is carried belongs to."""
         self._width = one.dtype.bits // 8
-        self._step = tile_step(one.node)
-        """What tiles begin at multiples of."""
         self._kept = -1
         """The first element of the tile that lies in `Inputs.out`; -1 for none."""
 
     def fill(self, buffer: Bytes, offset: int) -> int:
         """See `Filler.fill`."""
         before = self._meter.read_bytes
-        first = offset // self._width
+        size = self._inputs.tile_elements
+        first = position = offset // self._width
         stop = first + buffer.nbytes // self._width
-        ends = stop % self._step == 0 or stop == self._inputs.elements
-        if first % self._step == 0 and ends:
-            tile = self._inputs.tile_elements
-            for begin in range(first, stop, tile):
-                end = min(begin + tile, stop)
-                self._merge_tile(begin, end, self._piece(buffer, begin - first, end - first))
-        else:
-            self._fill_from_whole_tiles(buffer, first, stop)
+        while position < stop:
+            begin = position // size * size
+            end = min(begin + size, self._inputs.elements)
+            until = min(end, stop)
+            target = self._piece(buffer, position - first, until - first)
+            if (position, until) == (begin, end):
+                self._merge_tile(begin, end, target)
+            else:
+                tile = self._kept_tile(begin, end)
+                target[:] = self._piece(tile, position - begin, until - begin)
+            position = until
         return self._meter.read_bytes - before
 
     def will_need(self, offset: int, nbytes: int) -> None:
         """See `Filler.will_need`: its own inputs see to that."""
 
-    def _fill_from_whole_tiles(self, buffer: Bytes, first: int, stop: int) -> None:
-        """Copy from tiles on a grid, the last of which is kept for whoever asks for its rest."""
-        tile, position = self._inputs.tile_elements, first
-        while position < stop:
-            begin = position // tile * tile
-            end = min(begin + tile, self._inputs.elements)
-            if self._kept != begin:
-                self._merge_tile(begin, end, self._piece(self._inputs.out, 0, end - begin))
-                self._kept = begin
-            until = min(end, stop)
-            part = self._piece(self._inputs.out, position - begin, until - begin)
-            self._piece(buffer, position - first, until - first)[:] = part
-            position = until
+    def _kept_tile(self, begin: int, end: int) -> Bytes:
+        """A tile that is asked for in parts: kept for whoever asks for the rest of it."""
+        tile = self._piece(self._inputs.out, 0, end - begin)
+        if self._kept != begin:
+            self._merge_tile(begin, end, tile)
+            self._kept = begin
+        return tile
 
     def _merge_tile(self, begin: int, end: int, out: Bytes) -> None:
         if self._merging is None:
@@ -161,11 +158,12 @@ class MergedResult:
             carried[:] = self._begin
             self._next = 0
         self._kept = -1
+        size = self._inputs.tile_elements
         while self._next < begin:
-            end = min(self._next + self._inputs.tile_elements, begin)
-            tile = self._inputs.tile(self._next, end - self._next)
-            merging.merge(tile, self._piece(self._inputs.out, 0, end - self._next))
-            self._next = end
+            merging.merge(
+                self._inputs.tile(self._next, size), self._piece(self._inputs.out, 0, size)
+            )
+            self._next += size
 
     def _piece(self, buffer: Bytes, first: int, stop: int) -> Bytes:
         return buffer[first * self._width : stop * self._width]
