@@ -47,6 +47,7 @@ THIRD_PARTY: dict[str, set[str]] = {
     # The CUDA kernels, the question whether there is a device, and pickled checkpoints.
     "torch": {
         "kernels.torch_free",
+        "kernels.torch_fusion",
         "kernels.torch_groups",
         "kernels.torch_kernels",
         "machine",

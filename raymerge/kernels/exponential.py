@@ -7,7 +7,7 @@ one library, machine and device to the next. Both are right to some 4 units in t
     log p/q    s = (p - q) / (p + q);  2 (s + s^3/3 + s^5/5 + ...), after p / q = 2^k m where the
                two are not near
 
-`torch_free.py` has the same in torch, operation by operation.
+`torch_fusion.py` has the same in torch, operation by operation.
 """
 
 from __future__ import annotations

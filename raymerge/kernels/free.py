@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from raymerge.kernels import fusion, nearswap, ram, sce
+from raymerge.kernels import fusion, importance, nearswap, ram, sce
 
 FREE_KERNELS: dict[str, Callable[..., Any]] = {
     "nearswap": nearswap.nearswap_tile,
@@ -19,11 +19,11 @@ FREE_KERNELS: dict[str, Callable[..., Any]] = {
     "sce.energies": sce.sce_energies,
     "spread.high": sce.spread_high,
     "spread.low": sce.spread_low,
-    "fusion": fusion.fusion_tile,
+    "fusion": importance.fusion_tile,
     "fusion.peaks": fusion.fusion_peaks,
     "fusion.rows": fusion.fusion_rows,
     "fusion.sums": fusion.fusion_sums,
     "fusion.divergence": fusion.fusion_divergence,
-    "importance.high": fusion.importance_high,
-    "importance.low": fusion.importance_low,
+    "importance.high": importance.importance_high,
+    "importance.low": importance.importance_low,
 }

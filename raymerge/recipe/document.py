@@ -17,7 +17,7 @@ from raymerge.recipe.scalars import ScalarValue, read_plain
 from raymerge.recipe.wording import did_you_mean, listed
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
 _MAX_SHOWN = 60
 _DEFAULT_TAGS = frozenset(f"tag:yaml.org,2002:{kind}" for kind in ("str", "seq", "map"))
@@ -110,29 +110,29 @@ class Fields:
         """Where `key` stands, or the mapping itself if it has no such key."""
         return self.fields[key].place if key in self.fields else self.place
 
-    def check_keys(self, what: str, allowed: Iterable[str], missing: Mapping[str, str]) -> None:
-        """Refuse any key that is not `allowed`.
+    def check_keys(self, what: str, allowed: Iterable[str], idle: Iterable[str] = ()) -> None:
+        """Refuse any key that is neither `allowed` nor `idle`.
 
         Args:
             what: What this mapping is, with its article.
             allowed: Keys that are read.
-            missing: mergekit's keys that are not read here, each with what it does. Null under
-                one of them says nothing, and is let pass.
+            idle: Keys of mergekit's that mean nothing here.
         """
         known = set(allowed)
         for key, field in self.fields.items():
-            if key in known:
-                continue
-            if key not in missing:
+            if key not in known and key not in idle:
                 hint = did_you_mean(key, known)
                 raise field.place.error(
                     f"{key}: {what} has no such key; allowed: {listed(known)}.{hint}"
                 )
-            if self.get(key) is not None:
-                raise field.place.error(
-                    f"{key}: this is mergekit's key for {missing[key]}, and raymerge does not "
-                    "have it yet"
-                )
+
+    def walk(self) -> Iterator[Fields]:
+        """This mapping and, at any depth, those in it."""
+        yield self
+        for field in self.fields.values():
+            for node in field.node.items if isinstance(field.node, Items) else (field.node,):
+                if isinstance(node, Fields):
+                    yield from node.walk()
 
 
 Node = Scalar | Items | Fields

@@ -10,7 +10,7 @@ from raymerge.checkpoint.dtypes import OUTPUT_DTYPES, DType
 from raymerge.errors import RecipeError
 from raymerge.methods import Method, methods
 from raymerge.recipe.chat_templates import read_chat_template
-from raymerge.recipe.dialect import MERGEKIT_KNOBS, MERGEKIT_METHODS
+from raymerge.recipe.dialect import IDLE_SOURCE_KEYS, MERGEKIT_KNOBS
 from raymerge.recipe.document import Fields, Items, Scalar, read_documents
 from raymerge.recipe.model import NanPolicy, Recipe
 from raymerge.recipe.parameters import SHORTHANDS
@@ -93,7 +93,7 @@ def loads(text: str, *, path: str = "<recipe>") -> Recipe:
 
 def _read_recipe(top: Fields, text: str, path: str) -> Recipe:
     _refuse_stray_knobs(top)
-    top.check_keys("a recipe", TOP_KEYS, {})
+    top.check_keys("a recipe", TOP_KEYS)
     method = _read_method(top)
     dtype = _read_dtype(top, "dtype")
     out_dtype = _read_dtype(top, "out_dtype")
@@ -135,12 +135,7 @@ def _read_method(top: Fields) -> Method:
     name = node.as_text("merge_method")
     if name in known:
         return known[name]
-    if name in MERGEKIT_METHODS:
-        raise node.place.error(
-            f"merge_method: {name!r} is a method of mergekit's that raymerge does not have yet; "
-            f"allowed: {listed(known)}"
-        )
-    hint = did_you_mean(name, {*known, *MERGEKIT_METHODS})
+    hint = did_you_mean(name, known)
     raise node.place.error(
         f"merge_method: there is no method {name!r}; allowed: {listed(known)}.{hint}"
     )
@@ -199,4 +194,10 @@ def _read_patterns(top: Fields, key: str) -> tuple[str, ...]:
 
 
 def _idle_keys(top: Fields) -> list[str]:
-    return [f"{top.place_of('name')}: name has no effect"] if "name" in top.fields else []
+    named = [f"{top.place_of('name')}: name has no effect"] if "name" in top.fields else []
+    return named + [
+        f"{fields.place_of(key)}: {key} has no effect: there is no table of architectures"
+        for fields in top.walk()
+        for key in IDLE_SOURCE_KEYS
+        if fields.get(key) is not None
+    ]

@@ -272,8 +272,10 @@ def _reference(*extra: str) -> Schema:
                 "description": "A LoRA adapter to add: path, org/name@revision, or a mapping with "
                 "path and revision",
             },
-            # mergekit writes this key out even where it is not used.
-            "override_architecture": {"type": "null"},
+            "override_architecture": {
+                "type": ["string", "null"],
+                "description": "Has no effect.",
+            },
         },
         "oneOf": [{"required": ["model"]}, {"required": ["path"]}],
     }

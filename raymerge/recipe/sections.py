@@ -150,7 +150,7 @@ def _modules(top: Fields, base: Listed | None) -> Iterator[_Block]:
 
 
 def _module(name: str, fields: Fields, base: Listed | None) -> Iterator[_Block]:
-    fields.check_keys(f"the module {name!r}", ("models", "slices", "parameters"), {})
+    fields.check_keys(f"the module {name!r}", ("models", "slices", "parameters"))
     form = _form(fields, ("models", "slices"), f"the module {name!r}")
     if form is None:
         raise fields.place.error(
@@ -183,7 +183,7 @@ def _slices(fields: Fields, base: Listed | None, *, module: str | None = None) -
                 "{sources: [{model: ..., layer_range: [0, 8]}]}"
             )
         keys = ("sources", "base_model", "parameters", "residual_weight")
-        item.check_keys("a slice", keys, {})
+        item.check_keys("a slice", keys)
         models = read_models(item, "sources")
         yield _Block(
             key="sources",

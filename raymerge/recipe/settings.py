@@ -95,7 +95,7 @@ def _clauses(knob: Knob, node: Node) -> Iterator[Clause]:
 
 
 def _conditional(knob: Knob, fields: Fields) -> Clause:
-    fields.check_keys(f"a condition of {knob.name}", ("value", "filter"), {})
+    fields.check_keys(f"a condition of {knob.name}", ("value", "filter"))
     value = fields.get("value")
     if value is None:
         raise fields.place.error(f"{knob.name}: a condition without a value; write {{value: ...}}")

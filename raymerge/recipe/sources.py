@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from raymerge.methods.registry import Method, Over
-from raymerge.recipe.dialect import MERGEKIT_SOURCE_KEYS
+from raymerge.recipe.dialect import IDLE_SOURCE_KEYS
 from raymerge.recipe.document import Fields, Items, Node, Place, Scalar
 from raymerge.recipe.labels import Named, assign_labels
 from raymerge.recipe.model import SourceRef
@@ -151,7 +151,7 @@ def _read_entry(node: Node, key: str) -> Listed:
     if not isinstance(node, Fields):
         return _read_mention("model", node)
     allowed = (*_LOCATION_KEYS, "label", "parameters", *_ENTRY_KEYS.get(key, ()))
-    node.check_keys(f"an entry of {key}", allowed, MERGEKIT_SOURCE_KEYS)
+    node.check_keys(f"an entry of {key}", allowed, IDLE_SOURCE_KEYS)
     return _read_mention("model", node, parameters=fields_under(node, "parameters"))
 
 
@@ -159,7 +159,7 @@ def read_base(fields: Fields) -> Listed | None:
     """Read `base_model`, if there is one."""
     node = fields.get("base_model")
     if isinstance(node, Fields):
-        node.check_keys("base_model", (*_LOCATION_KEYS, "label"), MERGEKIT_SOURCE_KEYS)
+        node.check_keys("base_model", (*_LOCATION_KEYS, "label"), IDLE_SOURCE_KEYS)
     return None if node is None else _read_mention("base_model", node)
 
 
@@ -192,7 +192,7 @@ def _read_location(key: str, node: Node) -> tuple[Reference, Reference | None]:
     else:
         assert model is not None
         if isinstance(model, Fields):
-            model.check_keys("model", _LOCATION_KEYS, MERGEKIT_SOURCE_KEYS)
+            model.check_keys("model", _LOCATION_KEYS, IDLE_SOURCE_KEYS)
         found, adapter = _read_location("model", model)
     if revision is not None:
         if found[1] is not None:
@@ -206,7 +206,7 @@ def _read_location(key: str, node: Node) -> tuple[Reference, Reference | None]:
 def _read_lora(node: Node, already: Reference | None) -> Reference:
     """The adapter under `lora`: a string, or mergekit's mapping."""
     if isinstance(node, Fields):
-        node.check_keys("lora", ("path", "model", "revision"), {})
+        node.check_keys("lora", ("path", "model", "revision"))
     found, second = _read_location("lora", node)
     if already or second:
         raise node.place.error(

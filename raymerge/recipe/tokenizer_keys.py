@@ -93,7 +93,7 @@ def read_tokenizer_policy(
             f"tokenizer is {long.shown}; allowed: a mapping of {listed(TOKENIZER_KEYS)}. The short "
             "form is tokenizer_source: union"
         )
-    long.check_keys("tokenizer", TOKENIZER_KEYS, {})
+    long.check_keys("tokenizer", TOKENIZER_KEYS)
     source = long.get("source")
     union, label = (
         (True, donor.label) if source is None else _read_source("source", source, sources, donor)
@@ -155,7 +155,7 @@ def _read_rule(token: str, node: Node, sources: Sequence[SourceRef]) -> TokenRul
         raise node.place.error(
             f"tokens: {token!r} is {node.shown}; allowed: a mapping of {listed(_TOKEN_KEYS)}"
         )
-    node.check_keys(f"the token {token!r}", _TOKEN_KEYS, {})
+    node.check_keys(f"the token {token!r}", _TOKEN_KEYS)
     force = _read_force(node)
     source = node.get("source")
     if source is None:
@@ -183,13 +183,13 @@ def _read_kind(
         raise source.place.error(f"kind: missing; allowed: {listed(_KINDS)}")
     name = kind.as_text("kind")
     if name == "zero":
-        source.check_keys("a source of kind zero", _ZERO_KEYS, {})
+        source.check_keys("a source of kind zero", _ZERO_KEYS)
         return TokenRule(place=source.place, token=token, kind="zero", force=force)
     if name != "model_token":
         raise kind.place.error(
             f"kind is {name!r}; allowed: {listed(_KINDS)}.{did_you_mean(name, _KINDS)}"
         )
-    source.check_keys("a source of kind model_token", _MODEL_TOKEN_KEYS, {})
+    source.check_keys("a source of kind model_token", _MODEL_TOKEN_KEYS)
     model = source.get("model")
     if model is None:
         raise source.place.error("model: missing; say whose token it is")

@@ -266,13 +266,13 @@ TIES = "merge_method: ties\nparameters: {weight: 1}\n"
             PASS + "slices:\n- sources:\n  - {model: a, layer_rang: [0, 1]}\n",
             (
                 "4: layer_rang: an entry of sources has no such key; allowed: label, layer_range, "
-                "model, parameters, path, revision. Did you mean 'layer_range'?"
+                "lora, model, parameters, path, revision. Did you mean 'layer_range'?"
             ),
         ),
         (
             PASS + "models:\n- {model: a, layer_range: [0, 1]}\n",
             (
-                "3: layer_range: an entry of models has no such key; allowed: label, model, "
+                "3: layer_range: an entry of models has no such key; allowed: label, lora, model, "
                 "parameters, path, revision."
             ),
         ),

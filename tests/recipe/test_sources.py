@@ -262,13 +262,6 @@ def test_an_unlisted_base_of_linear_needs_a_shared_weight() -> None:
             "r.yaml:3: weight: lora has no such key; allowed: model, path, revision.",
         ),
         (
-            ["{model: a, override_architecture: b}"],
-            (
-                "r.yaml:3: override_architecture: this is mergekit's key for reading a model as "
-                "another architecture, and raymerge does not have it yet"
-            ),
-        ),
-        (
             ["org/a@"],
             "r.yaml:3: model is 'org/a@'; allowed: a path, URL or repository, or name@revision",
         ),
@@ -366,3 +359,12 @@ def test_the_wrong_number_of_models_is_refused(recipe: dict[str, object], messag
     with pytest.raises(RecipeError) as caught:
         loads(json.dumps(recipe), path="r.yaml")
     assert str(caught.value) == f"r.yaml:1: {message}"
+
+
+def test_another_architecture_is_noted_as_without_effect() -> None:
+    recipe = loads(
+        "merge_method: passthrough\nmodels: [{model: a, override_architecture: b}]\n", path="r.yaml"
+    )
+    assert recipe.no_effect == (
+        "r.yaml:2: override_architecture has no effect: there is no table of architectures",
+    )
