@@ -313,3 +313,14 @@ def test_a_result_has_the_tokens_of_its_donor(place: Place) -> None:
 
     message = done.error["message"]
     assert message.startswith("the sources differ in their vocabulary: one 13 tokens in 13 rows")
+
+
+@pytest.mark.parametrize("method", sorted(METHOD_KNOBS))
+def test_the_plan_says_what_any_method_inside_reads(gridded: Place, method: str) -> None:
+    outer = stage("ties", "one", "c", base="base", weight=0.6, density=0.4, rescale="l1")
+    recipe = fused(gridded, [inner(method), outer])
+    call: dict[str, Any] = {"engine": "local", "device": "cpu", "workers": 1, "tile_elements": 256}
+    plan = raymerge.plan(recipe, **call)
+    result = raymerge.merge(recipe, gridded / "counted", overwrite=True, **call)
+
+    assert result.bytes_read == plan.bytes_read
