@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import ChainMap, Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -12,7 +11,6 @@ from typing import Literal
 
 from raymerge.checkpoint.catalog import Catalog
 from raymerge.checkpoint.dtypes import DType, promote
-from raymerge.checkpoint.folder import Pin
 from raymerge.checkpoint.layout import Shard, auto_shard_bytes, lay_out
 from raymerge.checkpoint.quantised import quantisation
 from raymerge.checkpoint.scaled import scaled_codes
@@ -20,12 +18,11 @@ from raymerge.checkpoint.ties import TiePolicy
 from raymerge.errors import PlanError
 from raymerge.plan.adapters import adapt
 from raymerge.plan.dequantised import dequantised, dequantised_note
+from raymerge.plan.digest import digest
 from raymerge.plan.experts import experts_note, in_one_layout
 from raymerge.plan.graph import (
     AppliedAdapter,
-    CopyStep,
     DeltaStep,
-    FreeStep,
     Input,
     PlannedSource,
     SpanStep,
@@ -38,7 +35,7 @@ from raymerge.plan.match import Match, check_shapes, inputs_of, match, twins
 from raymerge.plan.memory import Memory, project
 from raymerge.plan.parts import Stack
 from raymerge.plan.reading import bytes_once, bytes_swept
-from raymerge.plan.stages import Decided, PlannedStage, composed_edits, fuse, terms
+from raymerge.plan.stages import Decided, PlannedStage, composed_edits, fuse
 from raymerge.plan.steps import KEEP, StepMaker, output_dtype, settle
 from raymerge.plan.stock import Stock, check_rows_stay
 from raymerge.plan.tokenizer import PlannedTokenizer, settle_tokenizer
@@ -47,9 +44,6 @@ from raymerge.plan.views import View, views
 from raymerge.recipe import Recipe, SourceRef
 from raymerge.recipe.resolve import Distinct
 from raymerge.tokenizer.files import TokenizerFiles
-
-CONTRACT = "1"
-"""Version of the numeric contract. Part of every digest: a change of bytes is another merge."""
 
 SURVEY_SWEEPS = 3
 """A survey counts upper bits, lower bits, then the ties of each unit."""
@@ -371,54 +365,3 @@ def _idle(nodes: Iterable[TensorNode]) -> list[str]:
     return [
         f"every weight is 0, so the base's value comes out: {len(idle)} tensors, {idle[0]} first"
     ]
-
-
-def digest(plan: Plan) -> str:
-    """The plan's name, 16 hex digits."""
-    hashed = hashlib.sha256()
-    recipe = plan.recipe
-    hashed.update(repr((CONTRACT, recipe.seed, recipe.nan, recipe.method.name)).encode())
-    # Its config and tokenizer go beside the tensors.
-    hashed.update(repr((plan.donor.label, _identities(plan.donor.side_pins))).encode())
-    if plan.tokenizer is not None:
-        side = next(s.side_pins for s in plan.sources if s.label == plan.tokenizer.donor)
-        hashed.update(repr((plan.tokenizer.identity, _identities(side))).encode())
-    for source in plan.sources:
-        named = source.label, source.revision, _identities(source.pins)
-        hashed.update(repr(named).encode())
-    for stage in plan.stages:
-        own = stage.recipe.method.name, terms(stage.recipe, recipe, plan.sources)
-        hashed.update(repr(own).encode())
-    if plan.stages:
-        hashed.update(repr(terms(recipe, recipe, plan.sources).labels).encode())
-    texts: dict[int, str] = {}
-    for shard in plan.shards:
-        hashed.update(repr((shard.name, len(shard.header), shard.nbytes)).encode())
-    for node in plan.all_nodes:
-        text = texts.get(id(node.step))
-        if text is None:
-            text = texts[id(node.step)] = _canonical(node.step)
-        slot = node.slot
-        reads = [one.identity for one in node.inputs]
-        hashed.update(
-            f"{slot.name}\0{slot.dtype}\0{slot.shape}\0{slot.start}\0{text}\0{reads}\n".encode()
-        )
-    return hashed.hexdigest()[:16]
-
-
-def _identities(pins: Mapping[str, Pin]) -> list[tuple[str, int, str]]:
-    return [(name, pin.size_bytes, pin.tag) for name, pin in sorted(pins.items())]
-
-
-def _canonical(step: Step) -> str:
-    if isinstance(step, CopyStep):
-        return "copy"
-    if isinstance(step, DeltaStep):
-        return repr(step.rule)
-    if isinstance(step, FreeStep):
-        return repr((step.method, step.rule))
-    return repr((step.method, step.relative, step.coefficients, _sorted(step.knobs)))
-
-
-def _sorted(knobs: Mapping[str, object]) -> list[tuple[str, object]]:
-    return sorted(knobs.items())
