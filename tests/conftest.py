@@ -26,6 +26,7 @@ from raymerge.plan.build import Plan
 from raymerge.runtime.settings import RunSettings
 from raymerge.runtime.settings import run_settings as settings_of
 from tests.checkpoints import fine_tune, llama_config, tiny_llama_tensors, write_checkpoint
+from tests.peer.mergekit import Mergekit, find_python
 
 settings.register_profile("default", deadline=None)
 settings.register_profile("ci", deadline=None, max_examples=300, derandomize=True)
@@ -188,6 +189,16 @@ def finish(process: subprocess.Popen[str], timeout_s: float = 60) -> Done:
     """Wait for a command."""
     out, err = process.communicate(timeout=timeout_s)
     return Done(process.returncode, out, err)
+
+
+@pytest.fixture(scope="session")
+def mergekit() -> Iterator[Mergekit]:
+    """mergekit, running."""
+    python = find_python()
+    if python is None:
+        pytest.skip("needs mergekit-yaml beside this Python, or RAYMERGE_PEER=/path/to/it")
+    with Mergekit(python) as running:
+        yield running
 
 
 @pytest.fixture

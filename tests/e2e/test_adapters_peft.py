@@ -7,10 +7,6 @@ them.
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import subprocess
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.conftest import Place, read_tensors
+from tests.peer.mergekit import Mergekit
 
 pytestmark = [
     pytest.mark.peer,
@@ -203,26 +200,17 @@ def test_what_peft_writes_about_training_is_passed_over(place: Place) -> None:
     assert Path(plan["sources"][1]["location"]).name == "lora"
 
 
+@pytest.mark.peer
 def test_mergekit_gives_the_same_where_it_merges_the_adapter_first(
-    place: Place, tmp_path: Path
+    place: Place, mergekit: Mergekit, tmp_path: Path
 ) -> None:
-    program = shutil.which("mergekit-yaml", path=str(Path(sys.executable).parent))
-    if program is None:
-        pytest.skip("needs mergekit-yaml beside this Python")
     torch.manual_seed(0)
     make(place, llama(), {"r": 4, "lora_alpha": 8, "target_modules": ATTENTION})
     model = f"base+{place / 'lora'}"
     recipe = place.recipe("task_arithmetic", {model: {"weight": 0.7}}, base="base", dtype="float32")
     ours = place.merged(recipe)
     options = ["--lora-merge-cache", tmp_path / "cache", "--no-copy-tokenizer", "--quiet"]
-    done = subprocess.run(
-        [program, recipe, place / "mergekits", *map(str, options)],
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""},
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    assert not mergekit.run("mergekit-yaml", recipe, place / "mergekits", *options)
     theirs = read_tensors(place / "mergekits")
 
     assert ours.keys() == theirs.keys()

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -16,8 +14,9 @@ from torch import Tensor
 
 from raymerge.checkpoint.strict_json import parse_config
 from tests.conftest import Place, read_tensors
-from tests.e2e.test_peer import differing, mergekit, sources  # noqa: F401 - fixtures
 from tests.e2e.test_transformers import save_llama
+from tests.peer.mergekit import Mergekit
+from tests.peer.test_knobs import differing, sources  # noqa: F401 - a fixture
 
 Model = dict[str, Tensor]
 
@@ -117,15 +116,8 @@ def located(value: Any, place: Path) -> Any:
     }
 
 
-def theirs(program: Path, recipe: Path, out: Path) -> tuple[Model, dict[str, Any]]:
-    done = subprocess.run(
-        [program, recipe, out, "--no-copy-tokenizer", "--quiet"],
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""},
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+def theirs(mergekit: Mergekit, recipe: Path, out: Path) -> tuple[Model, dict[str, Any]]:
+    assert not mergekit.run("mergekit-yaml", recipe, out, "--no-copy-tokenizer", "--quiet")
     return read_tensors(out), config_of(out)
 
 
@@ -138,7 +130,7 @@ def config_of(checkpoint: Path) -> dict[str, Any]:
 @pytest.mark.parametrize("case", RECIPES)
 def test_mergekit_stacks_the_same(
     sources: tuple[Place, list[Model]],  # noqa: F811
-    mergekit: Path,  # noqa: F811
+    mergekit: Mergekit,
     tmp_path: Path,
     case: str,
 ) -> None:
@@ -157,7 +149,7 @@ def test_mergekit_stacks_the_same(
 @pytest.mark.peer
 def test_mergekit_loses_sources_of_the_last_slice_from_norm_and_head(
     sources: tuple[Place, list[Model]],  # noqa: F811
-    mergekit: Path,  # noqa: F811
+    mergekit: Mergekit,
     tmp_path: Path,
 ) -> None:
     """A deliberate difference: where the first slice has fewer sources, mergekit drops the others

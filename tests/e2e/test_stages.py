@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -23,6 +20,7 @@ from tests.checkpoints import fine_tune, llama_config, tiny_llama_tensors
 from tests.conftest import Place, finish, read_tensors, shard_hashes, spawn
 from tests.e2e.test_experts import model as experts
 from tests.e2e.test_experts import packed
+from tests.peer.mergekit import Mergekit
 
 Document = dict[str, Any]
 Layout = Callable[[dict[str, Tensor]], dict[str, Tensor]]
@@ -417,11 +415,9 @@ def test_ray_merges_the_same(place: Place) -> None:
 
 
 @pytest.mark.peer
-def test_mergekit_multi_gives_the_same(place: Place) -> None:
+@pytest.mark.peer
+def test_mergekit_multi_gives_the_same(place: Place, mergekit: Mergekit) -> None:
     """Its stages are checkpoints in a folder; what it writes last is what we write."""
-    program = Path(sys.executable).with_name("mergekit-multi")
-    if not program.exists():
-        pytest.skip("needs mergekit-multi beside this Python")
     place.llamas(3, dtype=torch.float32)
     documents = [
         stage("slerp", "base", "a", name="first", base="base", t=0.3, dtype="float32"),
@@ -431,14 +427,7 @@ def test_mergekit_multi_gives_the_same(place: Place) -> None:
     ]  # fmt: skip
     recipe = fused(place, documents)
     folders = ["--out-path", str(place / "theirs"), "-I", str(place / "between")]
-    done = subprocess.run(
-        [program, recipe, *folders, "--no-copy-tokenizer", "--quiet"],
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""},
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    assert not mergekit.run("mergekit-multi", recipe, *folders, "--no-copy-tokenizer", "--quiet")
     ours, theirs = place.merged(recipe, "ours"), read_tensors(place / "theirs")
 
     assert ours.keys() == theirs.keys()

@@ -33,6 +33,7 @@ class Mergekit:
     """The peer. One command at a time."""
 
     def __init__(self, python: Path) -> None:
+        self._python = python
         self._process = subprocess.Popen(
             [python, "-c", _SERVER],
             stdin=subprocess.PIPE,
@@ -49,6 +50,15 @@ class Mergekit:
         print(line, file=self._process.stdin, flush=True)
         failed, said = json.loads(self._process.stdout.readline())
         return f"{failed}\n{said}" if failed else ""
+
+    @property
+    def version(self) -> str:
+        """Which release it is."""
+        code = "from importlib.metadata import version; print(version('mergekit'))"
+        done = subprocess.run(
+            [self._python, "-c", code], capture_output=True, text=True, check=True
+        )
+        return done.stdout.strip()
 
     def __enter__(self) -> Self:
         return self

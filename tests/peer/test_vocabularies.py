@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,13 +13,12 @@ from tokenizers import Tokenizer
 
 from raymerge.storage.posix import PosixFolder
 from tests.conftest import Place, read_tensors
-from tests.e2e.test_peer import mergekit
 from tests.e2e.test_vocabularies import EMBEDDING, HEAD, ORDER, TOKENIZERS, write_models
+from tests.peer.mergekit import Mergekit
 from tests.vocabularies import by_token, write_tokenizer
 
 pytestmark = pytest.mark.peer
 TOLERANCE = 1e-6
-__all__ = ["mergekit"]  # the fixture
 
 
 @pytest.fixture(scope="module")
@@ -29,16 +26,6 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
     made = Place(tmp_path_factory.mktemp("peer"))
     write_models(made)
     return made
-
-
-def run_peer(mergekit: Path, recipe: Path, out: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [mergekit, recipe, out, "--quiet"],
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""},
-    )
 
 
 def rows_by_token(out: Path) -> tuple[Tokenizer, dict[str, Any], dict[str, torch.Tensor]]:
@@ -74,7 +61,7 @@ KNOBS: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("case", CASES)
 def test_mergekit_gives_every_token_the_same_row(
-    place: Place, mergekit: Path, tmp_path: Path, case: str
+    place: Place, mergekit: Mergekit, tmp_path: Path, case: str
 ) -> None:
     method, top = CASES[case]
     # mergekit knows a model by its path alone.
@@ -84,8 +71,7 @@ def test_mergekit_gives_every_token_the_same_row(
         method, listed, base="base", dtype="float32", parameters=KNOBS[method], **json.loads(text)
     )
     Place(tmp_path).merged(recipe, "ours")
-    done = run_peer(mergekit, recipe, tmp_path / "theirs")
-    assert done.returncode == 0, done.stderr[-3000:]
+    assert not mergekit.run("mergekit-yaml", recipe, tmp_path / "theirs", "--quiet")
 
     ours, our_config, our_tensors = rows_by_token(tmp_path / "ours")
     theirs, their_config, their_tensors = rows_by_token(tmp_path / "theirs")
@@ -102,7 +88,7 @@ def test_mergekit_gives_every_token_the_same_row(
     )
 
 
-def test_mergekit_cuts_padding_rows_which_are_kept_here(mergekit: Path, tmp_path: Path) -> None:
+def test_mergekit_cuts_padding_rows_which_are_kept_here(mergekit: Mergekit, tmp_path: Path) -> None:
     """It cuts the matrix to the tokenizer; kernels like padded sizes, and users asked why."""
     place = Place(tmp_path)
     models = write_models(place, padding=5)
@@ -110,14 +96,14 @@ def test_mergekit_cuts_padding_rows_which_are_kept_here(mergekit: Path, tmp_path
         "linear", ORDER, base="base", parameters=KNOBS["linear"], tokenizer_source="base"
     )
     ours = place.merged(recipe, "ours")
-    assert run_peer(mergekit, recipe, tmp_path / "theirs").returncode == 0
+    assert not mergekit.run("mergekit-yaml", recipe, tmp_path / "theirs", "--quiet")
 
     tokens = len(TOKENIZERS["base"].get_vocab())
     assert read_tensors(tmp_path / "theirs")[EMBEDDING].shape[0] == tokens
     assert ours[EMBEDDING].shape == models["base"][EMBEDDING].shape
 
 
-def test_mergekit_takes_the_same_chat_template(mergekit: Path, tmp_path: Path) -> None:
+def test_mergekit_takes_the_same_chat_template(mergekit: Mergekit, tmp_path: Path) -> None:
     from raymerge.tokenizer.files import read_tokenizer_files
     from raymerge.tokenizer.template import template_of
 
@@ -130,30 +116,32 @@ def test_mergekit_takes_the_same_chat_template(mergekit: Path, tmp_path: Path) -
         chat_template="auto",
     )  # fmt: skip
     place.merged(recipe, "ours")
-    assert run_peer(mergekit, recipe, tmp_path / "theirs").returncode == 0
+    assert not mergekit.run("mergekit-yaml", recipe, tmp_path / "theirs", "--quiet")
     for out in ("ours", "theirs"):
         folder = PosixFolder(tmp_path / out)
         files = read_tokenizer_files(folder, list(folder.sizes()), label=out)
         assert template_of(files) == "{{ 'two' }}"
 
 
-def test_mergekit_loses_the_generation_config(place: Place, mergekit: Path, tmp_path: Path) -> None:
+def test_mergekit_loses_the_generation_config(
+    place: Place, mergekit: Mergekit, tmp_path: Path
+) -> None:
     recipe = place.recipe(
         "linear", ORDER, base="base", parameters=KNOBS["linear"], tokenizer_source="base"
     )
     Place(tmp_path).merged(recipe, "ours")
-    assert run_peer(mergekit, recipe, tmp_path / "theirs").returncode == 0
+    assert not mergekit.run("mergekit-yaml", recipe, tmp_path / "theirs", "--quiet")
     assert (tmp_path / "ours" / "generation_config.json").exists()
     assert not (tmp_path / "theirs" / "generation_config.json").exists()
 
 
 def test_mergekit_cannot_add_a_token_to_the_bases_tokenizer(
-    place: Place, mergekit: Path, tmp_path: Path
+    place: Place, mergekit: Mergekit, tmp_path: Path
 ) -> None:
     tokenizer = {"source": "base", "tokens": {"<q>": {"source": {"kind": "zero"}}}}
     recipe = place.recipe(
         "linear", ORDER, base="base", parameters=KNOBS["linear"], tokenizer=tokenizer
     )
-    assert "KeyError" in run_peer(mergekit, recipe, tmp_path / "theirs").stderr
+    assert "KeyError" in mergekit.run("mergekit-yaml", recipe, tmp_path / "theirs", "--quiet")
     merged = Place(tmp_path).merged(recipe, "ours")
     assert not merged[EMBEDDING][-1].any()
