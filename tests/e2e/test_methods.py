@@ -499,7 +499,7 @@ def test_identical_models_merge_to_the_model(place: Place) -> None:
     for name in ("base", "a", "b"):
         place.model(name, base, config=llama_config(base))
     for method in sorted(METHOD_KNOBS):
-        knobs = {"passthrough": {}, "slerp": {"t": 0.3}}.get(method, {"weight": 0.5})
+        knobs = {} if method == "passthrough" else METHOD_KNOBS[method]
         found = place.merged(place.any_recipe(method, parameters=knobs), method)
         assert {n: raw(t) for n, t in found.items()} == {n: raw(t) for n, t in base.items()}, method
 
