@@ -233,7 +233,7 @@ def _decide(recipe: Recipe, views: Sequence[View], stock: Stock, options: PlanOp
     """Plan one stage over its sources."""
     donor = recipe.donor.label
     adaptation = adapt(recipe, stock.catalogs, views, whole=stock.recipe)
-    stored = in_one_layout(adaptation.views, donor)
+    stored = in_one_layout(adaptation.views, donor, recipe.experts)
     seen, tokenizer = settle_tokenizer(recipe, stored, stock.tokenizer_files(recipe))
     check_rows_stay(recipe, seen)
     matched = match(recipe, seen, stored=stored)
@@ -257,7 +257,7 @@ def _decide(recipe: Recipe, views: Sequence[View], stock: Stock, options: PlanOp
         config_edits=change.edits,
         applied=adaptation.applied,
         notes=(
-            *filter(None, [experts_note(adaptation.views, stored, donor)]),
+            *filter(None, [experts_note(adaptation.views, stored, donor, recipe.experts)]),
             *_narrowings(nodes.values()),
             *_idle(nodes.values()),
             *adaptation.notes,

@@ -4,18 +4,20 @@
                Mixtral's names are w1, w3 and w2
     packed     P.experts.gate_up_proj (E, 2F, H), gate rows before up rows; P.experts.down_proj
 
-Which of the two a file holds depends on what wrote it. The donor's layout is what comes out, and a
-source in the other one is seen in it: runs of the very same bytes under other names.
+Which of the two a file holds depends on what wrote it. The donor's layout is what comes out, unless
+the recipe names one, and a source in the other one is seen in it: runs of the very same bytes under
+other names. So is a trim within an expert, or within all of a layer's.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from raymerge.plan.graph import Derived, Input, TensorNode
 from raymerge.plan.views import View
+from raymerge.recipe.model import ExpertLayout
 
 _SEPARATE = re.compile(r"(.+\.)experts\.(\d+)\.(gate_proj|up_proj|down_proj|w1|w2|w3)\.weight")
 _PACKED = re.compile(r"(.+\.)experts\.(gate_up_proj|down_proj)")
@@ -70,30 +72,65 @@ class Joined(Derived):
         return results + max(one.scratch_bytes(tile_elements) for one in parts)
 
 
-def in_one_layout(views: Sequence[View], donor: str) -> list[View]:
-    """The views with the experts of every source laid out as the donor's are."""
+def in_one_layout(views: Sequence[View], donor: str, layout: ExpertLayout = "donor") -> list[View]:
+    """The views with the experts of every source in one layout: the donor's, or the one named."""
     like = next(view for view in views if view.label == donor)
-    return [view if view is like else _laid_out(view, like) for view in views]
+    names = tuple(dict.fromkeys(_names(like, layout)))
+    return [_laid_out(view, names) for view in views]
 
 
-def experts_note(views: Sequence[View], seen: Sequence[View], donor: str) -> str | None:
-    """What a reader should know where the layouts differ."""
+def experts_note(
+    views: Sequence[View], seen: Sequence[View], donor: str, layout: ExpertLayout = "donor"
+) -> str | None:
+    """What a reader should know where layouts change."""
     other = [v.label for v, now in zip(views, seen, strict=True) if v.tensors is not now.tensors]
     if not other:
         return None
     like = next(view for view in seen if view.label == donor)
-    packed = any(_PACKED.fullmatch(name) for name in like.tensors)
-    kind = "packed" if packed else "a tensor each"
+    kind = "packed" if any(map(_PACKED.fullmatch, like.tensors)) else "a tensor each"
+    if layout != "donor":
+        found = f"experts come out {kind}, as the recipe says, and are stored otherwise in "
+        return f"{found}{', '.join(other)}; a density counts within one such tensor"
     return (
         f"experts are stored {kind} in {donor} and otherwise in {', '.join(other)}; they come out "
         f"as in {donor}, and a density counts within one such tensor"
     )
 
 
-def _laid_out(view: View, like: View) -> View:
+def _names(like: View, layout: ExpertLayout) -> Iterator[str]:
+    """The donor's tensors, their experts under the names that the layout has for them."""
+    mixtral = like.config.get("model_type") == "mixtral"
+    for name, one in like.tensors.items():
+        packed, separate = _PACKED.fullmatch(name), _SEPARATE.fullmatch(name)
+        if layout == "separate" and packed and len(one.shape) == _STACK:
+            prefix = _block(packed[1], "block_sparse_moe.") if mixtral else packed[1]
+            parts = ("gate_proj", "up_proj") if packed[2] == "gate_up_proj" else ("down_proj",)
+            for expert in range(one.shape[0]):
+                for part in parts:
+                    yield f"{prefix}experts.{expert}.{_MIXTRAL[part] if mixtral else part}.weight"
+        elif layout == "separate" and mixtral and (router := _ROUTER.fullmatch(name)):
+            yield f"{_block(router[1], 'block_sparse_moe.')}gate.weight"
+        elif layout == "packed" and separate:
+            down = _PART.get(separate[3], separate[3]) == "down_proj"
+            yield f"{_block(separate[1], 'mlp.')}experts.{'down_proj' if down else 'gate_up_proj'}"
+        elif layout == "packed" and (router := _ROUTER.fullmatch(name)):
+            yield f"{_block(router[1], 'mlp.')}gate.weight"
+        else:
+            yield name
+
+
+def _block(prefix: str, called: str) -> str:
+    """The prefix of a mixture's block, the block under another of its names."""
+    for known, _ in _BLOCKS:
+        if prefix.endswith(known):
+            return prefix.removesuffix(known) + called
+    return prefix
+
+
+def _laid_out(view: View, names: Iterable[str]) -> View:
     changed: dict[str, Input] = {}
     used: set[str] = set()
-    for name in like.tensors:
+    for name in names:
         if name in view.tensors:
             continue
         made = _packed(view, name) or _separated(view, name) or _router(view, name)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from raymerge.recipe.tokenizer_keys import TokenizerPolicy
 
 NanPolicy = Literal["error", "pass"]
+ExpertLayout = Literal["donor", "separate", "packed"]
 
 __all__ = ["Knobs", "NanPolicy", "Recipe", "SourceRef"]
 
@@ -78,6 +79,8 @@ class Recipe:
     """Which vocabulary the output gets; None is the donor's, which all sources have to share."""
     chat_template: ChatTemplate | None = None
     """None is the donor's."""
+    experts: ExpertLayout = "donor"
+    """How a mixture's experts are stored in the output, and so what a density counts within."""
     name: str | None = None
     """What other stages call its result, in a recipe of several."""
     results: frozenset[str] = frozenset()

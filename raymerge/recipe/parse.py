@@ -12,7 +12,7 @@ from raymerge.methods import Method, methods
 from raymerge.recipe.chat_templates import read_chat_template
 from raymerge.recipe.dialect import IDLE_SOURCE_KEYS, MERGEKIT_KNOBS
 from raymerge.recipe.document import Fields, Items, Scalar, read_documents
-from raymerge.recipe.model import NanPolicy, Recipe
+from raymerge.recipe.model import ExpertLayout, NanPolicy, Recipe
 from raymerge.recipe.parameters import SHORTHANDS
 from raymerge.recipe.sections import read_sections
 from raymerge.recipe.stages import join_stages
@@ -32,6 +32,7 @@ TOP_KEYS = (
     "drop",
     "keep",
     "nan",
+    "experts",
     "tokenizer_source",
     "tokenizer",
     "chat_template",
@@ -112,6 +113,7 @@ def _read_recipe(top: Fields, text: str, path: str) -> Recipe:
         no_effect=read.no_effect,
         sections=read.sections,
         chat_template=read_chat_template(top),
+        experts=_read_experts(top),
     )
     policy = read_tokenizer_policy(top, recipe.all_sources, recipe.donor)
     return replace(recipe, tokenizer=policy)
@@ -179,6 +181,20 @@ def _read_nan(top: Fields) -> NanPolicy:
         case other:
             hint = did_you_mean(other, ("error", "pass"))
             raise node.place.error(f"nan is {other!r}; allowed: 'error' or 'pass'.{hint}")
+
+
+def _read_experts(top: Fields) -> ExpertLayout:
+    node = top.get("experts")
+    if node is None:
+        return "donor"
+    match node.as_text("experts"):
+        case "donor" | "separate" | "packed" as layout:
+            return layout
+        case other:
+            hint = did_you_mean(other, ("donor", "separate", "packed"))
+            raise node.place.error(
+                f"experts is {other!r}; allowed: 'donor', 'separate' or 'packed'.{hint}"
+            )
 
 
 def _read_patterns(top: Fields, key: str) -> tuple[str, ...]:

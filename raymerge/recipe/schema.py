@@ -61,6 +61,7 @@ def json_schema() -> Schema:
             "drop": {**_PATTERNS, "title": "Tensors left out of the output"},
             "keep": {**_PATTERNS, "title": "Tensors copied byte for byte from the donor"},
             "nan": {"enum": ["error", "pass"], "default": "error"},
+            "experts": {"enum": ["donor", "separate", "packed"], "default": "donor"},
             **_tokenizer_keys(),
             "name": {
                 "description": "Of a document among several: what others call its result. Else "

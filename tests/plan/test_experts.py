@@ -84,6 +84,29 @@ def test_the_plan_says_in_which_layout_experts_come_out() -> None:
     )
 
 
+@pytest.mark.parametrize("stored", [PACKED, QWEN], ids=["packed", "separate"])
+@pytest.mark.parametrize(("layout", "expected"), [("packed", PACKED), ("separate", QWEN)])
+def test_a_layout_that_the_recipe_names_comes_out(
+    stored: dict[str, tuple[DType, tuple[int, ...]]],
+    layout: str,
+    expected: dict[str, tuple[DType, tuple[int, ...]]],
+) -> None:
+    made = plan(
+        recipe("linear", "a", "b", experts=layout), [catalog("a", stored), catalog("b", stored)]
+    )
+    assert {n.slot.name: (n.slot.dtype, n.slot.shape) for n in made.nodes} == expected
+    said = any("as the recipe says" in note for note in made.notes)
+    assert said == (stored is not expected)
+
+
+def test_a_mixtral_that_was_packed_gets_its_own_names_back() -> None:
+    catalogs = [catalog(label, PACKED, config={"model_type": "mixtral"}) for label in "ab"]
+    made = plan(recipe("linear", "a", "b", experts="separate"), catalogs)
+    assert {node.slot.name: node.slot.shape for node in made.nodes} == {
+        name: shape for name, (_, shape) in MIXTRAL.items()
+    }
+
+
 def test_a_dense_model_is_left_as_it_is() -> None:
     before = views([catalog("a"), catalog("b")])
     assert in_one_layout(before, "a") == before

@@ -140,8 +140,8 @@ def test_top_level_keys_are_read(lines: str, field: str, value: object) -> None:
             "seeed: 1",
             (
                 "seeed: a recipe has no such key; allowed: base_model, chat_template, drop, dtype, "
-                "keep, merge_method, models, modules, name, nan, out_dtype, parameters, rescale, "
-                "seed, slices, tokenizer, tokenizer_source, trim. Did you mean 'seed'?"
+                "experts, keep, merge_method, models, modules, name, nan, out_dtype, parameters, "
+                "rescale, seed, slices, tokenizer, tokenizer_source, trim. Did you mean 'seed'?"
             ),
         ),
     ],
@@ -342,3 +342,10 @@ def test_errors_survive_pickle() -> None:
     with pytest.raises(RecipeError) as caught:
         loads("models: []", path="r.yaml")
     assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
+
+
+def test_a_layout_of_experts_is_one_of_three() -> None:
+    for layout in ("donor", "separate", "packed"):
+        assert loads(f"{LINEAR}parameters: {{weight: 1}}\nexperts: {layout}\n").experts == layout
+    with pytest.raises(RecipeError, match=r"experts is 'pakced'; allowed: .* mean 'packed'"):
+        loads(f"{LINEAR}parameters: {{weight: 1}}\nexperts: pakced\n")
