@@ -22,7 +22,7 @@ from raymerge.kernels.constants import BLOCK, HIGH_BINS, LANES, LOW_BINS, STRIPE
 from raymerge.kernels.groups import Group
 from raymerge.kernels.rows import rank_bytes, rows_of, whole_rows
 from raymerge.methods.rules import KeepBand
-from raymerge.plan.graph import CopyStep, DeltaStep, Derived, FreeStep, SpanStep, TensorNode
+from raymerge.plan.graph import CopyStep, DeltaStep, Derived, FreeStep, Read, SpanStep, TensorNode
 from raymerge.units import format_bytes
 
 PROCESS_BYTES = 256 * 2**20
@@ -217,12 +217,14 @@ def project(
     process_bytes = PROCESS_BYTES + (TORCH_BYTES if device == "cuda" else 0)
     fixed_bytes = process_bytes + PLAN_BYTES_PER_TENSOR * _described(nodes)
     thread_bytes = max(0, budget_bytes - fixed_bytes) // threads - THREAD_BYTES
+    keys = list(map(_kind, nodes))
+    kinds = dict(zip(keys, nodes, strict=True))
     on_device = 0
     tile = tile_elements or (DEVICE_TILE if device == "cuda" else LARGEST_TILE)
     while True:
-        worst = max(nodes, key=lambda node: working_bytes(node, tile))
+        worst = max(kinds.values(), key=lambda node: working_bytes(node, tile))
         if device == "cuda":
-            on_device = threads * max(device_bytes(node, tile) for node in nodes)
+            on_device = threads * max(device_bytes(node, tile) for node in kinds.values())
         fits = working_bytes(worst, tile) <= thread_bytes
         fits_device = device_budget_bytes is None or on_device <= device_budget_bytes
         if (fits and fits_device) or tile_elements or tile <= SMALLEST_TILE:
@@ -238,21 +240,31 @@ def project(
             fixed_bytes=fixed_bytes,
         )
     budget = Budget(thread_bytes=thread_bytes, tile_elements=tile, hold=hold)
-    swept = [node for node in nodes if len(node.step.passes) > 1]
-    kept = [budget.holds(node) for node in swept]
-    held = [node for node, keep in zip(swept, kept, strict=True) if keep]
-    peak = max(map(budget.peak_bytes, nodes))
-    again = [node for node, keep in zip(swept, kept, strict=True) if not keep]
+    swept = {key: node for key, node in kinds.items() if len(node.step.passes) > 1}
+    kept = {key: budget.holds(node) for key, node in swept.items()}
+    peak = max(map(budget.peak_bytes, kinds.values()))
+    again = [node for node, key in zip(nodes, keys, strict=True) if not kept.get(key, True)]
     return Memory(
         budget_bytes=budget_bytes,
         threads=threads,
         budget=budget,
         projected_host_bytes=fixed_bytes + threads * (peak + THREAD_BYTES),
         projected_device_bytes=on_device,
-        held_tensors=len(held),
+        held_tensors=sum(kept.get(key, False) for key in keys),
         reread_tensors=len(again),
         reread_bytes=sum((len(node.step.passes) - 1) * node.input_bytes for node in again),
     )
+
+
+_Kind = tuple[object, ...]
+
+
+def _kind(node: TensorNode) -> _Kind:
+    """Equal for nodes that are alike in memory: a large mixture has 90,000 of a few kinds."""
+    if all(isinstance(one, Read) for one in node.inputs):
+        dtypes = tuple(one.dtype for one in node.inputs)
+        return id(node.step), node.slot.shape, node.slot.dtype, dtypes
+    return (id(node),)
 
 
 def _described(nodes: Sequence[TensorNode]) -> int:
