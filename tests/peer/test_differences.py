@@ -213,6 +213,20 @@ def test_the_last_slice_s_sources_all_reach_norm_and_head(llamas: Both) -> None:
     assert torch.allclose(ours, (a + b) / 2)
 
 
+def test_lists_by_layer_grow_with_the_layers(
+    mergekit: Mergekit, family: Family, place: Place
+) -> None:
+    both = Both(mergekit, family("qwen"), place)
+    taken = [{"model": str(place / "a"), "layer_range": span} for span in ([0, 3], [1, 4])]
+    path = place / "slices.yaml"
+    slices = [{"sources": [source]} for source in taken]
+    path.write_text(yaml.safe_dump({"merge_method": "passthrough", "slices": slices}))
+    assert "layer_types" in both.mergekit.run("mergekit-yaml", path, place / "theirs", "--quiet")
+    place.merged(path, "ours")
+    config = json.loads((place / "ours" / "config.json").read_text())
+    assert (config["num_hidden_layers"], len(config["layer_types"])) == (6, 6)
+
+
 def test_generation_config_stays_beside_a_chat_template(llamas: Both) -> None:
     done, _ = llamas.run(linear(chat_template="chatml"))
     assert done.rc == 0, done.err
