@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from types import MappingProxyType
 from typing import Protocol, Self
 
 from raymerge.checkpoint.folder import Folder, Pin
@@ -22,7 +21,7 @@ from raymerge.checkpoint.folder import Folder, Pin
 class Access:
     """How storage is reached, the same in every process of a run. Holds no secret."""
 
-    options: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    options: Mapping[str, str] = field(default_factory=dict)
     """Of `--storage-option`: endpoints, regions and the like. Secrets come from the environment."""
     cache: bool = True
     """Whether files of the Hub go through its cache on this node, or are read by range."""
