@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypedDict, Unpack
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from raymerge.runtime.engine import Engine
     from raymerge.runtime.inspection import Inspection
     from raymerge.runtime.settings import OnProgress
+    from raymerge.storage.store import Access
 
 AnyPath = str | os.PathLike[str]
 
@@ -55,6 +56,10 @@ class RunOptions(TypedDict, total=False):
     """Limit of an output shard; None chooses it from the output's size."""
     tile_elements: int | None
     """A fixed tile, a multiple of 256, in place of the chosen one."""
+    storage_options: Mapping[str, str]
+    """Of object stores: endpoint, region and the like. Secrets come from the environment."""
+    cache: bool
+    """Whether files of the Hub go through its cache on each node, or are read by range."""
 
 
 def plan(
@@ -110,11 +115,19 @@ def merge(
     machine = _machine(options)
     planned = _plan(recipe, out=out, seed=seed, machine=machine, options=options)
     on_plan(planned, machine)
+    access = _access(options)
 
-    def start_engine(folder: str, report: OnProgress) -> Engine:
-        return _start_engine(planned, machine, folder, report)
+    def start_engine(units_at: str, report: OnProgress) -> Engine:
+        return _start_engine(planned, machine, units_at, access, report)
 
-    return execute(planned, Path(out), start_engine, overwrite=overwrite, on_progress=on_progress)
+    return execute(
+        planned,
+        os.fspath(out),
+        start_engine,
+        overwrite=overwrite,
+        on_progress=on_progress,
+        access=access,
+    )
 
 
 def verify(checkpoint: AnyPath) -> Verification:
@@ -162,10 +175,10 @@ def convert(
     """
     from raymerge.machine import num_cpus
     from raymerge.runtime.convert import convert as convert_folder
-    from raymerge.storage import open_folder
+    from raymerge.storage import open_local
 
     return convert_folder(
-        open_folder(os.fspath(source), label=os.fspath(source)),
+        open_local(os.fspath(source), label=os.fspath(source)),
         Path(out),
         label=os.fspath(source),
         dtype=dtype,
@@ -214,6 +227,14 @@ def inspect(
     return compare(folders, labels, relative=base is not None, threads=workers or num_cpus())
 
 
+def _access(options: RunOptions) -> Access:
+    from raymerge.storage.store import Access
+
+    return Access(
+        options=dict(options.get("storage_options", {})), cache=options.get("cache", True)
+    )
+
+
 def _machine(options: RunOptions) -> Machine:
     from raymerge.machine import inspect_machine
 
@@ -240,14 +261,16 @@ def _plan(
     from raymerge.plan.build import PlanOptions, build
     from raymerge.recipe import Recipe
     from raymerge.storage import open_folder
-    from raymerge.storage.mounts import shares_files
     from raymerge.tokenizer.files import read_tokenizer_files
 
     recipe = recipe if isinstance(recipe, Recipe) else load(recipe)
     if seed is not None:
         recipe = recipe.with_seed(seed)
+    access = _access(options)
     folders = {
-        source.label: open_folder(source.location, label=source.label)
+        source.label: open_folder(
+            source.location, label=source.label, revision=source.revision, access=access
+        )
         for source in (*recipe.checkpoints, *recipe.adapters)
     }
     adapters = {adapter.label for adapter in recipe.adapters}
@@ -264,7 +287,7 @@ def _plan(
         device=machine.device,
         shard_bytes=options.get("shard_bytes"),
         device_memory_bytes=options.get("device_memory_bytes"),
-        whole_shards=out is not None and not shares_files(out),
+        whole_shards=out is not None and not _fills_together(os.fspath(out)),
         tile_elements=options.get("tile_elements"),
         # All sources are local files: the kernel has them cached after the first sweep, and a copy
         # from there into a core's cache moves fewer bytes than memory of our own (TIES: 10 % less).
@@ -285,10 +308,21 @@ def _plan(
     )
 
 
-def _start_engine(planned: Plan, machine: Machine, folder: str, report: OnProgress) -> Engine:
+def _fills_together(out: str) -> bool:
+    """Whether several units may fill one file of the destination."""
+    from raymerge.storage.mounts import shares_files
+    from raymerge.storage.urls import Scheme, destination
+
+    where = destination(out)
+    return where.scheme is Scheme.FILE and shares_files(where.path)
+
+
+def _start_engine(
+    planned: Plan, machine: Machine, units_at: str, access: Access, report: OnProgress
+) -> Engine:
     from raymerge.runtime.settings import run_settings
 
-    settings = run_settings(planned, folder, machine.device)
+    settings = run_settings(planned, units_at, machine.device, access)
     if machine.engine == "local":
         from raymerge.runtime.local import LocalEngine
 

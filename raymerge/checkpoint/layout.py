@@ -6,7 +6,7 @@ any worker can write any tensor at its address, and a second run writes the same
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from raymerge.checkpoint.dtypes import DType
@@ -76,6 +76,11 @@ def lay_out(
         _address(f"model-{i:05}-of-{len(groups):05}.safetensors", group)
         for i, group in enumerate(groups, start=1)
     )
+
+
+def header_of(slots: Iterable[Slot]) -> bytes:
+    """The header of a shard that holds these slots and no others."""
+    return build_header([(slot.name, slot.dtype, slot.shape) for slot in slots], METADATA)
 
 
 def auto_shard_bytes(output_bytes: int) -> int:

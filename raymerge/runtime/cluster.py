@@ -36,6 +36,8 @@ from raymerge.runtime.record import raymerge_version
 from raymerge.runtime.remote import RemoteWorker, Report, versions
 from raymerge.runtime.settings import OnProgress, RunSettings
 from raymerge.storage.posix import PosixFolder, PosixReader
+from raymerge.storage.urls import Scheme
+from raymerge.storage.urls import source as find_source
 from raymerge.units import format_bytes
 
 _log = logging.getLogger(__name__)
@@ -275,7 +277,10 @@ class ClusterEngine:
     def _check_sources(self) -> None:
         """Raise SourceError if a source is not the planned one any more, whoever has read it."""
         for source in self._settings.sources:
-            folder = PosixFolder(source.location)
+            where = find_source(source.location)
+            if not source.pins or where.scheme is not Scheme.FILE:
+                continue  # whatever comes from elsewhere is checked as it comes
+            folder = PosixFolder(where.path)
             for name, pin in source.pins.items():
                 PosixReader(folder.path(name), pin, source=source.label).close()
 

@@ -7,35 +7,31 @@ claim -> trust what an earlier run wrote -> survey, if the plan has one
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from threading import Lock
 from time import perf_counter
 from typing import Any
 
 from raymerge.checkpoint.index import RECORD_NAME
 from raymerge.checkpoint.layout import Shard
-from raymerge.errors import CommitError, ConflictError, StorageError
+from raymerge.errors import CommitError, ConflictError
 from raymerge.kernels.identity import kernel_hash
 from raymerge.plan.build import Plan
 from raymerge.plan.graph import Unit
 from raymerge.plan.units import dispatch_order
 from raymerge.runtime.card import CARD_NAME, model_card
-from raymerge.runtime.commit import Claim, finished_record
+from raymerge.runtime.destination import Destination, claim, finished
 from raymerge.runtime.engine import Engine
 from raymerge.runtime.record import ShardRecord, run_record
 from raymerge.runtime.settings import OnProgress, Progress, Receipt
-from raymerge.runtime.side_files import side_files
 from raymerge.runtime.survey import surveyed_units
-from raymerge.runtime.tokenizer_files import with_tokenizer
-from raymerge.storage.mounts import free_bytes
-from raymerge.storage.posix import PosixFolder, PosixShard
-from raymerge.units import format_bytes
+from raymerge.runtime.tokenizer_files import files_beside
+from raymerge.storage import same_place
+from raymerge.storage.store import Access
 
 BESIDE_THREADS = 2
 """Shards that are allocated or hashed at once, beside the workers: either takes less time than
@@ -84,21 +80,23 @@ class Meter:
 
 def execute(
     plan: Plan,
-    out: Path,
+    out: str,
     start_engine: Callable[[str, OnProgress], Engine],
     *,
     overwrite: bool,
     on_progress: OnProgress,
+    access: Access,
 ) -> MergeResult:
-    """Run a plan into a folder.
+    """Run a plan into a destination.
 
     Args:
         plan: What to run.
-        out: Destination folder.
-        start_engine: Makes the engine, given the folder where shards are filled and where to report
+        out: Path or URL.
+        start_engine: Makes the engine, given the place where units are written and where to report
             progress. Called once the destination is ours.
         overwrite: Replace whatever `out` holds.
         on_progress: Told of every piece of work done, from any thread.
+        access: How storage is reached.
 
     Raises:
         ConflictError: The destination is held, or was taken while the merge ran.
@@ -107,20 +105,24 @@ def execute(
         NonFiniteError: NaN or Inf in a source or a result.
     """
     began = perf_counter()
-    _refuse_sources(plan, out)
-    record = None if overwrite else finished_record(out, plan.digest)
+    for source in plan.sources:
+        if same_place(out, source.location):
+            raise ConflictError(
+                f"{out} is the source {source.label}; give another place", source=source.label
+            )
+    record = None if overwrite else finished(out, plan.digest, access=access)
     if record is not None:
         shards = tuple(ShardRecord(**shard) for shard in record["shards"])
         return _result(plan, out, shards, engine="none", resumed=len(plan.units), began=began)
     meter = Meter(on_progress)
     names = [shard.name for shard in plan.shards] + [CARD_NAME, RECORD_NAME]
-    claim = Claim(out, digest=plan.digest, overwrite=overwrite, names=names)
-    with closing(claim):
+    destination = claim(out, plan, names=names, overwrite=overwrite, access=access)
+    with closing(destination):
         try:
-            engine, resumed, shards = _perform(plan, claim, start_engine, meter)
+            engine, resumed, shards = _perform(plan, destination, start_engine, meter, access)
         except (CommitError, OSError):
             # Another driver that took the destination has removed what this one wrote.
-            claim.check()
+            destination.check()
             raise
     return _result(
         plan,
@@ -135,32 +137,25 @@ def execute(
     )
 
 
-def _refuse_sources(plan: Plan, out: Path) -> None:
-    """A merge into one of its sources would overwrite what it reads."""
-    for source in plan.sources:
-        folder = PosixFolder(source.location).path("")
-        if out.exists() and folder.exists() and out.samefile(folder):
-            raise ConflictError(
-                f"{out} is the source {source.label}; give another folder",
-                source=source.label,
-            )
-
-
 def _perform(
-    plan: Plan, claim: Claim, start_engine: Callable[[str, OnProgress], Engine], meter: Meter
+    plan: Plan,
+    destination: Destination,
+    start_engine: Callable[[str, OnProgress], Engine],
+    meter: Meter,
+    access: Access,
 ) -> tuple[Engine, int, tuple[ShardRecord, ...]]:
     """Run what is left and publish; returns the engine, the units resumed and the shards."""
     # Read before hours of work: what cannot be read at the end is found now.
-    beside = with_tokenizer(plan, side_files(plan, PosixFolder(plan.donor.location)))
-    found = claim.receipts()
-    _check_space(plan, claim.folder)
-    with closing(_Run(plan, claim)) as run:
+    beside = files_beside(plan, access)
+    found = destination.receipts()
+    destination.check_space(plan.bytes_written)
+    with closing(_Run(plan, destination)) as run:
         resumed = run.trust(found)
         run.prepare_ahead()
-        with closing(start_engine(str(claim.folder), meter.add)) as engine:
+        with closing(start_engine(destination.units_at, meter.add)) as engine:
             units = plan.units
             if plan.surveyed and len(resumed) < len(units):
-                units = surveyed_units(plan, engine, claim.folder)
+                units = surveyed_units(plan, engine, destination)
             left = [unit for unit in dispatch_order(units) if unit.number not in resumed]
             for unit, receipt in engine.run("merge", left, before=run.prepare):
                 run.land(unit, receipt)
@@ -170,16 +165,16 @@ def _perform(
         CARD_NAME: model_card(plan),
         RECORD_NAME: run_record(plan, shards=shards, kernels=kernel_hash()),
     }
-    claim.publish(plan, run.receipts, files)
+    destination.publish(plan, run.receipts, files)
     return engine, len(resumed), shards
 
 
 class _Run:
     """Receipts and shards of one run."""
 
-    def __init__(self, plan: Plan, claim: Claim) -> None:
+    def __init__(self, plan: Plan, destination: Destination) -> None:
         self._plan = plan
-        self._claim = claim
+        self._destination = destination
         self._shards: Mapping[str, Shard] = {shard.name: shard for shard in plan.shards}
         self._left = Counter(unit.shard for unit in plan.units)
         self._prepared: dict[str, Future[None]] = {}
@@ -198,26 +193,20 @@ class _Run:
 
     def _is_whole(self, unit: Unit, receipt: Receipt) -> bool:
         planned = unit.shard, unit.start, unit.stop
-        if (receipt.shard, receipt.start, receipt.stop) != planned:
-            return False
-        path = self._path(unit.shard)
-        return path.exists() and _sha256(path, unit.start, unit.stop) == receipt.sha256
+        said = receipt.shard, receipt.start, receipt.stop
+        return said == planned and self._destination.trusts(unit, receipt)
 
     def prepare_ahead(self) -> None:
-        """Begin to give every shard that is not filled its length, while the engine starts."""
+        """Begin to prepare every shard that is not filled, while the engine starts."""
         for unit in dispatch_order(self._plan.units):
             if self._left[unit.shard] and unit.shard not in self._prepared:
                 shard = self._shards[unit.shard]
-                self._prepared[shard.name] = self._pool.submit(self._prepare, shard)
-
-    def _prepare(self, shard: Shard) -> None:
-        self._claim.check()
-        with PosixShard(self._claim.folder / shard.name, shard.nbytes) as file:
-            file.write_at(shard.header, 0)
+                prepared = self._pool.submit(self._destination.prepare, shard)
+                self._prepared[shard.name] = prepared
 
     def prepare(self, unit: Unit) -> None:
-        """Before a unit is begun: the destination is still ours, its shard has its full length."""
-        self._claim.check()
+        """Before a unit is begun: the destination is still ours, its shard can be written."""
+        self._destination.check()
         self._prepared[unit.shard].result()
 
     def land(self, unit: Unit, receipt: Receipt) -> None:
@@ -225,21 +214,12 @@ class _Run:
         if unit.number in self.receipts:
             return
         self.receipts[unit.number] = receipt
-        self._claim.keep(receipt)
+        self._destination.keep(receipt)
         self._left[unit.shard] -= 1
         if not self._left[unit.shard]:
             shard = self._shards[unit.shard]
-            self._hashes[shard.name] = self._pool.submit(self._hash, shard, receipt)
-
-    def _hash(self, shard: Shard, last: Receipt) -> str:
-        """The sha256 of a filled shard: its only unit's, or read back."""
-        path = self._path(shard.name)
-        with path.open("rb") as file:
-            if file.read(len(shard.header)) != shard.header:
-                raise CommitError(f"{path} does not begin with its planned header", file=shard.name)
-        if (last.start, last.stop) == (0, shard.nbytes):
-            return last.sha256
-        return _sha256(path, 0, shard.nbytes)
+            hashed = self._pool.submit(self._destination.shard_sha256, shard, receipt)
+            self._hashes[shard.name] = hashed
 
     def shard_records(self) -> tuple[ShardRecord, ...]:
         """Name, length and sha256 of every shard, once all are filled."""
@@ -254,38 +234,10 @@ class _Run:
         """Drop what has not begun; a run that failed does not wait for it."""
         self._pool.shutdown(cancel_futures=True)
 
-    def _path(self, shard: str) -> Path:
-        return self._claim.folder / shard
-
-
-def _sha256(path: Path, start: int, stop: int) -> str:
-    digest = hashlib.sha256()
-    piece = bytearray(2**20)
-    with path.open("rb", buffering=0) as file:
-        file.seek(start)
-        while start < stop:
-            count = file.readinto(memoryview(piece)[: min(len(piece), stop - start)])
-            if not count:
-                break
-            digest.update(memoryview(piece)[:count])
-            start += count
-    return digest.hexdigest()
-
-
-def _check_space(plan: Plan, folder: Path) -> None:
-    present = sum(path.stat().st_blocks * 512 for path in folder.glob("*.safetensors"))
-    needed = plan.bytes_written - present
-    free = free_bytes(folder)
-    if needed > free:
-        raise StorageError(
-            f"{folder.parent.parent} has {format_bytes(free)} ({free} bytes) free and "
-            f"{format_bytes(needed)} ({needed} bytes) are needed; free some or give another folder"
-        )
-
 
 def _result(
     plan: Plan,
-    out: Path,
+    out: str,
     shards: Sequence[ShardRecord],
     *,
     engine: str,
@@ -296,7 +248,7 @@ def _result(
     meter: Meter | None = None,
 ) -> MergeResult:
     return MergeResult(
-        output=str(out),
+        output=out,
         digest=plan.digest,
         tensors=len(plan.nodes),
         parameters=plan.parameters,

@@ -19,6 +19,7 @@ from time import perf_counter
 from raymerge.checkpoint.catalog import Catalog, read_catalog
 from raymerge.checkpoint.config_diff import config_differences
 from raymerge.checkpoint.dtypes import DType
+from raymerge.checkpoint.folder import Folder
 from raymerge.checkpoint.layout import Slot
 from raymerge.checkpoint.ties import is_embedding, is_head
 from raymerge.errors import PlanError
@@ -39,7 +40,6 @@ from raymerge.runtime.inspection import (
     Uncompared,
 )
 from raymerge.runtime.readers import Readers
-from raymerge.storage.posix import PosixFolder
 
 _MATRIX = 2
 _BUDGET = Budget(thread_bytes=0, tile_elements=LARGEST_TILE, hold=False)
@@ -58,7 +58,7 @@ class Candidate:
 
 
 def inspect(
-    folders: Sequence[PosixFolder], labels: Sequence[str], *, relative: bool, threads: int
+    folders: Sequence[Folder], labels: Sequence[str], *, relative: bool, threads: int
 ) -> Inspection:
     """Compare the checkpoints of some folders; see `raymerge.inspect`.
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from raymerge.plan.build import Plan
 from raymerge.plan.graph import PlannedSource
 from raymerge.plan.memory import Budget
 from raymerge.plan.stages import Terms, terms
+from raymerge.storage.store import Access
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -18,8 +19,9 @@ class RunSettings:
 
     sources: tuple[PlannedSource, ...]
     """As messages and draws call them; behind the plan's sources stand its stages."""
-    folder: str
-    """Where shards are filled."""
+    units_at: str
+    """Path or URL of the place where units are written."""
+    access: Access
     seed: int
     nan: Literal["error", "pass"]
     budget: Budget
@@ -38,11 +40,14 @@ class RunSettings:
         return replace(self, sources=sources, seed=terms.seed, nan=terms.nan, stage=terms.name)
 
 
-def run_settings(plan: Plan, folder: str, device: Literal["cpu", "cuda"]) -> RunSettings:
-    """The settings of a plan whose shards are filled in `folder`."""
+def run_settings(
+    plan: Plan, units_at: str, device: Literal["cpu", "cuda"], access: Access | None = None
+) -> RunSettings:
+    """The settings of a plan whose units are written to a place."""
     settings = RunSettings(
         sources=plan.sources,
-        folder=folder,
+        units_at=units_at,
+        access=access or Access(),
         seed=plan.recipe.seed,
         nan=plan.recipe.nan,
         budget=plan.memory.budget,
@@ -74,6 +79,8 @@ class Receipt:
     start: int
     stop: int
     sha256: str
+    stored: Mapping[str, str] = field(default_factory=dict)
+    """What the place knows the bytes by, such as an object's ETag."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,7 +1,7 @@
 """Fix the thresholds of a trim over the whole model, before anything is merged.
 
 Three sweeps over the surveyed tensors: upper bits, lower bits, and each unit's ties. What travels
-is a histogram per unit and source; the thresholds are kept in the claim's folder, so that a resumed
+is a histogram per unit and source; the thresholds are kept beside the receipts, so that a resumed
 run does not survey again.
 """
 
@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,26 +18,28 @@ from raymerge.kernels.threshold import NOTHING, Threshold, high_bin, kept_count,
 from raymerge.methods.rules import KeepLargest
 from raymerge.plan.build import Plan
 from raymerge.plan.graph import DeltaStep, Unit
+from raymerge.runtime.destination import Figures
 from raymerge.runtime.engine import Call, Engine
-from raymerge.storage.posix import write_atomically
 
 SURVEY_NAME = "survey.json"
 
 
-def surveyed_units(plan: Plan, engine: Engine, folder: Path) -> tuple[Unit, ...]:
+def surveyed_units(plan: Plan, engine: Engine, figures: Figures) -> tuple[Unit, ...]:
     """The plan's units with the model's thresholds in them."""
-    path = folder / SURVEY_NAME
     # Ties are counted per unit: figures of units that were cut otherwise are of no use.
     ranges = [[unit.shard, unit.start, unit.stop] for unit in plan.units]
-    kept = json.loads(path.read_bytes()) if path.exists() else {}
+    kept = json.loads(figures.read_figures(SURVEY_NAME) or b"{}")
     if kept.get("units") == ranges:
         thresholds = tuple(Threshold(**fields) for fields in kept["thresholds"])
         ties = {int(number): found for number, found in kept["ties"].items()}
     else:
         thresholds, ties = _survey(plan, engine)
-        figures = [asdict(found) for found in thresholds]
-        kept = {"units": ranges, "thresholds": figures, "ties": ties}
-        write_atomically(path, json.dumps(kept).encode())
+        kept = {
+            "units": ranges,
+            "thresholds": [asdict(found) for found in thresholds],
+            "ties": ties,
+        }
+        figures.keep_figures(SURVEY_NAME, json.dumps(kept).encode())
     return _with_figures(plan.units, thresholds, ties)
 
 

@@ -14,7 +14,9 @@ from raymerge.errors import SourceError
 from raymerge.plan.build import Plan
 from raymerge.plan.graph import PlannedSource
 from raymerge.plan.vocabulary import PlannedVocabulary
-from raymerge.storage.posix import PosixFolder
+from raymerge.runtime.side_files import side_files
+from raymerge.storage import open_folder
+from raymerge.storage.store import Access
 from raymerge.tokenizer.files import (
     ADDED_TOKENS,
     GENERATION_CONFIG,
@@ -34,7 +36,19 @@ _SECTIONS = ("text_config", "llm_config", "language_config", "thinker_config")
 Document = dict[str, Any]
 
 
-def with_tokenizer(plan: Plan, files: Mapping[str, bytes]) -> dict[str, bytes]:
+def files_beside(plan: Plan, access: Access) -> dict[str, bytes]:
+    """What lies beside the shards of a plan's output, by name: the donor's files, made to fit.
+
+    Raises:
+        SourceError: One of them is gone or changed since the merge was planned.
+    """
+    donor = open_folder(plan.donor.location, label=plan.donor.label, access=access)
+    return with_tokenizer(plan, side_files(plan, donor), access)
+
+
+def with_tokenizer(
+    plan: Plan, files: Mapping[str, bytes], access: Access | None = None
+) -> dict[str, bytes]:
     """The files beside the shards with the tokenizer that the plan asks for.
 
     Raises:
@@ -47,7 +61,7 @@ def with_tokenizer(plan: Plan, files: Mapping[str, bytes]) -> dict[str, bytes]:
     if planned.donor != plan.donor.label:
         source = next(s for s in plan.sources if s.label == planned.donor)
         made = {name: raw for name, raw in made.items() if name not in TOKENIZER_FILES}
-        made |= _copied(source)
+        made |= _copied(source, access)
     if planned.vocabulary:
         made |= _fitted(planned.vocabulary, made)
     if planned.template and planned.template.text is not None:
@@ -55,9 +69,9 @@ def with_tokenizer(plan: Plan, files: Mapping[str, bytes]) -> dict[str, bytes]:
     return made
 
 
-def _copied(source: PlannedSource) -> dict[str, bytes]:
+def _copied(source: PlannedSource, access: Access | None) -> dict[str, bytes]:
     """The tokenizer files of a source, as they were when the merge was planned."""
-    folder = PosixFolder(source.location)
+    folder = open_folder(source.location, label=source.label, access=access)
     sizes = folder.sizes()
     copied = {}
     for name in source.side_files:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from itertools import zip_longest
-from pathlib import Path
 from threading import Event, local
 
 import numpy as np
@@ -24,8 +23,8 @@ from raymerge.runtime.figures import largest
 from raymerge.runtime.inputs import Arena, Inputs
 from raymerge.runtime.readers import Filler, Readers
 from raymerge.runtime.settings import OnProgress, Progress, Receipt, RunSettings
+from raymerge.runtime.shards import unit_writer
 from raymerge.runtime.tensor import TensorMerge
-from raymerge.storage.posix import PosixShard
 
 
 class Worker:
@@ -48,12 +47,11 @@ class Worker:
         self._thread = local()
 
     def merge(self, unit: Unit) -> Receipt:
-        """Write the unit's bytes and return once they are on the disk."""
+        """Write the unit's bytes and return once they are safe."""
         digest = hashlib.sha256()
         surveyed = largest(unit.thresholds, unit.ties_before) if unit.thresholds else None
-        with PosixShard(Path(self._settings.folder, unit.shard), unit.shard_bytes) as shard:
-            # The first unit of a shard answers for its header, which is there already.
-            digest.update(shard.read(unit.start, unit.nodes[0].slot.start))
+        with unit_writer(self._settings.units_at, unit, self._settings.access) as shard:
+            digest.update(shard.head)
             for node, following in zip_longest(unit.nodes, unit.nodes[1:]):
                 if following:
                     self._readers.will_need(following.inputs)
@@ -62,14 +60,14 @@ class Worker:
 
                 def write(piece: Bytes) -> None:
                     nonlocal position
-                    shard.write_at(piece.data, position)
+                    shard.write(piece.data)
                     digest.update(piece.data)
                     position += piece.nbytes
                     self._on_progress(Progress(written_bytes=piece.nbytes))
 
                 self._merge_tensor(node, surveyed, write)
                 assert position == node.slot.stop, (node.slot, position)
-            shard.sync()
+            stored = shard.finish()
         # Before the receipt: bytes of a source that changed must not be trusted by a later run.
         self._readers.check_unchanged()
         return Receipt(
@@ -78,6 +76,7 @@ class Worker:
             start=unit.start,
             stop=unit.stop,
             sha256=digest.hexdigest(),
+            stored=stored,
         )
 
     def will_need(self, unit: Unit) -> None:

@@ -1,34 +1,108 @@
-"""Where bytes lie. Local files are in `posix`, what their file systems allow in `mounts`."""
+"""Where bytes lie: local files, object stores, the Hub, and what pyarrow reaches.
+
+    posix, mounts   files, and what their file systems allow
+    urls            what a location is
+    store           what remote places offer
+    objects         s3://, gs://, az://, abfss://, memory://
+    hub             hf://org/name@revision
+    arrow           hdfs:// and viewfs://, for reading
+
+A room is entered, and its client imported, when a location asks for it.
+"""
 
 from __future__ import annotations
 
-import re
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
-from raymerge.errors import SourceError
+from raymerge.checkpoint.folder import Pin
+from raymerge.errors import SourceError, StorageError
 from raymerge.storage.posix import PosixFolder
+from raymerge.storage.store import Access, RemoteFolder
+from raymerge.storage.urls import Location, Scheme, destination, source
 
-_HUB_ID = re.compile(r"(?:hf://)?([\w.-]+/[\w.-]+)")
+SourceFolder = PosixFolder | RemoteFolder
 
 
-def open_folder(location: str, *, label: str) -> PosixFolder:
+def open_folder(
+    location: str,
+    *,
+    label: str,
+    revision: str | None = None,
+    access: Access | None = None,
+    pins: Mapping[str, Pin] | None = None,
+) -> SourceFolder:
     """The folder of a source.
+
+    Args:
+        location: Path or URL.
+        label: What messages call it.
+        revision: Of a repository, where the location does not name it.
+        access: How storage is reached.
+        pins: What a plan has found there; it is not asked for again then.
 
     Raises:
         SourceError: It is not there, or it is a place that raymerge cannot read from.
     """
-    if Path(location).exists():
-        return PosixFolder(location)
-    if hub := _HUB_ID.fullmatch(location):
-        raise SourceError(
-            f"{label}: there is no folder {location}, and sources are not fetched from the Hub; "
-            f"`hf download {hub[1]} --local-dir {hub[1]}` fetches it, if it is a repository there",
-            source=label,
-        )
-    if "://" in location:
-        raise SourceError(
-            f"{label}: {location} cannot be read: sources are folders of this machine's file "
-            "systems; copy it to one",
-            source=label,
-        )
-    return PosixFolder(location)
+    access = access or Access()
+    try:
+        where = source(location)
+        if where.scheme is Scheme.FILE:
+            return PosixFolder(where.path)
+        if where.scheme is Scheme.HUB:
+            from raymerge.storage.hub import HubFolder
+
+            where = replace(where, revision=where.revision or revision)
+            return HubFolder(str(where), cache=access.cache, pins=pins)
+        if where.is_objects:
+            from raymerge.storage.objects import ObjectFolder
+
+            return ObjectFolder(where, access)
+        from raymerge.storage.arrow import ArrowFolder
+
+        return ArrowFolder(where, access)
+    except StorageError as error:
+        raise SourceError(f"{label}: {error}", source=label, retryable=error.retryable) from error
+
+
+def open_local(location: str, *, label: str) -> PosixFolder:
+    """The folder of a source that has to lie on this machine.
+
+    Raises:
+        SourceError: It is not there, or it lies elsewhere.
+    """
+    folder = open_folder(location, label=label)
+    if isinstance(folder, PosixFolder):
+        return folder
+    raise SourceError(
+        f"{label}: {location} is not on this machine, and pickles are read from files only; fetch "
+        "it first",
+        source=label,
+    )
+
+
+def same_place(out: str, location: str) -> bool:
+    """Whether a destination is the place of a source, as far as that is known without asking."""
+    one, other = destination(out), source(location)
+    if one.scheme is Scheme.FILE and other.scheme is Scheme.FILE:
+        return _same_folder(Path(one.path), Path(other.path))
+    return (one.scheme, one.root, one.path) == (other.scheme, other.root, other.path)
+
+
+def _same_folder(out: Path, found: Path) -> bool:
+    folder = found.parent if found.is_file() else found
+    return out.exists() and folder.exists() and out.samefile(folder)
+
+
+__all__ = [
+    "Access",
+    "Location",
+    "Scheme",
+    "SourceFolder",
+    "destination",
+    "open_folder",
+    "open_local",
+    "same_place",
+    "source",
+]

@@ -36,8 +36,10 @@ from raymerge.runtime.remote import RemoteWorker, versions
 from raymerge.runtime.settings import OnProgress, Progress, RunSettings
 from raymerge.runtime.survey import surveyed_units
 from raymerge.storage.posix import PosixShard
+from raymerge.storage.store import Access
 from tests.checkpoints import fine_tune, write_checkpoint
 from tests.conftest import Place, shard_hashes
+from tests.figures import FolderFigures
 
 # Ray leaves its processes' handles and pipes to the garbage collector.
 pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("ignore::ResourceWarning")]
@@ -68,7 +70,8 @@ def plan_of(place: Place, method: str = "ties", **top: Any) -> Plan:
 def settings_of(plan: Plan, folder: Path) -> RunSettings:
     return RunSettings(
         sources=plan.sources,
-        folder=str(folder),
+        units_at=str(folder),
+        access=Access(),
         seed=plan.recipe.seed,
         nan=plan.recipe.nan,
         budget=plan.memory.budget,
@@ -120,7 +123,7 @@ def fill(
     """Run a plan, `during` after every unit; returns the shards' hashes."""
     folder.mkdir(exist_ok=True)
     with closing(engine):
-        units = surveyed_units(plan, engine, folder) if plan.surveyed else plan.units
+        units = surveyed_units(plan, engine, FolderFigures(folder)) if plan.surveyed else plan.units
         landed = []
         for unit, receipt in engine.run("merge", units, before=prepare(plan, folder)):
             assert (receipt.unit, receipt.shard) == (unit.number, unit.shard)

@@ -18,6 +18,7 @@ from raymerge.runtime.driver import MergeResult, execute
 from raymerge.runtime.engine import Call
 from raymerge.runtime.settings import OnProgress
 from raymerge.runtime.unit import Worker
+from raymerge.storage.store import Access
 from tests.conftest import Place, run_settings, shard_hashes
 
 INDEX = "model.safetensors.index.json"
@@ -102,7 +103,9 @@ def run(
             engines.append(engine)
         return engine
 
-    return execute(plan, out, start, overwrite=False, on_progress=lambda _: None)
+    return execute(
+        plan, str(out), start, overwrite=False, on_progress=lambda _: None, access=Access()
+    )
 
 
 def merges(engine: ScriptedEngine) -> list[int]:

@@ -19,6 +19,7 @@ from raymerge.runtime.survey import surveyed_units
 from raymerge.runtime.unit import Worker
 from tests.checkpoints import fine_tune, tiny_llama_tensors
 from tests.conftest import Place, run_settings
+from tests.figures import FolderFigures
 
 
 class CountingEngine:
@@ -66,7 +67,7 @@ def plan_of(place: Place, density: float | list[float], **options: Any) -> Plan:
 def survey(plan: Plan, folder: Path) -> tuple[tuple[Unit, ...], list[Call]]:
     folder.mkdir(exist_ok=True)
     engine = CountingEngine(plan)
-    return surveyed_units(plan, engine, folder), engine.calls
+    return surveyed_units(plan, engine, FolderFigures(folder)), engine.calls
 
 
 def magnitudes(plan: Plan, models: list[dict[str, torch.Tensor]], source: int) -> Any:

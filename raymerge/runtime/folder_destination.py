@@ -1,0 +1,109 @@
+"""A local folder as a destination: shards are filled by several units at planned offsets."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+
+from raymerge.checkpoint.layout import Shard
+from raymerge.errors import CommitError, StorageError
+from raymerge.plan.build import Plan
+from raymerge.plan.graph import Unit
+from raymerge.runtime.commit import Claim
+from raymerge.runtime.settings import Receipt
+from raymerge.storage.mounts import free_bytes
+from raymerge.storage.posix import PosixShard, write_atomically
+from raymerge.units import format_bytes
+
+
+class FolderDestination:
+    """See `Destination`. Units are written in the claim's folder; a commit renames its shards.
+
+    Raises:
+        ConflictError: A live driver, another plan or a finished checkpoint holds the folder.
+    """
+
+    def __init__(self, out: Path, *, digest: str, names: list[str], overwrite: bool) -> None:
+        self._claim = Claim(out, digest=digest, overwrite=overwrite, names=names)
+        self._folder = self._claim.folder
+        self.location = str(out)
+        self.units_at = str(self._folder)
+
+    def check(self) -> None:
+        """See `Destination.check`."""
+        self._claim.check()
+
+    def check_space(self, needed_bytes: int) -> None:
+        """See `Destination.check_space`; what an earlier run has written counts as there."""
+        present = sum(path.stat().st_blocks * 512 for path in self._folder.glob("*.safetensors"))
+        needed = needed_bytes - present
+        free = free_bytes(self._folder)
+        if needed > free:
+            raise StorageError(
+                f"{self.location} has {format_bytes(free)} ({free} bytes) free and "
+                f"{format_bytes(needed)} ({needed} bytes) are needed; free some or give another "
+                "folder"
+            )
+
+    def receipts(self) -> dict[int, Receipt]:
+        """See `Destination.receipts`."""
+        return self._claim.receipts()
+
+    def trusts(self, unit: Unit, receipt: Receipt) -> bool:
+        """See `Destination.trusts`: the bytes are read and hashed again."""
+        path = self._folder / unit.shard
+        return path.exists() and _sha256(path, unit.start, unit.stop) == receipt.sha256
+
+    def keep(self, receipt: Receipt) -> None:
+        """See `Destination.keep`."""
+        self._claim.keep(receipt)
+
+    def read_figures(self, name: str) -> bytes | None:
+        """See `Figures.read_figures`."""
+        path = self._folder / name
+        return path.read_bytes() if path.exists() else None
+
+    def keep_figures(self, name: str, content: bytes) -> None:
+        """See `Figures.keep_figures`."""
+        write_atomically(self._folder / name, content)
+
+    def prepare(self, shard: Shard) -> None:
+        """See `Destination.prepare`: the shard gets its full length and its header."""
+        self._claim.check()
+        with PosixShard(self._folder / shard.name, shard.nbytes) as file:
+            file.write_at(shard.header, 0)
+
+    def shard_sha256(self, shard: Shard, last: Receipt) -> str:
+        """See `Destination.shard_sha256`: its only unit's, or read back."""
+        path = self._folder / shard.name
+        with path.open("rb") as file:
+            if file.read(len(shard.header)) != shard.header:
+                raise CommitError(f"{path} does not begin with its planned header", file=shard.name)
+        if (last.start, last.stop) == (0, shard.nbytes):
+            return last.sha256
+        return _sha256(path, 0, shard.nbytes)
+
+    def publish(
+        self, plan: Plan, receipts: Mapping[int, Receipt], files: Mapping[str, bytes]
+    ) -> None:
+        """See `Destination.publish`."""
+        self._claim.publish(plan, receipts, files)
+
+    def close(self) -> None:
+        """See `Destination.close`."""
+        self._claim.close()
+
+
+def _sha256(path: Path, start: int, stop: int) -> str:
+    digest = hashlib.sha256()
+    piece = bytearray(2**20)
+    with path.open("rb", buffering=0) as file:
+        file.seek(start)
+        while start < stop:
+            count = file.readinto(memoryview(piece)[: min(len(piece), stop - start)])
+            if not count:
+                break
+            digest.update(memoryview(piece)[:count])
+            start += count
+    return digest.hexdigest()

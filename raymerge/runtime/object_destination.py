@@ -1,0 +1,207 @@
+"""An object store as a destination: claim, receipts and commit without a lock or a rename.
+
+    OUT/.raymerge/claim.json          created if absent; its driver keeps changing it while it lives
+    OUT/.raymerge/<digest>/           receipts, survey figures
+    OUT/model-...safetensors          one upload each, under its final name
+    OUT/model.safetensors.index.json  written last: this is the commit
+
+A claim changes hands by compare-and-swap alone. Its driver replaces it every few seconds, which
+shows that it lives, and once more to say that it is about to write the index: whoever comes with
+`--overwrite` then waits until that is done. Nobody finds a checkpoint where there is no index.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+from typing import Any
+
+from raymerge.checkpoint.catalog import WEIGHTS
+from raymerge.checkpoint.config_diff import SIDE_NAMES
+from raymerge.checkpoint.folder import Pin
+from raymerge.checkpoint.index import INDEX_NAME, RECORD_NAME, SINGLE_NAME, build_index
+from raymerge.checkpoint.layout import Shard
+from raymerge.errors import CommitError, ConflictError
+from raymerge.plan.build import Plan
+from raymerge.plan.graph import Unit
+from raymerge.runtime.object_claim import CLAIM_NAME, STATE_FOLDER, ObjectClaim
+from raymerge.runtime.settings import Receipt
+from raymerge.storage.objects import ObjectStore
+from raymerge.storage.store import Access, Store
+from raymerge.storage.urls import Location
+
+_log = logging.getLogger(__name__)
+
+PARALLEL_REQUESTS = 16
+"""Small objects read, written or removed at once: each is a round trip and little else."""
+
+
+class ObjectDestination:
+    """See `Destination`. A unit is a whole shard and has one writer.
+
+    Raises:
+        ConflictError: A live driver, another plan or a finished checkpoint holds the place.
+        StorageError: It cannot be reached, or it knows no conditional writes.
+    """
+
+    def __init__(
+        self, out: Location, access: Access, *, digest: str, names: list[str], overwrite: bool
+    ) -> None:
+        store = ObjectStore(out, access)
+        self._store: Store = store
+        self.location = self.units_at = store.location
+        self._state = f"{STATE_FOLDER}/{digest}/"
+        present = self._store.pins()
+        if not overwrite:
+            _refuse_taken(present, names, self.location)
+        self._claim = ObjectClaim(self._store, digest=digest, overwrite=overwrite)
+        try:
+            if overwrite:
+                self._clear(present)
+            for advice in store.abort_leftovers(names):
+                _log.warning("%s", advice)
+        except BaseException:
+            self._claim.release()
+            raise
+
+    def _clear(self, present: Mapping[str, object]) -> None:
+        """Remove what another merge left, the index first: no reader finds half of anything."""
+        for name in (INDEX_NAME, SINGLE_NAME, RECORD_NAME):
+            if name in present:
+                self._store.delete(name)
+        stale = [
+            name
+            for name in present
+            # What loaders read beside the weights would change how the new model loads.
+            if ("/" not in name and (name.endswith(WEIGHTS) or name in SIDE_NAMES))
+            or (name.startswith(f"{STATE_FOLDER}/") and not name.startswith(self._state))
+        ]
+        _delete(self._store, [name for name in stale if name != CLAIM_NAME])
+
+    def check(self) -> None:
+        """See `Destination.check`."""
+        self._claim.check()
+
+    def check_space(self, needed_bytes: int) -> None:
+        """See `Destination.check_space`: a store does not say how much it holds."""
+
+    def receipts(self) -> dict[int, Receipt]:
+        """See `Destination.receipts`."""
+        names = [name for name in self._store.pins() if name.startswith(f"{self._state}unit-")]
+        with ThreadPoolExecutor(PARALLEL_REQUESTS) as pool:
+            found = [read[0] for read in pool.map(self._store.read, names) if read]
+        receipts = filter(None, map(_receipt, found))
+        return {receipt.unit: receipt for receipt in receipts}
+
+    def trusts(self, unit: Unit, receipt: Receipt) -> bool:
+        """See `Destination.trusts`: the object has the length and the ETag it was left with."""
+        pin = self._store.head(unit.shard)
+        return pin is not None and _is_stored(pin, unit.shard_bytes, receipt)
+
+    def keep(self, receipt: Receipt) -> None:
+        """See `Destination.keep`."""
+        name = f"{self._state}unit-{receipt.unit:06}.json"
+        self._store.put(name, json.dumps(asdict(receipt)).encode())
+
+    def read_figures(self, name: str) -> bytes | None:
+        """See `Figures.read_figures`."""
+        found = self._store.read(self._state + name)
+        return found[0] if found else None
+
+    def keep_figures(self, name: str, content: bytes) -> None:
+        """See `Figures.keep_figures`."""
+        self._store.put(self._state + name, content)
+
+    def prepare(self, shard: Shard) -> None:
+        """See `Destination.prepare`: a shard is whatever is uploaded under its name."""
+
+    def shard_sha256(self, shard: Shard, last: Receipt) -> str:
+        """See `Destination.shard_sha256`: that of its one unit."""
+        assert (last.start, last.stop) == (0, shard.nbytes), (shard.name, last)
+        return last.sha256
+
+    def publish(
+        self, plan: Plan, receipts: Mapping[int, Receipt], files: Mapping[str, bytes]
+    ) -> None:
+        """See `Destination.publish`."""
+        missing = [unit.number for unit in plan.units if unit.number not in receipts]
+        if missing:
+            raise CommitError(f"{len(missing)} units have no receipt, number {missing[0]} first")
+        self._claim.check()
+        present = self._store.pins()
+        for unit in plan.units:
+            pin = present.get(unit.shard)
+            if pin is None or not _is_stored(pin, unit.shard_bytes, receipts[unit.number]):
+                found = f"{pin.size_bytes} bytes of another upload" if pin else "nothing"
+                raise CommitError(
+                    f"{self.location}/{unit.shard}: planned {unit.shard_bytes} bytes, found "
+                    f"{found}; run the same command again",
+                    file=unit.shard,
+                )
+        with ThreadPoolExecutor(PARALLEL_REQUESTS) as pool:
+            list(pool.map(self._store.put, files.keys(), files.values()))
+        self._claim.begin_commit()
+        if self._store.create(INDEX_NAME, build_index(plan.shards)) is None:
+            raise ConflictError(f"{self.location} was published by another run meanwhile")
+        # From here on the checkpoint exists; what is left is tidying up.
+        self._claim.remove()
+        _delete(self._store, [n for n in self._store.pins() if n.startswith(f"{STATE_FOLDER}/")])
+
+    def close(self) -> None:
+        """See `Destination.close`."""
+        self._claim.release()
+
+
+def finished_objects(out: Location, digest: str, access: Access) -> dict[str, Any] | None:
+    """See `destination.finished`."""
+    store = ObjectStore(out, access)
+    found = store.read(RECORD_NAME)
+    if found is None:
+        return None
+    try:
+        record: dict[str, Any] = json.loads(found[0])
+        written = {shard["name"]: shard["bytes"] for shard in record["shards"]}
+        ours = record["digest"] == digest
+    except (ValueError, KeyError, TypeError):
+        return None
+    present = store.pins()
+    sizes = {name: pin.size_bytes for name, pin in present.items()}
+    whole = INDEX_NAME in present and all(sizes.get(n) == size for n, size in written.items())
+    if not ours or not whole:
+        return None
+    # A driver killed while it tidied up has left its claim or some receipts.
+    left = [name for name in present if name.startswith(f"{STATE_FOLDER}/{digest}/")]
+    if (claim := store.read(CLAIM_NAME)) and f'"{digest}"'.encode() in claim[0]:
+        left.append(CLAIM_NAME)
+    _delete(store, left)
+    return record
+
+
+def _delete(store: Store, names: Iterable[str]) -> None:
+    with ThreadPoolExecutor(PARALLEL_REQUESTS) as pool:
+        list(pool.map(store.delete, names))
+
+
+def _refuse_taken(present: Mapping[str, object], names: list[str], location: str) -> None:
+    if CLAIM_NAME in present:
+        return
+    if taken := next((name for name in (INDEX_NAME, SINGLE_NAME, *names) if name in present), None):
+        what = "a checkpoint" if taken in {INDEX_NAME, SINGLE_NAME} else "a file of that name"
+        raise ConflictError(
+            f"{location} already holds {what} ({taken}); give another place, or --overwrite to "
+            "replace it"
+        )
+
+
+def _receipt(raw: bytes) -> Receipt | None:
+    try:
+        return Receipt(**json.loads(raw))
+    except (ValueError, TypeError):
+        return None
+
+
+def _is_stored(pin: Pin, nbytes: int, receipt: Receipt) -> bool:
+    return pin.size_bytes == nbytes and pin.tag == receipt.stored.get("etag")

@@ -1,0 +1,109 @@
+"""How a unit's bytes get to their shard: into a file at their offset, or up to a store in order."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Protocol, Self
+
+from raymerge.checkpoint.layout import header_of
+from raymerge.plan.graph import Unit
+from raymerge.storage.posix import PosixShard
+from raymerge.storage.store import Access, Upload
+from raymerge.storage.urls import Location, destination
+
+PART_BYTES = 8 * 2**20
+"""Of an upload. A store acknowledges each, so that a failure costs one part."""
+MAX_PARTS = 10_000
+"""S3's limit; others allow more."""
+PARTS_IN_FLIGHT = 4
+"""Parts of one upload on their way at once: 100 ms for a part are 320 MB/s then."""
+
+
+def part_bytes(shard_bytes: int) -> int:
+    """Length of a shard's parts."""
+    return max(PART_BYTES, -(-shard_bytes // MAX_PARTS))
+
+
+def upload_bytes(shard_bytes: int) -> int:
+    """What an upload of a shard holds in memory at most."""
+    return part_bytes(shard_bytes) * (PARTS_IN_FLIGHT + 1)
+
+
+class UnitWriter(Protocol):
+    """A unit on its way to its shard. What is not finished leaves nothing that would be trusted."""
+
+    head: bytes
+    """What stands before the unit's first tensor and counts as its own: a header, or nothing."""
+
+    def write(self, data: memoryview) -> None:
+        """The next bytes; the memory may be used again at once."""
+        ...
+
+    def finish(self) -> Mapping[str, str]:
+        """Return once all is safe, with what the place knows the bytes by."""
+        ...
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, *error: object) -> None: ...
+
+
+class FileWriter:
+    """A unit's range of a shard that lies in a local file."""
+
+    def __init__(self, folder: str, unit: Unit) -> None:
+        self._shard = PosixShard(Path(folder, unit.shard), unit.shard_bytes)
+        self._position = unit.nodes[0].slot.start
+        # The first unit of a shard answers for its header, which is there already.
+        self.head = self._shard.read(unit.start, self._position)
+
+    def write(self, data: memoryview) -> None:
+        """See `UnitWriter.write`."""
+        self._shard.write_at(data, self._position)
+        self._position += data.nbytes
+
+    def finish(self) -> Mapping[str, str]:
+        """See `UnitWriter.finish`."""
+        self._shard.sync()
+        return {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._shard.close()
+
+
+class ObjectWriter:
+    """A whole shard on its way to an object store, in one upload."""
+
+    def __init__(self, location: Location, unit: Unit, access: Access) -> None:
+        from raymerge.storage.objects import ObjectStore
+
+        self._upload: Upload = ObjectStore(location, access).upload(
+            unit.shard, part_bytes=part_bytes(unit.shard_bytes), parts_in_flight=PARTS_IN_FLIGHT
+        )
+        self.head = header_of(node.slot for node in unit.nodes)
+        self._upload.write(self.head)
+
+    def write(self, data: memoryview) -> None:
+        """See `UnitWriter.write`."""
+        # A copy: the client keeps what it is given until the part is acknowledged.
+        self._upload.write(bytes(data))
+
+    def finish(self) -> Mapping[str, str]:
+        """See `UnitWriter.finish`: the object's ETag."""
+        return {"etag": self._upload.finish().tag}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._upload.abort()
+
+
+def unit_writer(units_at: str, unit: Unit, access: Access) -> UnitWriter:
+    """What writes a unit at a place that a `Destination` has named."""
+    where = destination(units_at)
+    return ObjectWriter(where, unit, access) if where.is_objects else FileWriter(where.path, unit)
