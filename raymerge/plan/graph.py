@@ -296,6 +296,11 @@ class Unit:
         return self.stop - self.start
 
     @property
+    def is_whole_shard(self) -> bool:
+        """Whether there is no other unit in its shard."""
+        return (self.start, self.stop) == (0, self.shard_bytes)
+
+    @property
     def read_bytes(self) -> int:
         """Bytes of its inputs, each counted once."""
         return sum(node.input_bytes for node in self.nodes)

@@ -23,7 +23,6 @@ import socket
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +32,7 @@ from raymerge.checkpoint.index import INDEX_NAME, RECORD_NAME, SINGLE_NAME, buil
 from raymerge.checkpoint.layout import Shard
 from raymerge.errors import CommitError, ConflictError, RaymergeError, StorageError
 from raymerge.plan.build import Plan
-from raymerge.runtime.settings import Receipt
+from raymerge.runtime.receipt import Receipt, read_receipt
 from raymerge.storage.posix import move, write_atomically
 
 STATE_FOLDER = ".raymerge"
@@ -161,11 +160,9 @@ class Claim:
         """
         found = {}
         for path in self.folder.glob("unit-*.json"):
-            try:
-                receipt = Receipt(**json.loads(path.read_bytes()))
-            except (ValueError, TypeError):
-                continue
-            found[receipt.unit] = receipt
+            receipt = read_receipt(path.read_bytes())
+            if receipt is not None:
+                found[receipt.unit] = receipt
         for name in {receipt.shard for receipt in found.values()}:
             filled, final = self.folder / name, self.out / name
             if final.exists() and not filled.exists():
@@ -174,8 +171,7 @@ class Claim:
 
     def keep(self, receipt: Receipt) -> None:
         """Write a receipt; the unit's data is on the disk already."""
-        content = json.dumps(asdict(receipt)).encode()
-        write_atomically(self.folder / f"unit-{receipt.unit:06}.json", content)
+        write_atomically(self.folder / f"unit-{receipt.unit:06}.json", receipt.as_json())
 
     def publish(
         self, plan: Plan, receipts: Mapping[int, Receipt], files: Mapping[str, bytes]

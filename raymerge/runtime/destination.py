@@ -20,7 +20,7 @@ from raymerge.checkpoint.layout import Shard
 from raymerge.errors import StorageError
 from raymerge.plan.build import Plan
 from raymerge.plan.graph import Unit
-from raymerge.runtime.settings import Receipt
+from raymerge.runtime.receipt import Receipt
 from raymerge.storage.store import Access
 from raymerge.storage.urls import Location, Scheme, destination
 

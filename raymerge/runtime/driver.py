@@ -26,8 +26,9 @@ from raymerge.plan.units import dispatch_order
 from raymerge.runtime.card import CARD_NAME, model_card
 from raymerge.runtime.destination import Destination, claim, finished
 from raymerge.runtime.engine import Engine
+from raymerge.runtime.receipt import Receipt
 from raymerge.runtime.record import ShardRecord, run_record
-from raymerge.runtime.settings import OnProgress, Progress, Receipt
+from raymerge.runtime.settings import OnProgress, Progress
 from raymerge.runtime.survey import surveyed_units
 from raymerge.runtime.tokenizer_files import files_beside
 from raymerge.storage import same_place

@@ -11,7 +11,7 @@ from raymerge.errors import CommitError, StorageError
 from raymerge.plan.build import Plan
 from raymerge.plan.graph import Unit
 from raymerge.runtime.commit import Claim
-from raymerge.runtime.settings import Receipt
+from raymerge.runtime.receipt import Receipt
 from raymerge.storage.mounts import free_bytes
 from raymerge.storage.posix import PosixShard, write_atomically
 from raymerge.units import format_bytes
@@ -53,7 +53,15 @@ class FolderDestination:
     def trusts(self, unit: Unit, receipt: Receipt) -> bool:
         """See `Destination.trusts`: the bytes are read and hashed again."""
         path = self._folder / unit.shard
-        return path.exists() and _sha256(path, unit.start, unit.stop) == receipt.sha256
+        if not path.exists():
+            return False
+        starts = [unit.start, *(node.slot.start for node in unit.nodes)]
+        stops = [unit.nodes[0].slot.start, *(node.slot.stop for node in unit.nodes)]
+        hashes = [receipt.head_sha256, *(tensor.sha256 for tensor in receipt.tensors)]
+        return len(hashes) == len(starts) and all(
+            _sha256(path, start, stop) == sha256
+            for start, stop, sha256 in zip(starts, stops, hashes, strict=True)
+        )
 
     def keep(self, receipt: Receipt) -> None:
         """See `Destination.keep`."""
@@ -80,9 +88,7 @@ class FolderDestination:
         with path.open("rb") as file:
             if file.read(len(shard.header)) != shard.header:
                 raise CommitError(f"{path} does not begin with its planned header", file=shard.name)
-        if (last.start, last.stop) == (0, shard.nbytes):
-            return last.sha256
-        return _sha256(path, 0, shard.nbytes)
+        return last.shard_sha256 or _sha256(path, 0, shard.nbytes)
 
     def publish(
         self, plan: Plan, receipts: Mapping[int, Receipt], files: Mapping[str, bytes]

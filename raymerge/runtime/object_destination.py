@@ -16,7 +16,6 @@ import json
 import logging
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
 from typing import Any
 
 from raymerge.checkpoint.catalog import WEIGHTS
@@ -28,7 +27,7 @@ from raymerge.errors import CommitError, ConflictError
 from raymerge.plan.build import Plan
 from raymerge.plan.graph import Unit
 from raymerge.runtime.object_claim import CLAIM_NAME, STATE_FOLDER, ObjectClaim
-from raymerge.runtime.settings import Receipt
+from raymerge.runtime.receipt import Receipt, read_receipt
 from raymerge.storage.objects import ObjectStore
 from raymerge.storage.store import Access, Store
 from raymerge.storage.urls import Location
@@ -93,7 +92,7 @@ class ObjectDestination:
         names = [name for name in self._store.pins() if name.startswith(f"{self._state}unit-")]
         with ThreadPoolExecutor(PARALLEL_REQUESTS) as pool:
             found = [read[0] for read in pool.map(self._store.read, names) if read]
-        receipts = filter(None, map(_receipt, found))
+        receipts = filter(None, map(read_receipt, found))
         return {receipt.unit: receipt for receipt in receipts}
 
     def trusts(self, unit: Unit, receipt: Receipt) -> bool:
@@ -104,7 +103,7 @@ class ObjectDestination:
     def keep(self, receipt: Receipt) -> None:
         """See `Destination.keep`."""
         name = f"{self._state}unit-{receipt.unit:06}.json"
-        self._store.put(name, json.dumps(asdict(receipt)).encode())
+        self._store.put(name, receipt.as_json())
 
     def read_figures(self, name: str) -> bytes | None:
         """See `Figures.read_figures`."""
@@ -120,8 +119,8 @@ class ObjectDestination:
 
     def shard_sha256(self, shard: Shard, last: Receipt) -> str:
         """See `Destination.shard_sha256`: that of its one unit."""
-        assert (last.start, last.stop) == (0, shard.nbytes), (shard.name, last)
-        return last.sha256
+        assert last.shard_sha256 is not None, (shard.name, last)
+        return last.shard_sha256
 
     def publish(
         self, plan: Plan, receipts: Mapping[int, Receipt], files: Mapping[str, bytes]
@@ -194,13 +193,6 @@ def _refuse_taken(present: Mapping[str, object], names: list[str], location: str
             f"{location} already holds {what} ({taken}); give another place, or --overwrite to "
             "replace it"
         )
-
-
-def _receipt(raw: bytes) -> Receipt | None:
-    try:
-        return Receipt(**json.loads(raw))
-    except (ValueError, TypeError):
-        return None
 
 
 def _is_stored(pin: Pin, nbytes: int, receipt: Receipt) -> bool:

@@ -1,9 +1,9 @@
-"""What travels to a worker once, and what it sends back. Small, frozen, picklable."""
+"""What travels to a worker once, and its reports of progress. Small, frozen, picklable."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from raymerge.plan.build import Plan
@@ -68,19 +68,6 @@ def run_settings(
         stages=tuple(terms(stage.recipe, plan.recipe, plan.sources) for stage in plan.stages),
     )
     return whole.under(terms(plan.recipe, plan.recipe, plan.sources))
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Receipt:
-    """Proof that a unit was written: its range of the shard and the sha256 of those bytes."""
-
-    unit: int
-    shard: str
-    start: int
-    stop: int
-    sha256: str
-    stored: Mapping[str, str] = field(default_factory=dict)
-    """What the place knows the bytes by, such as an object's ETag."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,9 +7,13 @@ twice, or again after a crash.
 from __future__ import annotations
 
 import hashlib
+import os
+import socket
 from collections.abc import Callable, Iterator, Sequence
 from itertools import zip_longest
 from threading import Event, local
+from time import perf_counter, time
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -21,10 +25,17 @@ from raymerge.runtime.copies import check_copied, pieces, require_equal
 from raymerge.runtime.derived.merged import Workshop
 from raymerge.runtime.figures import largest
 from raymerge.runtime.inputs import Arena, Inputs
-from raymerge.runtime.readers import Filler, Readers
-from raymerge.runtime.settings import OnProgress, Progress, Receipt, RunSettings
-from raymerge.runtime.shards import unit_writer
+from raymerge.runtime.readers import Readers
+from raymerge.runtime.receipt import Receipt, TensorReceipt
+from raymerge.runtime.settings import OnProgress, Progress, RunSettings
+from raymerge.runtime.shards import UnitWriter, unit_writer
 from raymerge.runtime.tensor import TensorMerge
+
+if TYPE_CHECKING:
+    from hashlib import _Hash
+
+OnRead = Callable[[int], None]
+"""Told of bytes read from storage."""
 
 
 class Worker:
@@ -45,29 +56,20 @@ class Worker:
         self._stop = stop
         self._on_progress = on_progress
         self._thread = local()
+        self._name = f"{socket.gethostname()}:{os.getpid()}"
 
     def merge(self, unit: Unit) -> Receipt:
         """Write the unit's bytes and return once they are safe."""
-        digest = hashlib.sha256()
+        began, clock = time(), perf_counter()
         surveyed = largest(unit.thresholds, unit.ties_before) if unit.thresholds else None
-        with unit_writer(self._settings.units_at, unit, self._settings.access) as shard:
-            digest.update(shard.head)
+        written: list[TensorReceipt] = []
+        with unit_writer(self._settings.units_at, unit, self._settings.access) as writer:
+            whole = hashlib.sha256(writer.head) if unit.is_whole_shard else None
             for node, following in zip_longest(unit.nodes, unit.nodes[1:]):
                 if following:
                     self._readers.will_need(following.inputs)
-                self._check_twins(node)
-                position = node.slot.start
-
-                def write(piece: Bytes) -> None:
-                    nonlocal position
-                    shard.write(piece.data)
-                    digest.update(piece.data)
-                    position += piece.nbytes
-                    self._on_progress(Progress(written_bytes=piece.nbytes))
-
-                self._merge_tensor(node, surveyed, write)
-                assert position == node.slot.stop, (node.slot, position)
-            stored = shard.finish()
+                written.append(self._merge_node(node, surveyed, writer, whole))
+            stored = writer.finish()
         # Before the receipt: bytes of a source that changed must not be trusted by a later run.
         self._readers.check_unchanged()
         return Receipt(
@@ -75,8 +77,42 @@ class Worker:
             shard=unit.shard,
             start=unit.start,
             stop=unit.stop,
-            sha256=digest.hexdigest(),
+            head_sha256=hashlib.sha256(writer.head).hexdigest(),
+            tensors=tuple(written),
+            shard_sha256=whole.hexdigest() if whole else None,
             stored=stored,
+            worker=self._name,
+            began=began,
+            seconds=round(perf_counter() - clock, 6),
+        )
+
+    def _merge_node(
+        self, node: TensorNode, surveyed: Selectors | None, writer: UnitWriter, whole: _Hash | None
+    ) -> TensorReceipt:
+        """Merge a tensor into its unit; `whole` is the hash of all of the shard."""
+        clock, digest, num_written, num_read = perf_counter(), hashlib.sha256(), 0, 0
+
+        def on_read(nbytes: int) -> None:
+            nonlocal num_read
+            num_read += nbytes
+            self._on_progress(Progress(read_bytes=nbytes))
+
+        def write(piece: Bytes) -> None:
+            nonlocal num_written
+            writer.write(piece.data)
+            digest.update(piece.data)
+            if whole is not None:
+                whole.update(piece.data)
+            num_written += piece.nbytes
+            self._on_progress(Progress(written_bytes=piece.nbytes))
+
+        self._check_twins(node, on_read)
+        self._merge_tensor(node, surveyed, write, on_read)
+        assert num_written == node.slot.nbytes, (node.slot, num_written)
+        return TensorReceipt(
+            sha256=digest.hexdigest(),
+            read_bytes=num_read,
+            seconds=round(perf_counter() - clock, 6),
         )
 
     def will_need(self, unit: Unit) -> None:
@@ -109,7 +145,7 @@ class Worker:
         """Close the sources' files."""
         self._readers.close()
 
-    def _inputs(self, node: TensorNode) -> Inputs:
+    def _inputs(self, node: TensorNode, on_read: OnRead) -> Inputs:
         if not hasattr(self._thread, "arena"):
             self._thread.arena = Arena()
         return Inputs(
@@ -118,16 +154,20 @@ class Worker:
             self._thread.arena,
             self._settings.budget,
             stop=self._stop,
-            on_read=self._on_read,
+            on_read=on_read,
         )
 
     def _merge_tensor(
-        self, node: TensorNode, surveyed: Selectors | None, write: Callable[[Bytes], None]
+        self,
+        node: TensorNode,
+        surveyed: Selectors | None,
+        write: Callable[[Bytes], None],
+        on_read: OnRead,
     ) -> None:
         if isinstance(node.step, CopyStep):
-            self._copy(node, write)
+            self._copy(node, write, on_read)
         else:
-            inputs = self._inputs(node)
+            inputs = self._inputs(node, on_read)
             TensorMerge(node, inputs, self._kernels, self._settings).run(surveyed, write)
 
     def _survey(
@@ -147,41 +187,34 @@ class Worker:
         counts: Counts,
     ) -> None:
         # A function of its own: what it holds of the arena has to go before the next tensor's.
-        inputs = self._inputs(node)
+        inputs = self._inputs(node, self._on_read)
         merge = TensorMerge(node, inputs, self._kernels, self._settings)
         for tile in inputs.sweep():
             count(merge, tile, counts)
 
-    def _copy(self, node: TensorNode, write: Callable[[Bytes], None]) -> None:
+    def _copy(self, node: TensorNode, write: Callable[[Bytes], None], on_read: OnRead) -> None:
         donor, *others = node.inputs
         fillers = [self._readers.filler(other) for other in others]
-        for offset, piece in self._pieces(donor):
-            check_copied(
-                node, piece, offset, fillers, settings=self._settings, on_read=self._on_read
-            )
+        for offset, piece in self._pieces(donor, on_read):
+            check_copied(node, piece, offset, fillers, settings=self._settings, on_read=on_read)
             write(piece)
 
-    def _check_twins(self, node: TensorNode) -> None:
+    def _check_twins(self, node: TensorNode, on_read: OnRead) -> None:
         for head, embedding in node.twins:
             filler = self._readers.filler(head)
-            for offset, piece in self._pieces(embedding):
-                self._require_equal(embedding, head, piece, offset, filler)
+            for offset, piece in self._pieces(embedding, on_read):
+                require_equal(
+                    embedding,
+                    head,
+                    piece,
+                    offset,
+                    filler=filler,
+                    sources=self._settings.sources,
+                    on_read=on_read,
+                )
 
-    def _pieces(self, one: Input) -> Iterator[tuple[int, Bytes]]:
-        return pieces(one, self._readers, stop=self._stop, on_read=self._on_read)
-
-    def _require_equal(
-        self, one: Input, other: Input, piece: Bytes, offset: int, filler: Filler
-    ) -> None:
-        require_equal(
-            one,
-            other,
-            piece,
-            offset,
-            filler=filler,
-            sources=self._settings.sources,
-            on_read=self._on_read,
-        )
+    def _pieces(self, one: Input, on_read: OnRead) -> Iterator[tuple[int, Bytes]]:
+        return pieces(one, self._readers, stop=self._stop, on_read=on_read)
 
     def _on_read(self, nbytes: int) -> None:
         self._on_progress(Progress(read_bytes=nbytes))

@@ -11,7 +11,7 @@ import raymerge
 from raymerge.errors import CommitError, ConflictError, StorageError
 from raymerge.plan.build import Plan
 from raymerge.runtime.commit import Claim, finished_record
-from raymerge.runtime.settings import Receipt
+from raymerge.runtime.receipt import Receipt, TensorReceipt
 from tests.conftest import Place
 
 INDEX = "model.safetensors.index.json"
@@ -34,7 +34,12 @@ def claimed(out: Path, digest: str, *, overwrite: bool = False) -> Iterator[Clai
 def receipts_of(plan: Plan) -> dict[int, Receipt]:
     return {
         unit.number: Receipt(
-            unit=unit.number, shard=unit.shard, start=unit.start, stop=unit.stop, sha256="0" * 64
+            unit=unit.number,
+            shard=unit.shard,
+            start=unit.start,
+            stop=unit.stop,
+            head_sha256="0" * 64,
+            tensors=(TensorReceipt(sha256="1" * 64, read_bytes=1, seconds=0.5),) * len(unit.nodes),
         )
         for unit in plan.units
     }

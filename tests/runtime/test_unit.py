@@ -65,6 +65,10 @@ def test_units_write_the_same_bytes_in_any_order_twice_and_at_once(
     assert written[0] == written[1]
 
 
+def sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
 def test_a_unit_writes_its_range_and_nothing_beside_it(place: Place, plan: Plan) -> None:
     folder, shard = place / "shards", plan.shards[0]
     folder.mkdir()
@@ -75,8 +79,9 @@ def test_a_unit_writes_its_range_and_nothing_beside_it(place: Place, plan: Plan)
     content = (folder / shard.name).read_bytes()
     assert content[: unit.start] == b"\xaa" * unit.start
     assert content[unit.stop :] == b"\xaa" * (shard.nbytes - unit.stop)
-    found = hashlib.sha256(content[unit.start : unit.stop]).hexdigest()
-    assert (receipt.unit, receipt.shard, receipt.sha256) == (unit.number, shard.name, found)
+    found = [sha256(content[node.slot.start : node.slot.stop]) for node in unit.nodes]
+    assert [tensor.sha256 for tensor in receipt.tensors] == found
+    assert (receipt.unit, receipt.shard, receipt.shard_sha256) == (unit.number, shard.name, None)
     assert (receipt.start, receipt.stop) == (unit.start, unit.stop)
 
 
@@ -89,7 +94,7 @@ def test_the_first_unit_s_receipt_vouches_for_the_header_too(place: Place, plan:
     content = (folder / shard.name).read_bytes()
     assert (receipt.start, unit.nodes[0].slot.start) == (0, len(shard.header))
     assert content.startswith(shard.header)
-    assert receipt.sha256 == hashlib.sha256(content[: unit.stop]).hexdigest()
+    assert receipt.head_sha256 == sha256(shard.header)
 
 
 def test_units_and_settings_travel(place: Place, plan: Plan) -> None:
