@@ -67,49 +67,55 @@ def _open(location: Location, options: Mapping[str, str], use: Use) -> ObjectSto
     if location.scheme is Scheme.MEMORY:
         with _in_memory_lock:
             return _in_memory.setdefault(location.root, MemoryStore())
-    own: Any = {
-        **of_scheme(options, location.scheme),
-        # obstore reads some of the variables itself, but not those of every store.
-        **_endpoint(location.scheme, options),
-    }
     settings: dict[str, Any] = {
         "client_options": _connection(location, options, use),
         "retry_config": _retries(use),
     }
     if location.scheme is Scheme.S3:
-        return _open_s3(location, own, settings)
+        config: Any = s3_settings(location, options)
+        settings["credential_provider"] = profile_credentials() if is_signed(config) else None
+        return S3Store(location.root, config=config, **settings)
+    config = _settings(location.scheme, options)
     if location.scheme is Scheme.GS:
-        return GCSStore(location.root, config=own, **settings)
-    config: Any = {**_azure_environment(), **own}
+        return GCSStore(location.root, config=config, **settings)
+    config = {**_azure_environment(), **config}
     if "@" in location.root:
-        url = f"abfss://{location.root}"
-        return AzureStore.from_url(url, config=config, **settings)
+        return AzureStore.from_url(f"abfss://{location.root}", config=config, **settings)
     return AzureStore(location.root, config=config, **settings)
 
 
-def _open_s3(location: Location, own: dict[str, str], settings: dict[str, Any]) -> S3Store:
-    config: Any = dict(own)
-    signed = not is_true(own.get("skip_signature", os.environ.get("AWS_SKIP_SIGNATURE", "")))
-    provider = profile_credentials() if signed else None
-    if provider is not None:
-        settings["credential_provider"] = provider
-    if "region" not in config:
-        profile_region = provider.config.get("region") if provider else None
-        config["region"] = s3_region(location, own, profile_region)
-    return S3Store(location.root, config=config, **settings)
+def s3_settings(location: Location, options: Mapping[str, str]) -> dict[str, str]:
+    """Options of a client for S3, with the endpoint and the region that it is to sign for."""
+    settings = _settings(location.scheme, options)
+    if "region" not in settings:
+        settings["region"] = _s3_region(location.root, settings)
+    return settings
 
 
-def s3_region(location: Location, own: Mapping[str, str], profile_region: str | None) -> str:
-    """The region to sign for: given, of the profile, or asked of Amazon where it is the server."""
-    given = (
-        own.get("region") or os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
-    )
-    if given or profile_region:
-        return given or profile_region or ""
-    if "endpoint" in own:
-        return "us-east-1"
-    return bucket_region(location.root) or "us-east-1"
+def is_signed(settings: Mapping[str, str]) -> bool:
+    """Whether requests to S3 are signed at all."""
+    skipped = settings.get("skip_signature", os.environ.get("AWS_SKIP_SIGNATURE", ""))
+    return not is_true(skipped)
 
+
+def _settings(scheme: Scheme, options: Mapping[str, str]) -> dict[str, str]:
+    # obstore reads some of the endpoints' variables itself, but not those of every store.
+    return {**of_scheme(options, scheme), **_endpoint(scheme, options)}
+
+
+def _s3_region(bucket: str, settings: Mapping[str, str]) -> str:
+    """The region, of the environment or the profile, or asked of Amazon where it is the server."""
+    given = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
+    if given:
+        return given
+    provider = profile_credentials() if is_signed(settings) else None
+    if provider is not None and "region" in provider.config:
+        return str(provider.config["region"])
+    return ("endpoint" not in settings and bucket_region(bucket)) or _NO_REGION
+
+
+_NO_REGION = "us-east-1"
+"""What servers that know no regions accept, and Amazon where the bucket lies there."""
 
 _ENDPOINTS = {
     Scheme.S3: ("endpoint", ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")),

@@ -13,8 +13,9 @@ from typing import Any
 
 from raymerge.checkpoint.folder import Pin
 from raymerge.errors import SourceError, StorageError
+from raymerge.storage.advice import explain
 from raymerge.storage.bucket import Bucket
-from raymerge.storage.failures import Cause, FailedError, explain
+from raymerge.storage.failures import Cause, FailedError
 from raymerge.storage.patience import Patience
 from raymerge.storage.store import Access, RemoteFolder, Store
 from raymerge.storage.upload import ObjectUpload

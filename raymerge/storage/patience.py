@@ -87,7 +87,9 @@ class Retrier:
         return _Failed(failure)
 
     def _pause(self, failure: Failure, tries: int, seconds: float) -> float | None:
-        if not failure.retryable:
+        # Credentials that were found once are there; who gives them out may be in trouble.
+        lost = failure.cause is Cause.NO_CREDENTIALS and self._answered
+        if not (failure.retryable or lost):
             return None
         patience = self._patience
         left = (patience.total_s if self._answered else patience.first_contact_s) - seconds

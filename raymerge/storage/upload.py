@@ -8,9 +8,10 @@ import obstore
 
 from raymerge.checkpoint.folder import Pin
 from raymerge.errors import StorageError
+from raymerge.storage.advice import explain
 from raymerge.storage.bucket import Bucket
 from raymerge.storage.clients import KINDS, Use
-from raymerge.storage.failures import FailedError, Failure, explain, read_failure
+from raymerge.storage.failures import FailedError, Failure, read_failure
 from raymerge.storage.store import Upload
 
 SMALLEST_PART_BYTES = 5 * 2**20
