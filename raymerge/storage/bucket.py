@@ -7,7 +7,6 @@ What the failure of a request means to a source or to a destination is said in `
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -34,8 +33,6 @@ class Bucket:
         self.location = location
         self._options = options
         self._retrier = Retrier(patience, KINDS)
-        self._clients: dict[Use, Client] = {}
-        self._lock = threading.Lock()
 
     @property
     def retries(self) -> int:
@@ -48,10 +45,7 @@ class Bucket:
 
     def client(self, use: Use) -> Client:
         """The client of this process for a kind of request, made when first asked for."""
-        with self._lock:
-            if use not in self._clients:
-                self._clients[use] = open_client(self.location, self._options, use)
-            return self._clients[use]
+        return open_client(self.location, self._options, use)
 
     def list(self, *, below: bool) -> dict[str, Pin]:
         """The objects under the prefix by name, those of its folders only if `below`."""

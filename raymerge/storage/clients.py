@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from datetime import timedelta
 from enum import Enum, auto
 from typing import Any
@@ -46,27 +46,41 @@ class Use(Enum):
 
 SMALL_BYTES = 2**20
 
+_clients: dict[Hashable, ObjectStore] = {}
 _in_memory: dict[str, MemoryStore] = {}
-_in_memory_lock = threading.Lock()
+_lock = threading.Lock()
 
 
 def open_client(location: Location, options: Mapping[str, str], use: Use) -> ObjectStore:
     """A client for the bucket of a location; keys are given in full.
 
+    There is one per bucket and process: with it go its connections, and its credentials, which
+    would otherwise be fetched anew for every object that is written.
+
     Raises:
         FailedError: The options or the environment make no client.
     """
+    environment = tuple(
+        item for item in sorted(os.environ.items()) if item[0].startswith(_PREFIXES)
+    )
+    known_by = location.scheme, location.root, tuple(sorted(options.items())), use, environment
     try:
-        return _open(location, options, use)
+        with _lock:
+            if known_by not in _clients:
+                _clients[known_by] = _open(location, options, use)
+            return _clients[known_by]
     except KINDS as error:
         failure = read_failure(error)
     raise FailedError(failure)
 
 
+_PREFIXES = ("AWS_", "AZURE_", "GOOGLE_")
+"""Of the variables that a client is made from."""
+
+
 def _open(location: Location, options: Mapping[str, str], use: Use) -> ObjectStore:
     if location.scheme is Scheme.MEMORY:
-        with _in_memory_lock:
-            return _in_memory.setdefault(location.root, MemoryStore())
+        return _in_memory.setdefault(location.root, MemoryStore())
     settings: dict[str, Any] = {
         "client_options": _connection(location, options, use),
         "retry_config": _retries(use),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from raymerge.checkpoint.folder import Pin
@@ -16,6 +16,7 @@ from raymerge.errors import SourceError, StorageError
 from raymerge.storage.advice import explain
 from raymerge.storage.bucket import Bucket
 from raymerge.storage.failures import Cause, FailedError
+from raymerge.storage.leftovers import abort_leftovers
 from raymerge.storage.patience import Patience
 from raymerge.storage.store import Access, RemoteFolder, Store
 from raymerge.storage.upload import ObjectUpload
@@ -233,6 +234,15 @@ class ObjectStore(Store):
         return ObjectUpload(
             self._bucket, name, part_bytes=part_bytes, parts_in_flight=parts_in_flight
         )
+
+    def abort_leftovers(self, names: Collection[str]) -> tuple[str, ...]:
+        """Abort what killed runs left of uploads of these very objects, before any of this run.
+
+        Returns:
+            What the user has to know or to do, a sentence each.
+        """
+        found = abort_leftovers(self._bucket.location, self._rebuilt[1], names)
+        return (found.advice,) if found.advice else ()
 
     def _written_before(self, error: FailedError, name: str, data: bytes) -> Pin | None:
         """The object, if an earlier try wrote it and only the answer was lost on its way."""
