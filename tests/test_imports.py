@@ -58,7 +58,9 @@ THIRD_PARTY: dict[str, set[str]] = {
     "tokenizers": {"tokenizer.vocabulary"},
     "transformers": set(),
     "jinja2": {"recipe.chat_templates"},
-    "obstore": set(),
+    "obstore": {"storage.bucket", "storage.clients", "storage.credentials", "storage.upload"},
+    "boto3": {"storage.credentials", "storage.leftovers"},
+    "botocore": {"storage.credentials", "storage.leftovers"},
     "huggingface_hub": set(),
 }
 BANNED = {"utils", "helpers", "common", "misc", "manager", "handler", "processor", "wrapper"}
