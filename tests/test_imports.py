@@ -41,6 +41,14 @@ MAY_IMPORT: dict[str, set[str]] = {
     "": RUN | TOP,
 }
 """Rooms of the package; the empty name is `raymerge` itself."""
+HUB = {
+    "storage.hub",
+    "storage.hub_cache",
+    "storage.hub_errors",
+    "storage.hub_ranges",
+    "storage.hub_retry",
+    "storage.hub_upload",
+}
 THIRD_PARTY: dict[str, set[str]] = {
     "click": {"cli"},
     "ray": {"runtime.cluster"},
@@ -59,7 +67,9 @@ THIRD_PARTY: dict[str, set[str]] = {
     "transformers": set(),
     "jinja2": {"recipe.chat_templates"},
     "obstore": set(),
-    "huggingface_hub": set(),
+    # Imported only where a location is on the Hub.
+    "huggingface_hub": HUB,
+    "httpx2": HUB,
 }
 BANNED = {"utils", "helpers", "common", "misc", "manager", "handler", "processor", "wrapper"}
 
