@@ -45,6 +45,7 @@ HUB = {
     "storage.hub",
     "storage.hub_cache",
     "storage.hub_errors",
+    "storage.hub_quiet",
     "storage.hub_ranges",
     "storage.hub_retry",
     "storage.hub_upload",

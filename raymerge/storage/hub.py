@@ -8,22 +8,24 @@ the commit and the hashes, ask nothing.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from threading import Lock
 
-from huggingface_hub import HfApi, constants
+from huggingface_hub import HfApi, constants, get_hf_file_metadata, hf_hub_url
 
 from raymerge.checkpoint.folder import Pin
 from raymerge.errors import SourceError
 from raymerge.storage import hub_cache
 from raymerge.storage.hub_errors import in_words
 from raymerge.storage.hub_names import HubName, parse_hub_name
+from raymerge.storage.hub_quiet import quiet_library
 from raymerge.storage.hub_ranges import HubRanges
 from raymerge.storage.hub_retry import (
     CONNECT_S,
     OPENING_S,
     READING_S,
+    STALL_S,
     Patience,
     Retries,
     patiently,
@@ -59,9 +61,11 @@ class HubFolder(RemoteFolder):
                 "hf://org/name@revision, with a branch, tag or full commit for a revision",
                 source=location,
             )
+        quiet_library()
         self._cache = cache
         self._retries = Retries()
         self._pins = pins
+        self._reached = False
         self._lock = Lock()
         self._name = name if name.is_pinned else self._resolve(name)
         self._ranges = HubRanges(self._name, self._retries)
@@ -124,7 +128,30 @@ class HubFolder(RemoteFolder):
             SourceError: It cannot be had, or is not what `pin` names.
             StorageError: There is not enough space for it.
         """
+        if path := hub_cache.find(self._name, name, pin):
+            return path
+        self._reach(name)
         return hub_cache.fetch(self._name, name, pin)
+
+    def uncached_bytes(self, names: Iterable[str]) -> int:
+        """What reading these files through the cache would add to it."""
+        pins = {name: self.pin(name) for name in names}
+        return sum(
+            pin.size_bytes
+            for name, pin in pins.items()
+            if hub_cache.find(self._name, name, pin) is None
+        )
+
+    def _reach(self, file: str) -> None:
+        """Find out whether the Hub answers: the library's download would wait for minutes."""
+        if not self._reached:
+            url = hf_hub_url(self._name.repo, file, revision=self._name.revision)
+            with in_words(self._name, SourceError, file=file):
+                patiently(
+                    lambda: get_hf_file_metadata(url, timeout=CONNECT_S, library_name="raymerge"),
+                    Patience(OPENING_S, self._retries),
+                )
+            self._reached = True
 
     def _range(self, name: str, start: int, stop: int, pin: Pin, patience_s: float) -> bytearray:
         with in_words(self._name, SourceError, file=name):
@@ -159,6 +186,7 @@ class HubFolder(RemoteFolder):
             commit, self._pins = patiently(
                 lambda: list_commit(asked), Patience(OPENING_S, self._retries)
             )
+        self._reached = True
         if self._cache:
             hub_cache.remember(asked, commit, self._pins)
         return commit
@@ -168,7 +196,7 @@ def list_commit(asked: HubName) -> tuple[HubName, Mapping[str, Pin]]:
     """Ask the Hub which commit a revision is, and what files are at its top. One request."""
     api = HfApi(library_name="raymerge")
     model = api.model_info(
-        asked.repo, revision=asked.revision, files_metadata=True, timeout=CONNECT_S
+        asked.repo, revision=asked.revision, files_metadata=True, timeout=STALL_S
     )
     if model.sha is None:
         why = "the answer names no commit; HF_ENDPOINT is not a Hub"

@@ -8,20 +8,20 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from uuid import uuid4
 
 from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
 from huggingface_hub.file_download import repo_folder_name
-from huggingface_hub.utils import disable_progress_bars
 
 from raymerge.checkpoint.folder import Pin
 from raymerge.checkpoint.index import INDEX_NAME, parse_index
 from raymerge.errors import SourceError, StorageError
 from raymerge.storage.hub_errors import in_words
 from raymerge.storage.hub_names import HubName
+from raymerge.storage.hub_retry import CONNECT_S
 from raymerge.storage.mounts import free_bytes
 from raymerge.units import format_bytes
 
@@ -38,7 +38,7 @@ def find(name: HubName, file: str, pin: Pin) -> Path | None:
 
 
 def fetch(name: HubName, file: str, pin: Pin) -> Path:
-    """Where a file of a commit lies in the cache; it is fetched first where it does not.
+    """Have a file of a commit in the cache, and say where.
 
     Of all who ask on a node one downloads, and the others wait for it.
 
@@ -46,31 +46,30 @@ def fetch(name: HubName, file: str, pin: Pin) -> Path:
         SourceError: It cannot be had, or is not what `pin` names.
         StorageError: There is not enough space for it.
     """
-    if path := find(name, file, pin):
-        return path
-    check_room([pin.size_bytes], name)
-    disable_progress_bars("huggingface_hub")
+    check_room(pin.size_bytes)
     with in_words(name, SourceError, file=file):
-        path = Path(
-            hf_hub_download(
-                name.repo, file, revision=name.revision, library_name="raymerge", etag_timeout=8
-            )
+        path = hf_hub_download(
+            name.repo,
+            file,
+            revision=name.revision,
+            library_name="raymerge",
+            etag_timeout=CONNECT_S,
         )
-    return _checked(path, name, file, pin)
+    return _checked(Path(path), name, file, pin)
 
 
-def check_room(sizes_bytes: Iterable[int], name: HubName) -> None:
-    """Raise unless the cache has space for files of these sizes.
+def check_room(needed_bytes: int) -> None:
+    """Raise unless the cache has space for so much more.
 
     Raises:
         StorageError: It has not; how much is needed and free is in the message.
     """
-    needed, free = sum(sizes_bytes), free_bytes(constants.HF_HUB_CACHE)
-    if needed > free:
+    free = free_bytes(constants.HF_HUB_CACHE)
+    if needed_bytes > free:
         raise StorageError(
-            f"{name.location}: the cache {constants.HF_HUB_CACHE} has {format_bytes(free)} free, "
-            f"and {format_bytes(needed)} are to be fetched into it. Make space, set HF_HOME to a "
-            "larger disk, or give --no-cache to read from the Hub without a copy here.",
+            f"the Hub's cache {constants.HF_HUB_CACHE} has {format_bytes(free)} free, and "
+            f"{format_bytes(needed_bytes)} are to be fetched into it. Make space, set HF_HOME to a "
+            "larger disk, or give --no-cache to read from the Hub without a copy here."
         )
 
 

@@ -44,9 +44,7 @@ def in_words(
     except RaymergeError:
         raise
     except (httpx2.HTTPError, errors.HFValidationError, OSError, RuntimeError, ValueError) as error:
-        # The library says only that it could not; why is what it had caught.
-        known = error.__cause__ if isinstance(error, errors.LocalEntryNotFoundError) else None
-        cause = known or error
+        cause = _cause(error)
         where = f"{name.location}/{file}" if file else name.location
         raise kind(
             f"{where}: {_why(cause, name, file)}",
@@ -54,6 +52,13 @@ def in_words(
             file=file,
             retryable=passes(cause),
         ) from None
+
+
+def _cause(error: BaseException) -> BaseException:
+    """Where the library says only that it could not, what it had caught."""
+    while isinstance(error, errors.LocalEntryNotFoundError | RuntimeError) and error.__cause__:
+        error = error.__cause__
+    return error
 
 
 def _why(error: BaseException, name: HubName, file: str | None) -> str:
