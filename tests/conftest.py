@@ -28,7 +28,7 @@ from raymerge.runtime.settings import run_settings as settings_of
 from tests.checkpoints import fine_tune, llama_config, tiny_llama_tensors, write_checkpoint
 from tests.peer.mergekit import Mergekit, find_python
 
-pytest_plugins = ["tests.servers.fixtures"]
+pytest_plugins = ["tests.servers.fixtures", "tests.servers.hub_fixture"]
 
 settings.register_profile("default", deadline=None)
 settings.register_profile("ci", deadline=None, max_examples=300, derandomize=True)

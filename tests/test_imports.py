@@ -41,6 +41,15 @@ MAY_IMPORT: dict[str, set[str]] = {
     "": RUN | TOP,
 }
 """Rooms of the package; the empty name is `raymerge` itself."""
+HUB = {
+    "storage.hub",
+    "storage.hub_cache",
+    "storage.hub_errors",
+    "storage.hub_quiet",
+    "storage.hub_ranges",
+    "storage.hub_retry",
+    "storage.hub_upload",
+}
 THIRD_PARTY: dict[str, set[str]] = {
     "click": {"cli"},
     "ray": {"runtime.cluster"},
@@ -58,10 +67,13 @@ THIRD_PARTY: dict[str, set[str]] = {
     "tokenizers": {"tokenizer.vocabulary"},
     "transformers": set(),
     "jinja2": {"recipe.chat_templates"},
+    "pyarrow": {"storage.arrow", "runtime.ledger"},
     "obstore": {"storage.bucket", "storage.clients", "storage.credentials", "storage.upload"},
     "boto3": {"storage.credentials", "storage.leftovers"},
     "botocore": {"storage.credentials", "storage.leftovers"},
-    "huggingface_hub": set(),
+    # Imported only where a location is on the Hub.
+    "huggingface_hub": HUB,
+    "httpx2": HUB,
 }
 BANNED = {"utils", "helpers", "common", "misc", "manager", "handler", "processor", "wrapper"}
 

@@ -127,9 +127,9 @@ def claim(
 
         return FolderDestination(Path(where.path), **terms)
     if where.scheme is Scheme.HUB:
-        from raymerge.runtime.hub_destination import HubDestination
+        from raymerge.runtime.hub_destination import RepositoryDestination
 
-        return HubDestination(where, access, **terms)
+        return RepositoryDestination(where, access, **terms)
     _check_written(where)
     from raymerge.runtime.object_destination import ObjectDestination
 

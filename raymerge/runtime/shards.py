@@ -10,7 +10,7 @@ from raymerge.checkpoint.layout import header_of
 from raymerge.plan.graph import Unit
 from raymerge.storage.posix import PosixShard
 from raymerge.storage.store import Access, Upload
-from raymerge.storage.urls import Location, destination
+from raymerge.storage.urls import Location, Scheme, destination
 
 PART_BYTES = 8 * 2**20
 """Of an upload. A store acknowledges each, so that a failure costs one part."""
@@ -40,8 +40,12 @@ class UnitWriter(Protocol):
         """The next bytes; the memory may be used again at once."""
         ...
 
-    def finish(self) -> Mapping[str, str]:
-        """Return once all is safe, with what the place knows the bytes by."""
+    def finish(self, shard_sha256: str | None) -> Mapping[str, str]:
+        """Return once all is safe, with what the place knows the bytes by.
+
+        Args:
+            shard_sha256: Of all that was written, where the unit is a whole shard.
+        """
         ...
 
     def __enter__(self) -> Self: ...
@@ -63,7 +67,7 @@ class FileWriter:
         self._shard.write_at(data, self._position)
         self._position += data.nbytes
 
-    def finish(self) -> Mapping[str, str]:
+    def finish(self, shard_sha256: str | None) -> Mapping[str, str]:  # noqa: ARG002
         """See `UnitWriter.finish`."""
         self._shard.sync()
         return {}
@@ -92,7 +96,7 @@ class ObjectWriter:
         # A copy: the client keeps what it is given until the part is acknowledged.
         self._upload.write(bytes(data))
 
-    def finish(self) -> Mapping[str, str]:
+    def finish(self, shard_sha256: str | None) -> Mapping[str, str]:  # noqa: ARG002
         """See `UnitWriter.finish`: the object's ETag."""
         return {"etag": self._upload.finish().tag}
 
@@ -103,7 +107,41 @@ class ObjectWriter:
         self._upload.abort()
 
 
+class HubWriter:
+    """A whole shard for the Hub: filled on this node's disk, uploaded, and removed from there."""
+
+    def __init__(self, location: Location, unit: Unit) -> None:
+        from raymerge.storage.hub_cache import state_folder
+        from raymerge.storage.hub_upload import HubDestination
+
+        self._branch = HubDestination(str(location))
+        self._name = unit.shard
+        self._path = state_folder(self._branch.location) / "scratch" / unit.shard
+        self._shard = PosixShard(self._path, unit.shard_bytes)
+        self.head = header_of(node.slot for node in unit.nodes)
+        self._shard.write_at(self.head, 0)
+        self._position = len(self.head)
+
+    def write(self, data: memoryview) -> None:
+        """See `UnitWriter.write`."""
+        self._shard.write_at(data, self._position)
+        self._position += data.nbytes
+
+    def finish(self, shard_sha256: str | None) -> Mapping[str, str]:
+        """See `UnitWriter.finish`: the hash that the Hub keeps the content by."""
+        return {"sha256": self._branch.add(self._name, self._path, sha256=shard_sha256).sha256}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._shard.close()
+        self._path.unlink(missing_ok=True)
+
+
 def unit_writer(units_at: str, unit: Unit, access: Access) -> UnitWriter:
     """What writes a unit at a place that a `Destination` has named."""
     where = destination(units_at)
+    if where.scheme is Scheme.HUB:
+        return HubWriter(where, unit)
     return ObjectWriter(where, unit, access) if where.is_objects else FileWriter(where.path, unit)

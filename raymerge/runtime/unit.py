@@ -69,7 +69,8 @@ class Worker:
                 if following:
                     self._readers.will_need(following.inputs)
                 written.append(self._merge_node(node, surveyed, writer, whole))
-            stored = writer.finish()
+            shard_sha256 = whole.hexdigest() if whole else None
+            stored = writer.finish(shard_sha256)
         # Before the receipt: bytes of a source that changed must not be trusted by a later run.
         self._readers.check_unchanged()
         return Receipt(
@@ -79,7 +80,7 @@ class Worker:
             stop=unit.stop,
             head_sha256=hashlib.sha256(writer.head).hexdigest(),
             tensors=tuple(written),
-            shard_sha256=whole.hexdigest() if whole else None,
+            shard_sha256=shard_sha256,
             stored=stored,
             worker=self._name,
             began=began,

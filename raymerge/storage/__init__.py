@@ -61,7 +61,7 @@ def open_folder(
             return ObjectFolder(where, access)
         from raymerge.storage.arrow import ArrowFolder
 
-        return ArrowFolder(where, access)
+        return ArrowFolder(where)
     except StorageError as error:
         raise SourceError(f"{label}: {error}", source=label, retryable=error.retryable) from error
 
