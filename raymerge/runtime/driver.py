@@ -26,6 +26,7 @@ from raymerge.plan.units import dispatch_order
 from raymerge.runtime.card import CARD_NAME, model_card
 from raymerge.runtime.destination import Destination, claim, finished
 from raymerge.runtime.engine import Engine
+from raymerge.runtime.ledger import LEDGER_NAMES, ledger
 from raymerge.runtime.receipt import Receipt
 from raymerge.runtime.record import ShardRecord, run_record
 from raymerge.runtime.settings import OnProgress, Progress
@@ -116,7 +117,7 @@ def execute(
         shards = tuple(ShardRecord(**shard) for shard in record["shards"])
         return _result(plan, out, shards, engine="none", resumed=len(plan.units), began=began)
     meter = Meter(on_progress)
-    names = [shard.name for shard in plan.shards] + [CARD_NAME, RECORD_NAME]
+    names = [*(shard.name for shard in plan.shards), CARD_NAME, RECORD_NAME, *LEDGER_NAMES.values()]
     destination = claim(out, plan, names=names, overwrite=overwrite, access=access)
     with closing(destination):
         try:
@@ -163,6 +164,7 @@ def _perform(
         shards = run.shard_records()
     files = {
         **beside,
+        **ledger(plan, run.receipts, resumed=resumed),
         CARD_NAME: model_card(plan),
         RECORD_NAME: run_record(plan, shards=shards, kernels=kernel_hash()),
     }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from typing import Any
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -16,6 +17,11 @@ class TensorReceipt:
     """From storage, all passes counted."""
     seconds: float = field(compare=False)
     """From its first read to its last write, on one thread."""
+    norms: tuple[float, ...] | None = None
+    """Of each input, or of each task vector where the merge is relative to a base; with `--stats`.
+    """
+    cosines: tuple[float, ...] | None = None
+    """Of every pair of them: of the first with each that follows, then of the second, and so on."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,7 +56,12 @@ def read_receipt(raw: bytes) -> Receipt | None:
     """A receipt from its file; None from anything else: its unit counts as not written."""
     try:
         fields = json.loads(raw)
-        tensors = tuple(TensorReceipt(**tensor) for tensor in fields.pop("tensors"))
+        tensors = tuple(map(_tensor, fields.pop("tensors")))
         return Receipt(**fields, tensors=tensors)
     except (ValueError, TypeError, KeyError, AttributeError):
         return None
+
+
+def _tensor(fields: dict[str, Any]) -> TensorReceipt:
+    lists = {name: tuple(value) for name, value in fields.items() if isinstance(value, list)}
+    return TensorReceipt(**{**fields, **lists})

@@ -10,6 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 from raymerge.plan.build import Plan
 from raymerge.plan.document import source_document
+from raymerge.runtime.ledger import LEDGER_NAMES
 
 _VERSIONS = ("raymerge", "numpy", "numba", "torch")
 
@@ -43,6 +44,7 @@ def run_record(plan: Plan, *, shards: Sequence[ShardRecord], kernels: str) -> by
         **_stages(plan),
         "dropped": list(plan.dropped),
         "shards": [asdict(shard) for shard in shards],
+        "ledger": LEDGER_NAMES,
         "versions": {"python": platform.python_version(), **_installed()},
         "kernels": kernels,
     }

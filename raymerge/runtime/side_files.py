@@ -23,6 +23,7 @@ from raymerge.checkpoint.ties import TiePolicy, config_sections
 from raymerge.errors import SourceError
 from raymerge.plan.build import Plan
 from raymerge.recipe import Recipe
+from raymerge.runtime.ledger import LEDGER_NAMES
 from raymerge.units import format_bytes
 
 MAX_COPIED_BYTES = 256 * 2**20
@@ -31,7 +32,7 @@ MAX_COPIED_BYTES = 256 * 2**20
 # Lower case, because a Hub repository may be of anyone's hand. What these would say of the output
 # is untrue or not about a model; LICENSE and NOTICE are not among them and so travel along.
 _NOT_COPIED = {
-    "describes the donor": ("readme*", RECORD_NAME, "mergekit_config.y*ml"),
+    "describes the donor": ("readme*", RECORD_NAME, *LEDGER_NAMES.values(), "mergekit_config.y*ml"),
     "hidden": (".*",),
     # A loader that finds this beside a model puts an adapter on top of it.
     "of an adapter": ("adapter_config.json",),
