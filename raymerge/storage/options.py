@@ -40,7 +40,6 @@ _S3 = frozenset(
         "skip_signature",
         "sse_bucket_key_enabled",
         "sse_kms_key_id",
-        "sts_endpoint",
         "unsigned_payload",
         "virtual_hosted_style_request",
     )
