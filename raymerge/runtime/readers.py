@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import resource
-from collections.abc import Sequence
-from threading import Lock
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from copy import copy
+from threading import Event, Lock
 from typing import TYPE_CHECKING, Protocol
 
 from raymerge.checkpoint.header import TensorEntry
 from raymerge.kernels.tile import Bytes
 from raymerge.plan.graph import Derived, Input, PlannedSource, Read
 from raymerge.plan.memory import Budget
+from raymerge.plan.ranges import Need, ranges
+from raymerge.runtime.fetching import Prefetch
 from raymerge.storage.posix import PosixFolder, PosixReader
+from raymerge.storage.store import RemoteFolder
 
 if TYPE_CHECKING:
     from raymerge.runtime.derived.merged import Workshop
@@ -56,32 +61,64 @@ class Stored:
             self._reader.will_need(start, nbytes)
 
 
-class Readers:
-    """The open files of all sources; one set serves all threads of a process."""
+class Fetched:
+    """A tensor's bytes as they lie in a remote file."""
 
-    def __init__(self, sources: Sequence[PlannedSource], workshop: Workshop | None = None) -> None:
+    def __init__(self, readers: Readers, read: Read) -> None:
+        self._readers = readers
+        self._read = read
+
+    def fill(self, buffer: Bytes, offset: int) -> int:
+        """See `Filler.fill`. What is fetched ahead is counted when it comes, not here."""
+        entry = self._read.entry
+        start = entry.start + offset
+        where = self._read.source, entry.file
+        if self._readers.ahead is not None:
+            self._readers.ahead.read_into(buffer, *where, start)
+            return 0
+        buffer.data[:] = self._readers.fetch(*where, start, start + buffer.nbytes)
+        return buffer.nbytes
+
+    def will_need(self, offset: int, nbytes: int) -> None:
+        """See `Filler.will_need`: a unit's needs are known before it begins."""
+
+
+OpenSource = Callable[[PlannedSource], PosixFolder | RemoteFolder]
+
+
+def open_local(source: PlannedSource) -> PosixFolder:
+    """A source that is a folder of this machine's file systems."""
+    return PosixFolder(source.location)
+
+
+class Readers:
+    """The open files of all sources; one set serves all threads of a process.
+
+    Args:
+        sources: As planned; behind them may stand stages, of which nothing is stored.
+        workshop: What stages inside the recipe are merged with; None if there are none.
+        open_source: Gives the folder of a source.
+    """
+
+    def __init__(
+        self,
+        sources: Sequence[PlannedSource],
+        workshop: Workshop | None = None,
+        open_source: OpenSource = open_local,
+    ) -> None:
         self._sources = sources
         self.workshop = workshop
-        """What stages inside the recipe are merged with; None if there are none."""
+        """See above."""
+        self.ahead: Prefetch | None = None
+        """What remote files are read through; see `during`."""
+        self._open_source = open_source
+        self._folders: dict[int, PosixFolder | RemoteFolder] = {}
         self._open: dict[tuple[int, str], PosixReader] = {}
         self._lock = Lock()
         # Every file of every source stays open: three of 163 shards each are past a usual limit.
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         if soft < hard:
             resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-
-    def __getitem__(self, read: Read) -> PosixReader:
-        key = read.source, read.entry.file
-        reader = self._open.get(key)
-        if reader is None:
-            source = self._sources[read.source]
-            path = PosixFolder(source.location).path(read.entry.file)
-            with self._lock:
-                if key not in self._open:
-                    pin = source.pins[read.entry.file]
-                    self._open[key] = PosixReader(path, pin, source=source.label)
-                reader = self._open[key]
-        return reader
 
     def filler(self, one: Input, budget: Budget | None = None) -> Filler:
         """What fills buffers with the bytes of an input, for the calling thread.
@@ -94,21 +131,94 @@ class Readers:
             from raymerge.runtime.derived import derived_filler
 
             return derived_filler(one, self, budget)
-        return Stored(self[one], one.entry)
+        return self._stored(one) or Fetched(self, one)
+
+    def fetch(self, source: int, file: str, start: int, stop: int) -> memoryview:
+        """Bytes of a remote file."""
+        folder = self._folder(source)
+        assert not isinstance(folder, PosixFolder), folder.location
+        return folder.fetch(file, start, stop, self._sources[source].pins[file])
+
+    @contextmanager
+    def during(
+        self, needs: Iterable[Need], budget: Budget, *, stop: Event, on_read: Callable[[int], None]
+    ) -> Iterator[Readers]:
+        """These readers while a unit is in progress: what it needs of remote files is fetched.
+
+        Args:
+            needs: In the order in which the unit reads.
+            budget: Has the window.
+            stop: Ends what waits for a file.
+            on_read: Told of bytes fetched, from any thread.
+        """
+        if not budget.window_bytes:
+            yield self
+            return
+        planned = ranges(
+            (need for need in needs if self._is_remote(need.source)), budget.window_bytes
+        )
+        unit = copy(self)
+        with Prefetch(
+            planned, self.fetch, window_bytes=budget.window_bytes, stop=stop, on_read=on_read
+        ) as unit.ahead:
+            yield unit
+
+    def reach(self, node: int) -> None:
+        """Say that the tensor at this position of the unit is begun."""
+        if self.ahead is not None:
+            self.ahead.reach(node)
 
     def will_need(self, inputs: Sequence[Input]) -> None:
         """Have the kernel fetch the beginnings of these tensors while others are computed."""
         for one in inputs:
             for read in one.reads:
-                Stored(self[read], read.entry).will_need(0, AHEAD_BYTES)
+                if stored := self._stored(read):
+                    stored.will_need(0, AHEAD_BYTES)
 
     def check_unchanged(self) -> None:
-        """Raise SourceError if a file that was read is no longer the planned one."""
+        """Raise SourceError if a file that was read is no longer the planned one.
+
+        Remote ones are looked at with every range.
+        """
         for reader in list(self._open.values()):  # other threads open more meanwhile
             reader.check_unchanged()
+
+    @property
+    def retries(self) -> int:
+        """Requests for remote files that were made again so far."""
+        folders = list(self._folders.values())
+        return sum(folder.retries for folder in folders if not isinstance(folder, PosixFolder))
 
     def close(self) -> None:
         """Close all files."""
         for reader in self._open.values():
             reader.close()
         self._open.clear()
+
+    def _is_remote(self, source: int) -> bool:
+        return not isinstance(self._folder(source), PosixFolder)
+
+    def _folder(self, source: int) -> PosixFolder | RemoteFolder:
+        folder = self._folders.get(source)
+        if folder is None:
+            with self._lock:
+                if source not in self._folders:
+                    self._folders[source] = self._open_source(self._sources[source])
+                folder = self._folders[source]
+        return folder
+
+    def _stored(self, read: Read) -> Stored | None:
+        """What fills buffers from a local file; None where it is not one."""
+        key = read.source, read.entry.file
+        reader = self._open.get(key)
+        if reader is None:
+            folder = self._folder(read.source)
+            if not isinstance(folder, PosixFolder):
+                return None
+            source, file = self._sources[read.source], read.entry.file
+            with self._lock:
+                if key not in self._open:
+                    path, pin = folder.path(file), source.pins[file]
+                    self._open[key] = PosixReader(path, pin, source=source.label)
+                reader = self._open[key]
+        return Stored(reader, read.entry)

@@ -10,6 +10,7 @@ from raymerge.plan.build import Plan
 from raymerge.plan.graph import PlannedSource
 from raymerge.plan.memory import Budget
 from raymerge.plan.stages import Terms, terms
+from raymerge.runtime.readers import OpenSource, open_local
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,6 +25,8 @@ class RunSettings:
     nan: Literal["error", "pass"]
     budget: Budget
     device: Literal["cpu", "cuda"]
+    open_source: OpenSource = open_local
+    """Gives the folder of a source, in every worker."""
     stage: str | None = None
     """The stage that these are the settings of; None of the one that is written."""
     stages: tuple[Terms, ...] = ()
@@ -38,7 +41,12 @@ class RunSettings:
         return replace(self, sources=sources, seed=terms.seed, nan=terms.nan, stage=terms.name)
 
 
-def run_settings(plan: Plan, folder: str, device: Literal["cpu", "cuda"]) -> RunSettings:
+def run_settings(
+    plan: Plan,
+    folder: str,
+    device: Literal["cpu", "cuda"],
+    open_source: OpenSource = open_local,
+) -> RunSettings:
     """The settings of a plan whose shards are filled in `folder`."""
     settings = RunSettings(
         sources=plan.sources,
@@ -47,6 +55,7 @@ def run_settings(plan: Plan, folder: str, device: Literal["cpu", "cuda"]) -> Run
         nan=plan.recipe.nan,
         budget=plan.memory.budget,
         device=device,
+        open_source=open_source,
     )
     if not plan.stages:
         return settings
@@ -78,10 +87,20 @@ class Receipt:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Progress:
-    """Bytes moved since the last report."""
+    """What was done since the last report."""
 
     read_bytes: int = 0
+    """Of files as they are read, of remote ones when they have come."""
     written_bytes: int = 0
+    retries: int = 0
+    """Requests to storage that were made again."""
+
+    def __add__(self, more: Progress) -> Progress:
+        return Progress(
+            read_bytes=self.read_bytes + more.read_bytes,
+            written_bytes=self.written_bytes + more.written_bytes,
+            retries=self.retries + more.retries,
+        )
 
 
 OnProgress = Callable[[Progress], None]

@@ -7,10 +7,11 @@ twice, or again after a crash.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import zip_longest
 from pathlib import Path
-from threading import Event, local
+from threading import Event, Lock, local
 
 import numpy as np
 
@@ -18,6 +19,8 @@ from raymerge.kernels.constants import HIGH_BINS, LOW_BINS, LOW_COLUMNS
 from raymerge.kernels.threshold import Threshold
 from raymerge.kernels.tile import Bytes, Counts, Kernels, Selectors, Tile
 from raymerge.plan.graph import CopyStep, DeltaStep, Input, TensorNode, Unit
+from raymerge.plan.needs import merge_needs, survey_needs
+from raymerge.plan.ranges import Need
 from raymerge.runtime.copies import check_copied, pieces, require_equal
 from raymerge.runtime.derived.merged import Workshop
 from raymerge.runtime.figures import largest
@@ -42,7 +45,9 @@ class Worker:
         workshop = Workshop(
             self._kernels, stop, tuple(map(settings.under, settings.stages)), settings.budget
         )
-        self._readers = Readers(settings.sources, workshop)
+        self._readers = Readers(settings.sources, workshop, settings.open_source)
+        self._counting = Lock()
+        self._retries = 0
         self._stop = stop
         self._on_progress = on_progress
         self._thread = local()
@@ -51,13 +56,18 @@ class Worker:
         """Write the unit's bytes and return once they are on the disk."""
         digest = hashlib.sha256()
         surveyed = largest(unit.thresholds, unit.ties_before) if unit.thresholds else None
-        with PosixShard(Path(self._settings.folder, unit.shard), unit.shard_bytes) as shard:
+        needs = merge_needs(unit.nodes, self._settings.budget)
+        with (
+            self._during(needs) as readers,
+            PosixShard(Path(self._settings.folder, unit.shard), unit.shard_bytes) as shard,
+        ):
             # The first unit of a shard answers for its header, which is there already.
             digest.update(shard.read(unit.start, unit.nodes[0].slot.start))
-            for node, following in zip_longest(unit.nodes, unit.nodes[1:]):
+            for number, (node, following) in enumerate(zip_longest(unit.nodes, unit.nodes[1:])):
+                readers.reach(number)
                 if following:
-                    self._readers.will_need(following.inputs)
-                self._check_twins(node)
+                    readers.will_need(following.inputs)
+                self._check_twins(node, readers)
                 position = node.slot.start
 
                 def write(piece: Bytes) -> None:
@@ -67,7 +77,7 @@ class Worker:
                     position += piece.nbytes
                     self._on_progress(Progress(written_bytes=piece.nbytes))
 
-                self._merge_tensor(node, surveyed, write)
+                self._merge_tensor(node, readers, surveyed, write)
                 assert position == node.slot.stop, (node.slot, position)
             shard.sync()
         # Before the receipt: bytes of a source that changed must not be trusted by a later run.
@@ -110,12 +120,23 @@ class Worker:
         """Close the sources' files."""
         self._readers.close()
 
-    def _inputs(self, node: TensorNode) -> Inputs:
+    @contextmanager
+    def _during(self, needs: Iterable[Need]) -> Iterator[Readers]:
+        """The readers of a unit in progress; requests that were made again are reported."""
+        budget = self._settings.budget
+        with self._readers.during(needs, budget, stop=self._stop, on_read=self._on_read) as readers:
+            yield readers
+        with self._counting:
+            more, self._retries = self._readers.retries - self._retries, self._readers.retries
+        if more:
+            self._on_progress(Progress(retries=more))
+
+    def _inputs(self, node: TensorNode, readers: Readers) -> Inputs:
         if not hasattr(self._thread, "arena"):
             self._thread.arena = Arena()
         return Inputs(
             node,
-            self._readers,
+            readers,
             self._thread.arena,
             self._settings.budget,
             stop=self._stop,
@@ -123,12 +144,16 @@ class Worker:
         )
 
     def _merge_tensor(
-        self, node: TensorNode, surveyed: Selectors | None, write: Callable[[Bytes], None]
+        self,
+        node: TensorNode,
+        readers: Readers,
+        surveyed: Selectors | None,
+        write: Callable[[Bytes], None],
     ) -> None:
         if isinstance(node.step, CopyStep):
-            self._copy(node, write)
+            self._copy(node, readers, write)
         else:
-            inputs = self._inputs(node)
+            inputs = self._inputs(node, readers)
             TensorMerge(node, inputs, self._kernels, self._settings).run(surveyed, write)
 
     def _survey(
@@ -137,39 +162,42 @@ class Worker:
         surveyed = [n for n in unit.nodes if isinstance(n.step, DeltaStep) and n.step.surveyed]
         sources = len(surveyed[0].inputs) - 1 if surveyed else 0
         counts = np.zeros((sources, bins), np.int64)
-        for node in surveyed:
-            self._count(node, count, counts)
+        with self._during(survey_needs(surveyed, self._settings.budget)) as readers:
+            for number, node in enumerate(surveyed):
+                readers.reach(number)
+                self._count(node, readers, count, counts)
         return counts
 
     def _count(
         self,
         node: TensorNode,
+        readers: Readers,
         count: Callable[[TensorMerge, Tile, Counts], None],
         counts: Counts,
     ) -> None:
         # A function of its own: what it holds of the arena has to go before the next tensor's.
-        inputs = self._inputs(node)
+        inputs = self._inputs(node, readers)
         merge = TensorMerge(node, inputs, self._kernels, self._settings)
         for tile in inputs.sweep():
             count(merge, tile, counts)
 
-    def _copy(self, node: TensorNode, write: Callable[[Bytes], None]) -> None:
+    def _copy(self, node: TensorNode, readers: Readers, write: Callable[[Bytes], None]) -> None:
         donor, *others = node.inputs
-        fillers = [self._readers.filler(other) for other in others]
-        for offset, piece in self._pieces(donor):
+        fillers = [readers.filler(other) for other in others]
+        for offset, piece in self._pieces(donor, readers):
             check_copied(
                 node, piece, offset, fillers, settings=self._settings, on_read=self._on_read
             )
             write(piece)
 
-    def _check_twins(self, node: TensorNode) -> None:
+    def _check_twins(self, node: TensorNode, readers: Readers) -> None:
         for head, embedding in node.twins:
-            filler = self._readers.filler(head)
-            for offset, piece in self._pieces(embedding):
+            filler = readers.filler(head)
+            for offset, piece in self._pieces(embedding, readers):
                 self._require_equal(embedding, head, piece, offset, filler)
 
-    def _pieces(self, one: Input) -> Iterator[tuple[int, Bytes]]:
-        return pieces(one, self._readers, stop=self._stop, on_read=self._on_read)
+    def _pieces(self, one: Input, readers: Readers) -> Iterator[tuple[int, Bytes]]:
+        return pieces(one, readers, stop=self._stop, on_read=self._on_read)
 
     def _require_equal(
         self, one: Input, other: Input, piece: Bytes, offset: int, filler: Filler
