@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from raymerge.runtime.engine import Engine
     from raymerge.runtime.inspection import Inspection
     from raymerge.runtime.settings import OnProgress
+    from raymerge.storage import SourceFolder
     from raymerge.storage.store import Access
 
 AnyPath = str | os.PathLike[str]
@@ -289,9 +290,10 @@ def _plan(
         device_memory_bytes=options.get("device_memory_bytes"),
         whole_shards=out is not None and not _fills_together(os.fspath(out)),
         tile_elements=options.get("tile_elements"),
-        # All sources are local files: the kernel has them cached after the first sweep, and a copy
+        # Of local files: the kernel has them cached after the first sweep, and a copy
         # from there into a core's cache moves fewer bytes than memory of our own (TIES: 10 % less).
         hold=False,
+        remote=any(map(_is_fetched, folders.values())),
     )
     models = [catalog for catalog in catalogs if catalog.lora is None]
     return build(
@@ -306,6 +308,13 @@ def _plan(
             for catalog in models
         },
     )
+
+
+def _is_fetched(folder: SourceFolder) -> bool:
+    """Whether the files of a source are read by range over a network."""
+    from raymerge.storage.posix import PosixFolder
+
+    return not isinstance(folder, PosixFolder) and folder.copied is None
 
 
 def _fills_together(out: str) -> bool:

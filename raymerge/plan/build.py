@@ -65,6 +65,8 @@ class PlanOptions:
     """What one CUDA device may use; None leaves it to the device."""
     whole_shards: bool = False
     """A unit is a whole shard, for destinations where a file has one writer."""
+    remote: bool = False
+    """Whether a source is read over a network: it is fetched ahead, and held where it fits."""
     hold: bool = True
     """Whether what is swept more than once is kept in memory where it fits, not read again."""
     tile_elements: int | None = None
@@ -207,6 +209,7 @@ def build(
             threads=options.threads,
             tile_elements=options.tile_elements,
             hold=options.hold,
+            remote=options.remote,
         ),
         tie=decided.matched.tie,
         stacks=decided.matched.stacks,

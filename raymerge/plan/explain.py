@@ -238,9 +238,11 @@ def _units(plan: Plan) -> str:
 def _peak(plan: Plan) -> str:
     memory = plan.memory
     threads = f"{memory.threads} thread{'s' if memory.threads > 1 else ''}"
+    window = memory.budget.window_bytes
+    ahead = f", each fetching up to {format_bytes(window)} ahead" if window else ""
     return (
         f"{format_bytes(memory.projected_host_bytes)} of {format_bytes(memory.budget_bytes)}, "
-        f"{threads}, tiles of {memory.budget.tile_elements:,} elements"
+        f"{threads}{ahead}, tiles of {memory.budget.tile_elements:,} elements"
     )
 
 

@@ -4,7 +4,8 @@ A worker runs several units at once, one per thread, and a thread works on one t
 
     process = interpreter and libraries + the plan (in the driver) + threads * working set
     working set = a tile of every input and of the output, and the method's counters;
-                  a tensor that is swept more than once is held whole instead, if that fits
+                  a tensor that is swept more than once is held whole instead, if that fits;
+                  of remote sources, what is fetched and not used yet: the window
 
 What does not fit whole is read again for every pass; so is everything where reading again is
 cheaper than keeping, as it is from a local file that the kernel has just cached. What does not fit
@@ -23,6 +24,7 @@ from raymerge.kernels.groups import Group
 from raymerge.kernels.rows import rank_bytes, rows_of, whole_rows
 from raymerge.methods.rules import KeepBand
 from raymerge.plan.graph import CopyStep, DeltaStep, Derived, FreeStep, Read, SpanStep, TensorNode
+from raymerge.plan.ranges import LEAST_WINDOW_BYTES, WINDOW_BYTES
 from raymerge.units import format_bytes
 
 PROCESS_BYTES = 256 * 2**20
@@ -47,6 +49,11 @@ CACHED_BYTES = 4 * 2**20
 SAMPLE_ELEMENTS = 2**18
 """Entries that name the bin of a threshold before all are counted. They place a density to within a
 fifth of a percent, and a bin is wider."""
+PROBES = 16
+"""Places that they are taken from."""
+WINDOW_SHARE = 4
+"""The window is at most one part in so many of what a thread may use: the rest can hold tensors,
+which saves whole sweeps."""
 SELECTED_VALUES = 4
 """Bins that the histogram of a free method counts inside at most."""
 SCRATCH_BYTES = 2**17
@@ -63,6 +70,8 @@ class Budget:
     tile_elements: int
     hold: bool = True
     """Whether what fits is kept between sweeps; else a large tensor is read again for each."""
+    window_bytes: int = 0
+    """What is fetched ahead of a thread, besides; 0 where all sources are files."""
 
     def holds(self, node: TensorNode) -> bool:
         """Whether a tensor that is swept more than once stays in memory between its passes."""
@@ -120,6 +129,16 @@ def tile_of(node: TensorNode, tile_elements: int) -> int:
     if isinstance(node.step, DeltaStep) and node.step.ranks:
         tile_elements = whole_rows(rows_of(node.slot.shape), tile_elements)
     return min(node.inputs[0].num_elements, tile_elements)
+
+
+def probes(elements: int, tile_elements: int) -> Iterator[tuple[int, int]]:
+    """Evenly spaced pieces, `SAMPLE_ELEMENTS` in all or the whole: first element, and how many."""
+    places = 1 if elements <= SAMPLE_ELEMENTS else PROBES
+    piece = min(elements, SAMPLE_ELEMENTS) // places
+    step = elements // places // LANES * LANES
+    for begin in (place * step for place in range(places)):
+        for first in range(begin, begin + piece, tile_elements):
+            yield first, min(tile_elements, begin + piece - first)
 
 
 def working_bytes(node: TensorNode, tile_elements: int) -> int:
@@ -197,6 +216,7 @@ def project(
     threads: int,
     tile_elements: int | None,
     hold: bool = True,
+    remote: bool = False,
 ) -> Memory:
     """Choose tiles and what is held, and project the peak.
 
@@ -208,6 +228,8 @@ def project(
         threads: Units in progress at once in a worker.
         tile_elements: A fixed tile instead of the chosen one, a multiple of 256.
         hold: Whether a tensor that is swept more than once is kept in memory where it fits.
+        remote: Whether a source is read over a network. What is held then is not fetched again,
+            and some of the budget goes into fetching ahead.
 
     Raises:
         PlanError: The largest tensor does not fit as the smallest tile, or the fixed one is none.
@@ -216,7 +238,8 @@ def project(
         raise PlanError(f"tile_elements is {tile_elements}; give a positive multiple of {LANES}")
     process_bytes = PROCESS_BYTES + (TORCH_BYTES if device == "cuda" else 0)
     fixed_bytes = process_bytes + PLAN_BYTES_PER_TENSOR * _described(nodes)
-    thread_bytes = max(0, budget_bytes - fixed_bytes) // threads - THREAD_BYTES
+    available = max(0, budget_bytes - fixed_bytes) // threads - THREAD_BYTES
+    window = _window_bytes(available) if remote else 0
     keys = list(map(_kind, nodes))
     kinds = dict(zip(keys, nodes, strict=True))
     on_device = 0
@@ -225,11 +248,16 @@ def project(
         worst = max(kinds.values(), key=lambda node: working_bytes(node, tile))
         if device == "cuda":
             on_device = threads * max(device_bytes(node, tile) for node in kinds.values())
-        fits = working_bytes(worst, tile) <= thread_bytes
+        fits = working_bytes(worst, tile) <= available - window
         fits_device = device_budget_bytes is None or on_device <= device_budget_bytes
-        if (fits and fits_device) or tile_elements or tile <= SMALLEST_TILE:
+        if fits and fits_device:
             break
-        tile //= 2
+        if not tile_elements and tile > SMALLEST_TILE:
+            tile //= 2
+        elif not fits and window > LEAST_WINDOW_BYTES:
+            window = LEAST_WINDOW_BYTES
+        else:
+            break
     if not fits or not fits_device:
         raise _too_large(
             worst,
@@ -238,8 +266,14 @@ def project(
             device_budget_bytes=device_budget_bytes,
             threads=threads,
             fixed_bytes=fixed_bytes,
+            window=window,
         )
-    budget = Budget(thread_bytes=thread_bytes, tile_elements=tile, hold=hold)
+    budget = Budget(
+        thread_bytes=available - window,
+        tile_elements=tile,
+        hold=hold or remote,
+        window_bytes=window,
+    )
     swept = {key: node for key, node in kinds.items() if len(node.step.passes) > 1}
     kept = {key: budget.holds(node) for key, node in swept.items()}
     peak = max(map(budget.peak_bytes, kinds.values()))
@@ -248,12 +282,16 @@ def project(
         budget_bytes=budget_bytes,
         threads=threads,
         budget=budget,
-        projected_host_bytes=fixed_bytes + threads * (peak + THREAD_BYTES),
+        projected_host_bytes=fixed_bytes + threads * (peak + window + THREAD_BYTES),
         projected_device_bytes=on_device,
         held_tensors=sum(kept.get(key, False) for key in keys),
         reread_tensors=len(again),
         reread_bytes=sum((len(node.step.passes) - 1) * node.input_bytes for node in again),
     )
+
+
+def _window_bytes(available: int) -> int:
+    return max(LEAST_WINDOW_BYTES, min(WINDOW_BYTES, available // WINDOW_SHARE))
 
 
 _Kind = tuple[object, ...]
@@ -295,8 +333,9 @@ def _too_large(
     device_budget_bytes: int | None,
     threads: int,
     fixed_bytes: int,
+    window: int,
 ) -> PlanError:
-    needed_bytes = fixed_bytes + threads * (working_bytes(worst, tile) + THREAD_BYTES)
+    needed_bytes = fixed_bytes + threads * (working_bytes(worst, tile) + window + THREAD_BYTES)
     limit = f"the budget is {format_bytes(budget_bytes)}. Raise --memory or lower --workers."
     if needed_bytes <= budget_bytes and device_budget_bytes is not None:
         needed_bytes = threads * device_bytes(worst, tile)
@@ -306,6 +345,7 @@ def _too_large(
     return PlanError(
         f"{worst.slot.name} needs {format_bytes(working_bytes(worst, tile))} a thread "
         f"({len(worst.inputs)} inputs, tiles of {_tile_words(worst, tile)}), "
+        f"{f'{format_bytes(window)} more to fetch ahead, ' if window else ''}"
         f"{format_bytes(needed_bytes)} in all with {threads} threads, and {limit}",
         tensor=worst.slot.name,
     )

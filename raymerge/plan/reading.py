@@ -77,11 +77,9 @@ def _results(node: TensorNode, budget: Budget, sweeps: int) -> Iterator[tuple[bo
 
 def _times(node: TensorNode, budget: Budget, sweeps: int) -> tuple[int, int]:
     """Sweeps over the inputs of a node, and the entries that are read besides for a sample."""
-    held = budget.holds(node)
-    times = 1 if held else len(node.step.passes) - 1 + sweeps
-    elements = node.inputs[0].num_elements
-    # What is held is its own sample if it is small, and where it holds what took work to come by.
-    loaded = held and (elements <= SAMPLE_ELEMENTS or any(one.inner for one in node.inputs))
-    if not samples(node) or loaded:
+    if budget.holds(node):
+        return 1, 0
+    times = len(node.step.passes) - 1 + sweeps
+    if not samples(node):
         return times, 0
-    return times, min(elements, SAMPLE_ELEMENTS)
+    return times, min(node.inputs[0].num_elements, SAMPLE_ELEMENTS)

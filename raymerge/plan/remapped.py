@@ -26,6 +26,35 @@ CHUNK_ELEMENTS = 2**16
 """Elements that are averaged at once."""
 
 
+class Stretches:
+    """The runs of a table by the rows that they fill: those of one first row are averaged."""
+
+    def __init__(self, runs: Runs) -> None:
+        self._runs = runs
+        self._firsts, self._members = np.unique(runs[:, 0], return_index=True)
+
+    def __len__(self) -> int:
+        return len(self._members)
+
+    def __getitem__(self, index: int) -> Runs:
+        """The runs of a stretch."""
+        after = index + 1
+        stop = int(self._members[after]) if after < len(self._members) else len(self._runs)
+        return self._runs[int(self._members[index]) : stop]
+
+    def touched(self, first: int, stop: int) -> range:
+        """Stretches that the rows `[first, stop)` are in."""
+        if first >= stop:
+            return range(0)
+        begin = int(np.searchsorted(self._firsts, first, side="right")) - 1
+        return range(begin, int(np.searchsorted(self._firsts, stop - 1, side="right")))
+
+    def rows(self, index: int) -> tuple[int, int]:
+        """Half-open range of the rows of a stretch."""
+        first, count = map(int, self._runs[int(self._members[index]), :2])
+        return first, first + count
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Remapped(Derived):
     """Rows of one source's tensor, completed by rows of other sources' tensors of that name."""
@@ -38,7 +67,7 @@ class Remapped(Derived):
     @property
     def runs(self) -> Runs:
         """The table as an array of shape (number of runs, 4)."""
-        return np.frombuffer(self.table, np.int32).reshape(-1, 4)
+        return decode(self.table)
 
     @property
     def row_elements(self) -> int:
@@ -99,6 +128,11 @@ class Remapped(Derived):
         nested = max(part.scratch_bytes(tile_elements) for part in self.parts)
         # A chunk as stored, widened and summed; the mean's sums and its row; the list of runs.
         return chunk * (8 + 4 + 4 + 4) + 2 * 8 * self.row_elements + 2 * len(self.table) + nested
+
+
+def decode(table: bytes) -> Runs:
+    """The runs of an encoded table."""
+    return np.frombuffer(table, np.int32).reshape(-1, 4)
 
 
 def encode(table: Table, parts: Mapping[int, int]) -> bytes:

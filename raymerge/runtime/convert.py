@@ -30,9 +30,9 @@ from raymerge.checkpoint.header import TensorEntry
 from raymerge.checkpoint.index import RECORD_NAME
 from raymerge.errors import ConflictError, NonFiniteError, SourceError
 from raymerge.kernels.tile import Bytes
+from raymerge.plan.needs import COPY_BYTES
 from raymerge.runtime.commit import Claim, finished_record
 from raymerge.runtime.conversion import Job, LeftOut, decide
-from raymerge.runtime.copies import COPY_BYTES
 from raymerge.runtime.finite import is_finite
 from raymerge.runtime.record import ShardRecord, raymerge_version
 from raymerge.storage.posix import PosixFolder, PosixReader, PosixShard

@@ -10,14 +10,12 @@ import numpy as np
 from raymerge.errors import SourceError
 from raymerge.kernels.tile import Bytes
 from raymerge.plan.graph import Input, PlannedSource, TensorNode
+from raymerge.plan.needs import COPY_BYTES
 from raymerge.plan.steps import COPY
 from raymerge.runtime.finite import is_finite, refuse
-from raymerge.runtime.inputs import StoppedError
 from raymerge.runtime.readers import Filler, Readers
 from raymerge.runtime.settings import RunSettings
-
-COPY_BYTES = 2**21
-"""Piece in which bytes are copied or compared."""
+from raymerge.runtime.stopping import StoppedError
 
 
 def pieces(

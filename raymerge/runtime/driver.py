@@ -54,6 +54,7 @@ class MergeResult:
     engine: str
     workers: int
     retries: int
+    """Requests to storage that were made again, and units whose worker was lost."""
     resumed_units: int
     """Units of an earlier run that were found whole and not run again."""
     shards: tuple[ShardRecord, ...]
@@ -69,6 +70,7 @@ class Meter:
     def __init__(self, listener: OnProgress) -> None:
         self.read_bytes = 0
         self.written_bytes = 0
+        self.retries = 0
         self._listener = listener
         self._lock = Lock()
 
@@ -77,6 +79,7 @@ class Meter:
         with self._lock:
             self.read_bytes += progress.read_bytes
             self.written_bytes += progress.written_bytes
+            self.retries += progress.retries
         self._listener(progress)
 
 
@@ -134,7 +137,7 @@ def execute(
         resumed=resumed,
         began=began,
         workers=engine.workers,
-        retries=engine.retries,
+        retries=engine.retries + meter.retries,
         meter=meter,
     )
 

@@ -12,22 +12,14 @@ from threading import Event
 
 import numpy as np
 
-from raymerge.errors import RaymergeError
-from raymerge.kernels.constants import LANES
 from raymerge.kernels.tile import Bytes, Tile
 from raymerge.plan.graph import TensorNode
-from raymerge.plan.memory import SAMPLE_ELEMENTS, Budget, tile_of
+from raymerge.plan.memory import SAMPLE_ELEMENTS, Budget, probes, tile_of
 from raymerge.runtime.readers import AHEAD_BYTES, Readers
+from raymerge.runtime.stopping import StoppedError
 
 ALIGNMENT = 64
 """Buffers start at cache lines."""
-
-PROBES = 16
-"""Places a sample is taken from."""
-
-
-class StoppedError(RaymergeError):
-    """The run was told to stop; what is finished stays finished."""
 
 
 class Arena:
@@ -70,7 +62,6 @@ class Inputs:
             readers.filler(one, budget.inside(node, one.inner) if one.inner else None)
             for one in node.inputs
         ]
-        self._has_results = any(one.inner is not None for one in node.inputs)
         self._stop = stop
         self._on_read = on_read
         self.elements = node.inputs[0].num_elements
@@ -106,17 +97,11 @@ class Inputs:
         if self.elements <= SAMPLE_ELEMENTS:
             yield from self.sweep()
             return
-        if self._held and self._has_results:
+        if self._held:
             for _ in self.sweep():
-                pass  # merged once, from the first tile to the last, and then at hand
-        piece = SAMPLE_ELEMENTS // PROBES
-        step = self.elements // PROBES // LANES * LANES
-        for probe in range(PROBES):
-            first, left = probe * step, piece
-            while left:
-                count = min(left, self.tile_elements)
-                yield self.tile(first, count)
-                first, left = first + count, left - count
+                pass  # read once, from the first tile to the last, and then at hand
+        for first, count in probes(self.elements, self.tile_elements):
+            yield self.tile(first, count)
 
     def _tile(self, first: int, count: int) -> list[Bytes]:
         pieces = []

@@ -15,6 +15,7 @@ from typing import Any
 
 from raymerge.plan.build import Plan
 from raymerge.plan.graph import CopyStep, Step, TensorNode, Unit
+from raymerge.plan.reading import bytes_swept
 from raymerge.runtime.receipt import Receipt, TensorReceipt
 
 TENSORS_NAME = "raymerge-tensors.parquet"
@@ -64,7 +65,6 @@ def ledger(
             ("stop", number),
             ("bytes", number),
             ("tensors", number),
-            ("read_bytes", number),
             ("began", pa.timestamp("us", tz="UTC")),
             ("seconds", seconds),
             ("worker", text),
@@ -100,6 +100,7 @@ def _tensor_rows(plan: Plan, receipts: Mapping[int, Receipt]) -> Iterator[dict[s
                 "method": step.reason if isinstance(step, CopyStep) else step.method,
                 "knobs": knobs[id(step)],
                 "sources": [f"{plan.label(one)}:{one.name}" for one in node.inputs],
+                "read_bytes": bytes_swept(node, plan.memory.budget),
                 "worker": receipt.worker,
                 **_measured(written),
             }
@@ -121,7 +122,6 @@ def _address(node: TensorNode, unit: Unit) -> dict[str, Any]:
 
 def _measured(written: TensorReceipt) -> dict[str, Any]:
     return {
-        "read_bytes": written.read_bytes,
         "seconds": written.seconds,
         "sha256": written.sha256,
         "norms": written.norms,
@@ -141,7 +141,6 @@ def _unit_row(unit: Unit, receipt: Receipt, resumed: Collection[int]) -> dict[st
         "stop": unit.stop,
         "bytes": unit.nbytes,
         "tensors": len(unit.nodes),
-        "read_bytes": sum(tensor.read_bytes for tensor in receipt.tensors),
         "began": int(receipt.began * 1_000_000),
         "seconds": receipt.seconds,
         "worker": receipt.worker,

@@ -27,7 +27,7 @@ from raymerge.checkpoint.header import TensorEntry
 from raymerge.checkpoint.pickles import PICKLED_INDEX, choose_pickled, read_pickled_map
 from raymerge.errors import SourceError
 from raymerge.kernels.tile import Bytes
-from raymerge.runtime.copies import COPY_BYTES
+from raymerge.plan.needs import COPY_BYTES
 from raymerge.runtime.side_files import why_left_out
 from raymerge.storage.posix import PosixFolder
 from raymerge.units import format_bytes

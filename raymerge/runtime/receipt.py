@@ -13,8 +13,6 @@ class TensorReceipt:
     """An output tensor as it was written."""
 
     sha256: str
-    read_bytes: int
-    """From storage, all passes counted."""
     seconds: float = field(compare=False)
     """From its first read to its last write, on one thread."""
     norms: tuple[float, ...] | None = None

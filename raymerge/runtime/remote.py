@@ -17,9 +17,9 @@ import numpy as np
 from raymerge.kernels.identity import kernel_hash
 from raymerge.plan.graph import Unit
 from raymerge.runtime.engine import Call
-from raymerge.runtime.inputs import StoppedError
 from raymerge.runtime.record import raymerge_version
 from raymerge.runtime.settings import Progress, RunSettings
+from raymerge.runtime.stopping import StoppedError
 from raymerge.runtime.unit import Worker
 
 
@@ -71,10 +71,7 @@ class RemoteWorker:
 
     def _add(self, more: Progress) -> None:
         with self._lock:
-            self._moved = Progress(
-                read_bytes=self._moved.read_bytes + more.read_bytes,
-                written_bytes=self._moved.written_bytes + more.written_bytes,
-            )
+            self._moved += more
 
 
 def versions() -> dict[str, str]:

@@ -1,15 +1,16 @@
-"""What travels to a worker once, and its reports of progress. Small, frozen, picklable."""
+"""What travels to a worker once, and what it sends back. Small, frozen, picklable."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from raymerge.plan.build import Plan
 from raymerge.plan.graph import PlannedSource
 from raymerge.plan.memory import Budget
 from raymerge.plan.stages import Terms, terms
+from raymerge.runtime.readers import OpenSource, open_planned
 from raymerge.storage.store import Access
 
 
@@ -21,11 +22,14 @@ class RunSettings:
     """As messages and draws call them; behind the plan's sources stand its stages."""
     units_at: str
     """Path or URL of the place where units are written."""
-    access: Access
     seed: int
     nan: Literal["error", "pass"]
     budget: Budget
     device: Literal["cpu", "cuda"]
+    access: Access = field(default_factory=Access)
+    """How storage is reached."""
+    open_source: OpenSource = open_planned
+    """Gives the folder of a source, in every worker."""
     stage: str | None = None
     """The stage that these are the settings of; None of the one that is written."""
     stages: tuple[Terms, ...] = ()
@@ -41,7 +45,11 @@ class RunSettings:
 
 
 def run_settings(
-    plan: Plan, units_at: str, device: Literal["cpu", "cuda"], access: Access | None = None
+    plan: Plan,
+    units_at: str,
+    device: Literal["cpu", "cuda"],
+    access: Access | None = None,
+    open_source: OpenSource = open_planned,
 ) -> RunSettings:
     """The settings of a plan whose units are written to a place."""
     settings = RunSettings(
@@ -52,6 +60,7 @@ def run_settings(
         nan=plan.recipe.nan,
         budget=plan.memory.budget,
         device=device,
+        open_source=open_source,
     )
     if not plan.stages:
         return settings
@@ -72,10 +81,20 @@ def run_settings(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Progress:
-    """Bytes moved since the last report."""
+    """What was done since the last report."""
 
     read_bytes: int = 0
+    """Of files as they are read, of remote ones when they have come."""
     written_bytes: int = 0
+    retries: int = 0
+    """Requests to storage that were made again."""
+
+    def __add__(self, more: Progress) -> Progress:
+        return Progress(
+            read_bytes=self.read_bytes + more.read_bytes,
+            written_bytes=self.written_bytes + more.written_bytes,
+            retries=self.retries + more.retries,
+        )
 
 
 OnProgress = Callable[[Progress], None]

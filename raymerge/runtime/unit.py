@@ -9,9 +9,10 @@ from __future__ import annotations
 import hashlib
 import os
 import socket
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import zip_longest
-from threading import Event, local
+from threading import Event, Lock, local
 from time import perf_counter, time
 from typing import TYPE_CHECKING
 
@@ -21,11 +22,13 @@ from raymerge.kernels.constants import HIGH_BINS, LOW_BINS, LOW_COLUMNS
 from raymerge.kernels.threshold import Threshold
 from raymerge.kernels.tile import Bytes, Counts, Kernels, Selectors, Tile
 from raymerge.plan.graph import CopyStep, DeltaStep, Input, TensorNode, Unit
+from raymerge.plan.needs import merge_needs, survey_needs
+from raymerge.plan.ranges import Need
 from raymerge.runtime.copies import check_copied, pieces, require_equal
 from raymerge.runtime.derived.merged import Workshop
 from raymerge.runtime.figures import largest
 from raymerge.runtime.inputs import Arena, Inputs
-from raymerge.runtime.readers import Readers
+from raymerge.runtime.readers import Filler, Readers
 from raymerge.runtime.receipt import Receipt, TensorReceipt
 from raymerge.runtime.settings import OnProgress, Progress, RunSettings
 from raymerge.runtime.shards import UnitWriter, unit_writer
@@ -33,9 +36,6 @@ from raymerge.runtime.tensor import TensorMerge
 
 if TYPE_CHECKING:
     from hashlib import _Hash
-
-OnRead = Callable[[int], None]
-"""Told of bytes read from storage."""
 
 
 class Worker:
@@ -52,7 +52,9 @@ class Worker:
         workshop = Workshop(
             self._kernels, stop, tuple(map(settings.under, settings.stages)), settings.budget
         )
-        self._readers = Readers(settings.sources, workshop)
+        self._readers = Readers(settings.sources, workshop, settings.access, settings.open_source)
+        self._counting = Lock()
+        self._retries = 0
         self._stop = stop
         self._on_progress = on_progress
         self._thread = local()
@@ -62,13 +64,18 @@ class Worker:
         """Write the unit's bytes and return once they are safe."""
         began, clock = time(), perf_counter()
         surveyed = largest(unit.thresholds, unit.ties_before) if unit.thresholds else None
+        needs = merge_needs(unit.nodes, self._settings.budget)
         written: list[TensorReceipt] = []
-        with unit_writer(self._settings.units_at, unit, self._settings.access) as writer:
+        with (
+            self._during(needs) as readers,
+            unit_writer(self._settings.units_at, unit, self._settings.access) as writer,
+        ):
             whole = hashlib.sha256(writer.head) if unit.is_whole_shard else None
-            for node, following in zip_longest(unit.nodes, unit.nodes[1:]):
+            for number, (node, following) in enumerate(zip_longest(unit.nodes, unit.nodes[1:])):
+                readers.reach(number)
                 if following:
-                    self._readers.will_need(following.inputs)
-                written.append(self._merge_node(node, surveyed, writer, whole))
+                    readers.will_need(following.inputs)
+                written.append(self._merge_node(node, readers, surveyed, writer, whole))
             shard_sha256 = whole.hexdigest() if whole else None
             stored = writer.finish(shard_sha256)
         # Before the receipt: bytes of a source that changed must not be trusted by a later run.
@@ -88,15 +95,15 @@ class Worker:
         )
 
     def _merge_node(
-        self, node: TensorNode, surveyed: Selectors | None, writer: UnitWriter, whole: _Hash | None
+        self,
+        node: TensorNode,
+        readers: Readers,
+        surveyed: Selectors | None,
+        writer: UnitWriter,
+        whole: _Hash | None,
     ) -> TensorReceipt:
         """Merge a tensor into its unit; `whole` is the hash of all of the shard."""
-        clock, digest, num_written, num_read = perf_counter(), hashlib.sha256(), 0, 0
-
-        def on_read(nbytes: int) -> None:
-            nonlocal num_read
-            num_read += nbytes
-            self._on_progress(Progress(read_bytes=nbytes))
+        clock, digest, num_written = perf_counter(), hashlib.sha256(), 0
 
         def write(piece: Bytes) -> None:
             nonlocal num_written
@@ -107,14 +114,10 @@ class Worker:
             num_written += piece.nbytes
             self._on_progress(Progress(written_bytes=piece.nbytes))
 
-        self._check_twins(node, on_read)
-        self._merge_tensor(node, surveyed, write, on_read)
+        self._check_twins(node, readers)
+        self._merge_tensor(node, readers, surveyed, write)
         assert num_written == node.slot.nbytes, (node.slot, num_written)
-        return TensorReceipt(
-            sha256=digest.hexdigest(),
-            read_bytes=num_read,
-            seconds=round(perf_counter() - clock, 6),
-        )
+        return TensorReceipt(sha256=digest.hexdigest(), seconds=round(perf_counter() - clock, 6))
 
     def will_need(self, unit: Unit) -> None:
         """Advise the kernel that this unit comes next."""
@@ -146,29 +149,40 @@ class Worker:
         """Close the sources' files."""
         self._readers.close()
 
-    def _inputs(self, node: TensorNode, on_read: OnRead) -> Inputs:
+    @contextmanager
+    def _during(self, needs: Iterable[Need]) -> Iterator[Readers]:
+        """The readers of a unit in progress; requests that were made again are reported."""
+        budget = self._settings.budget
+        with self._readers.during(needs, budget, stop=self._stop, on_read=self._on_read) as readers:
+            yield readers
+        with self._counting:
+            more, self._retries = self._readers.retries - self._retries, self._readers.retries
+        if more:
+            self._on_progress(Progress(retries=more))
+
+    def _inputs(self, node: TensorNode, readers: Readers) -> Inputs:
         if not hasattr(self._thread, "arena"):
             self._thread.arena = Arena()
         return Inputs(
             node,
-            self._readers,
+            readers,
             self._thread.arena,
             self._settings.budget,
             stop=self._stop,
-            on_read=on_read,
+            on_read=self._on_read,
         )
 
     def _merge_tensor(
         self,
         node: TensorNode,
+        readers: Readers,
         surveyed: Selectors | None,
         write: Callable[[Bytes], None],
-        on_read: OnRead,
     ) -> None:
         if isinstance(node.step, CopyStep):
-            self._copy(node, write, on_read)
+            self._copy(node, readers, write)
         else:
-            inputs = self._inputs(node, on_read)
+            inputs = self._inputs(node, readers)
             TensorMerge(node, inputs, self._kernels, self._settings).run(surveyed, write)
 
     def _survey(
@@ -177,45 +191,55 @@ class Worker:
         surveyed = [n for n in unit.nodes if isinstance(n.step, DeltaStep) and n.step.surveyed]
         sources = len(surveyed[0].inputs) - 1 if surveyed else 0
         counts = np.zeros((sources, bins), np.int64)
-        for node in surveyed:
-            self._count(node, count, counts)
+        with self._during(survey_needs(surveyed, self._settings.budget)) as readers:
+            for number, node in enumerate(surveyed):
+                readers.reach(number)
+                self._count(node, readers, count, counts)
         return counts
 
     def _count(
         self,
         node: TensorNode,
+        readers: Readers,
         count: Callable[[TensorMerge, Tile, Counts], None],
         counts: Counts,
     ) -> None:
         # A function of its own: what it holds of the arena has to go before the next tensor's.
-        inputs = self._inputs(node, self._on_read)
+        inputs = self._inputs(node, readers)
         merge = TensorMerge(node, inputs, self._kernels, self._settings)
         for tile in inputs.sweep():
             count(merge, tile, counts)
 
-    def _copy(self, node: TensorNode, write: Callable[[Bytes], None], on_read: OnRead) -> None:
+    def _copy(self, node: TensorNode, readers: Readers, write: Callable[[Bytes], None]) -> None:
         donor, *others = node.inputs
-        fillers = [self._readers.filler(other) for other in others]
-        for offset, piece in self._pieces(donor, on_read):
-            check_copied(node, piece, offset, fillers, settings=self._settings, on_read=on_read)
+        fillers = [readers.filler(other) for other in others]
+        for offset, piece in self._pieces(donor, readers):
+            check_copied(
+                node, piece, offset, fillers, settings=self._settings, on_read=self._on_read
+            )
             write(piece)
 
-    def _check_twins(self, node: TensorNode, on_read: OnRead) -> None:
+    def _check_twins(self, node: TensorNode, readers: Readers) -> None:
         for head, embedding in node.twins:
-            filler = self._readers.filler(head)
-            for offset, piece in self._pieces(embedding, on_read):
-                require_equal(
-                    embedding,
-                    head,
-                    piece,
-                    offset,
-                    filler=filler,
-                    sources=self._settings.sources,
-                    on_read=on_read,
-                )
+            filler = readers.filler(head)
+            for offset, piece in self._pieces(embedding, readers):
+                self._require_equal(embedding, head, piece, offset, filler)
 
-    def _pieces(self, one: Input, on_read: OnRead) -> Iterator[tuple[int, Bytes]]:
-        return pieces(one, self._readers, stop=self._stop, on_read=on_read)
+    def _pieces(self, one: Input, readers: Readers) -> Iterator[tuple[int, Bytes]]:
+        return pieces(one, readers, stop=self._stop, on_read=self._on_read)
+
+    def _require_equal(
+        self, one: Input, other: Input, piece: Bytes, offset: int, filler: Filler
+    ) -> None:
+        require_equal(
+            one,
+            other,
+            piece,
+            offset,
+            filler=filler,
+            sources=self._settings.sources,
+            on_read=self._on_read,
+        )
 
     def _on_read(self, nbytes: int) -> None:
         self._on_progress(Progress(read_bytes=nbytes))

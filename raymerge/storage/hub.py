@@ -121,6 +121,11 @@ class HubFolder(RemoteFolder):
         """Exactly the bytes `[start, stop)` of the file that `pin` names, over the network."""
         return memoryview(self._range(name, start, stop, pin, READING_S))
 
+    @property
+    def copied(self) -> Callable[[str, Pin], Path] | None:
+        """`cached_path`, where whole files go through the cache."""
+        return self.cached_path if self._cache else None
+
     def cached_path(self, name: str, pin: Pin) -> Path:
         """Where a file lies in this node's cache, to be read as a local file; fetched if need be.
 

@@ -10,8 +10,9 @@ caller, and whatever is given may not be changed afterwards: clients keep a refe
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Protocol, Self
 
 from raymerge.checkpoint.folder import Folder, Pin
@@ -34,6 +35,15 @@ class RemoteFolder(Folder, Protocol):
     def retries(self) -> int:
         """Requests that were made again so far."""
         ...
+
+    @property
+    def copied(self) -> Callable[[str, Pin], Path] | None:
+        """Gives the copy of a file on this node, made now unless another process has made it.
+
+        None where files are read by range. A copy may fail with a SourceError, and with a
+        StorageError where there is no room for it.
+        """
+        return None
 
     def fetch(self, name: str, start: int, stop: int, pin: Pin) -> memoryview:
         """Exactly the bytes `[start, stop)` of the file that `pin` names, in memory of their own.

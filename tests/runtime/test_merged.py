@@ -20,8 +20,8 @@ from raymerge.kernels.torch_kernels import TorchKernels
 from raymerge.plan.memory import Budget
 from raymerge.plan.merged import Merged
 from raymerge.runtime.derived.merged import Workshop
-from raymerge.runtime.inputs import StoppedError
 from raymerge.runtime.readers import Filler, Readers
+from raymerge.runtime.stopping import StoppedError
 from raymerge.runtime.unit import load_kernels
 from tests.conftest import Place, run_settings
 

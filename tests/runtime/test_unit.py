@@ -12,8 +12,8 @@ import raymerge
 from raymerge.errors import SourceError
 from raymerge.plan import units as unit_sizes
 from raymerge.plan.build import Plan
-from raymerge.runtime.inputs import StoppedError
 from raymerge.runtime.settings import Progress
+from raymerge.runtime.stopping import StoppedError
 from raymerge.runtime.unit import Worker
 from tests.conftest import METHOD_KNOBS, Place, run_settings
 

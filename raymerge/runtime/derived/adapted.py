@@ -76,16 +76,17 @@ class AdaptedFiller:
     def _load(self) -> tuple[Factors, int]:
         """The factors, and the bytes read for them."""
         one = self._one
-        a, b = _widened(one.a, self._readers), _widened(one.b, self._readers)
+        (a, a_bytes), (b, b_bytes) = (_widened(read, self._readers) for read in (one.a, one.b))
         left, right = (a.T, b.T) if one.transposed else (b, a)
         matrices = np.ascontiguousarray(left), np.ascontiguousarray(right)
-        num_read = one.a.read_bytes + one.b.read_bytes
+        num_read = a_bytes + b_bytes
         if one.magnitude is None:
             return Factors(*matrices, PLAIN, np.empty(0)), num_read
         along = BY_COLUMN if one.transposed else BY_ROW
         lengths, base_bytes = self._lengths(Factors(*matrices, along, np.empty(0)))
-        magnitudes = _widened(one.magnitude, self._readers).reshape(-1).astype(np.float64)
-        num_read += base_bytes + one.magnitude.read_bytes
+        magnitude, magnitude_bytes = _widened(one.magnitude, self._readers)
+        magnitudes = magnitude.reshape(-1).astype(np.float64)
+        num_read += base_bytes + magnitude_bytes
         with np.errstate(divide="ignore", invalid="ignore"):  # a kernel finds what comes of it
             return Factors(*matrices, along, magnitudes / lengths), num_read
 
@@ -142,15 +143,15 @@ class _Base:
         self.filler.will_need(offset * width // out_width, nbytes * width // out_width)
 
 
-def _widened(read: Read, readers: Readers) -> Matrix:
-    """A stored tensor as float32."""
+def _widened(read: Read, readers: Readers) -> tuple[Matrix, int]:
+    """A stored tensor as float32, and the bytes read for it."""
     raw = np.empty(read.read_bytes, np.uint8)
-    readers.filler(read).fill(raw, 0)
+    num_read = readers.filler(read).fill(raw, 0)
     wide = np.empty(read.shape, np.float32)
     recast_tile(
         _address(raw), CODES[read.dtype], read.num_elements, _address(wide), CODES[DType.F32]
     )
-    return wide
+    return wide, num_read
 
 
 def _elements(buffer: Bytes, offset: int, dtype: DType) -> tuple[int, int]:

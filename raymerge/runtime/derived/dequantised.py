@@ -22,8 +22,7 @@ class DequantisedFiller:
         self._blocks = one.blocks
         self._codes = readers.filler(codes)
         self._values = code_values(codes.dtype)
-        self._scales = _scales(scale, readers)
-        self._read_scales = scale.read_bytes
+        self._scales, self._read_scales = _scales(scale, readers)
         self._width = one.dtype.bits // 8
         self._code = CODES[one.dtype]
         self._buffer = np.empty(0, np.uint8)
@@ -57,11 +56,12 @@ class DequantisedFiller:
         self._codes.will_need(offset // self._width, nbytes // self._width)
 
 
-def _scales(scale: Read, readers: Readers) -> npt.NDArray[np.float32]:
+def _scales(scale: Read, readers: Readers) -> tuple[npt.NDArray[np.float32], int]:
+    """The scales, and the bytes read for them."""
     stored = np.empty(scale.read_bytes, np.uint8)
-    readers.filler(scale).fill(stored, 0)
+    num_read = readers.filler(scale).fill(stored, 0)
     if scale.dtype is DType.F8_E8M0:
-        return power_scales(stored)
+        return power_scales(stored), num_read
     scales = np.empty(scale.num_elements, np.float32)
     widen(stored.ctypes.data, CODES[scale.dtype], 0, scales.size, scales)
-    return scales
+    return scales, num_read

@@ -7,10 +7,9 @@ begin at rows, so a run may be cut anywhere.
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 
 from raymerge.kernels.tile import Bytes
-from raymerge.plan.remapped import CHUNK_ELEMENTS, Remapped
+from raymerge.plan.remapped import CHUNK_ELEMENTS, Remapped, Runs, Stretches
 from raymerge.runtime.derived.elements import Floats, narrow, widen
 from raymerge.runtime.readers import Readers
 from raymerge.tokenizer.rows import MEAN
@@ -27,9 +26,7 @@ class RemappedFiller:
         self._row = one.row_elements
         self._width = one.dtype.bits // 8
         self._parts = [readers.filler(part) for part in one.parts]
-        self._runs = one.runs
-        # Where the runs of each stretch begin: those of one first row are averaged.
-        self._firsts, self._members = np.unique(self._runs[:, 0], return_index=True)
+        self._stretches = Stretches(one.runs)
         self._mean: Bytes | None = None
 
     def fill(self, buffer: Bytes, offset: int) -> int:
@@ -37,7 +34,7 @@ class RemappedFiller:
         position = offset // self._width
         stop = position + buffer.nbytes // self._width
         num_read = 0
-        for index in self._stretches(position, stop):
+        for index in self._touched(position, stop):
             begin, end = self._bounds(index)
             begin, end = max(begin, position), min(end, stop)
             piece = buffer[(begin - position) * self._width : (end - position) * self._width]
@@ -48,36 +45,27 @@ class RemappedFiller:
         """See `Filler.will_need`."""
         position = offset // self._width
         stop = min(position + nbytes // self._width, self._one.num_elements)
-        for index in list(self._stretches(position, stop))[:_MAX_ANNOUNCED]:
+        for index in list(self._touched(position, stop))[:_MAX_ANNOUNCED]:
             begin, end = self._bounds(index)
             first, last = max(begin, position), min(end, stop)
-            for _, _, part, start in self._stretch(index):
+            for _, _, part, start in self._stretches[index]:
                 if part >= 0:
                     width = self._one.parts[part].dtype.bits // 8
                     at = int(start) * self._row + first - begin
                     self._parts[part].will_need(at * width, (last - first) * width)
 
-    def _stretches(self, position: int, stop: int) -> range:
+    def _touched(self, position: int, stop: int) -> range:
         """Stretches that elements `[position, stop)` touch."""
-        if position >= stop:
-            return range(0)
-        first = int(np.searchsorted(self._firsts, position // self._row, side="right")) - 1
-        last = int(np.searchsorted(self._firsts, (stop - 1) // self._row, side="right"))
-        return range(first, last)
-
-    def _stretch(self, index: int) -> npt.NDArray[np.int32]:
-        after = index + 1
-        stop = int(self._members[after]) if after < len(self._members) else len(self._runs)
-        return self._runs[int(self._members[index]) : stop]
+        return self._stretches.touched(position // self._row, -(-stop // self._row))
 
     def _bounds(self, index: int) -> tuple[int, int]:
         """Half-open range of the elements of a stretch."""
-        first, count = map(int, self._runs[int(self._members[index]), :2])
-        return first * self._row, (first + count) * self._row
+        first, stop = self._stretches.rows(index)
+        return first * self._row, stop * self._row
 
     def _fill_stretch(self, index: int, position: int, piece: Bytes) -> int:
         """Fill `piece` with the elements of a stretch from `position` on."""
-        stretch = self._stretch(index)
+        stretch = self._stretches[index]
         first, _, part, start = map(int, stretch[0])
         if part == MEAN:
             return self._fill_mean(position - first * self._row, piece)
@@ -93,7 +81,7 @@ class RemappedFiller:
             num_read += self._average(stretch, inside + begin, chunk)
         return num_read
 
-    def _average(self, stretch: npt.NDArray[np.int32], inside: int, piece: Bytes) -> int:
+    def _average(self, stretch: Runs, inside: int, piece: Bytes) -> int:
         """The mean of the stretch's runs: summed in float32 in recipe order, divided once."""
         count = piece.nbytes // self._width
         total: Floats | None = None
@@ -133,8 +121,8 @@ class RemappedFiller:
         # Whole rows, however many that is: what a tile is must not show in the sum.
         step = max(1, CHUNK_ELEMENTS // self._row)
         num_rows = num_read = 0
-        for index in range(len(self._members)):
-            first, count, part, _ = map(int, self._stretch(index)[0])
+        for index in range(len(self._stretches)):
+            first, count, part, _ = map(int, self._stretches[index][0])
             if part == MEAN:
                 continue
             num_rows += count
