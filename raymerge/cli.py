@@ -9,26 +9,17 @@ from __future__ import annotations
 
 import gc
 import json
-import signal
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
-from types import FrameType
-from typing import Any, NoReturn
+from typing import Any
 
 import click
 
-from raymerge.errors import RaymergeError, StorageError
+from raymerge.endings import reported
 from raymerge.units import parse_bytes
 
-INTERRUPTED = 130
-TERMINATED = 143
 MISMATCH = 5
-
-
-class TerminatedError(BaseException):
-    """SIGTERM: like KeyboardInterrupt, not an error anyone should catch on the way."""
 
 
 class Bytes(click.ParamType[int | None]):
@@ -253,47 +244,6 @@ def methods(name: str | None, *, schema: bool, as_json: bool) -> None:
             click.echo(json.dumps(listing_json(name), indent=2))
         else:
             click.echo(describe(name) if name else listing())
-
-
-@contextmanager
-def reported(*, as_json: bool, resume: str | None = None) -> Iterator[None]:
-    """Turn what ends a command into a message and an exit code."""
-    previous = signal.signal(signal.SIGTERM, _terminate)
-    try:
-        yield
-    except RaymergeError as error:
-        _fail(error, as_json=as_json)
-    except BrokenPipeError:
-        raise  # whoever read our output has enough; click ends quietly
-    except OSError as error:
-        # The storage room names what it knows; this is a file nobody thought of.
-        _fail(StorageError(f"{error.filename or 'a file'}: {error.strerror}"), as_json=as_json)
-    except MemoryError:
-        _fail(RaymergeError("out of memory; lower --memory or --workers"), as_json=as_json)
-    except KeyboardInterrupt:
-        _stopped("interrupted", resume, INTERRUPTED)
-    except TerminatedError:
-        _stopped("terminated", resume, TERMINATED)
-    finally:
-        signal.signal(signal.SIGTERM, previous)
-
-
-def _terminate(_signal: int, _frame: FrameType | None) -> NoReturn:
-    raise TerminatedError
-
-
-def _fail(error: RaymergeError, *, as_json: bool) -> NoReturn:
-    if as_json:
-        click.echo(json.dumps({"error": error.as_json()}))
-    click.echo(f"error: {error}", err=True)
-    for note in getattr(error, "__notes__", ()):
-        click.echo(note, err=True)
-    sys.exit(error.exit_code)
-
-
-def _stopped(what: str, resume: str | None, code: int) -> NoReturn:
-    click.echo(f"{what}; {resume}" if resume else what, err=True)
-    sys.exit(code)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ EACH_MODULE = pytest.mark.parametrize(
 BASE = {"errors", "units"}
 MODEL = BASE | {"checkpoint", "kernels", "methods", "recipe"}
 RUN = MODEL | {"plan", "storage", "runtime", "tokenizer"}
-TOP = {"api", "progress", "machine", "listing", "report", "plot"}
+TOP = {"api", "endings", "progress", "machine", "listing", "report", "plot"}
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "units": set(),
@@ -32,6 +32,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "storage": BASE | {"checkpoint"},
     "runtime": RUN,
     "api": RUN | TOP,
+    "endings": BASE,
     "progress": RUN | TOP,
     "machine": RUN | TOP,
     "listing": RUN | TOP,
