@@ -37,7 +37,16 @@ def load(path: AnyPath) -> Recipe:
     return recipe.load(path)
 
 
-class RunOptions(TypedDict, total=False):
+class StorageOptions(TypedDict, total=False):
+    """How buckets and the Hub are reached. Every key may be left out."""
+
+    storage_options: Mapping[str, str]
+    """Of object stores: endpoint, region and the like. Secrets come from the environment."""
+    cache: bool
+    """Whether files of the Hub go through its cache on each node, or are read by range."""
+
+
+class RunOptions(StorageOptions, total=False):
     """What a merge may use. Every key may be left out; none changes a byte of the tensors."""
 
     engine: Literal["auto", "local", "ray"]
@@ -57,10 +66,6 @@ class RunOptions(TypedDict, total=False):
     """Limit of an output shard; None chooses it from the output's size."""
     tile_elements: int | None
     """A fixed tile, a multiple of 256, in place of the chosen one."""
-    storage_options: Mapping[str, str]
-    """Of object stores: endpoint, region and the like. Secrets come from the environment."""
-    cache: bool
-    """Whether files of the Hub go through its cache on each node, or are read by range."""
 
 
 def plan(
@@ -101,7 +106,7 @@ def merge(
 
     Args:
         recipe: A recipe, or the path of one.
-        out: Destination folder.
+        out: Path or URL of the destination.
         seed: In place of the recipe's.
         overwrite: Replace whatever `out` holds, and stop a merge that is being written there.
         on_plan: Told of the plan before anything runs.
@@ -131,18 +136,23 @@ def merge(
     )
 
 
-def verify(checkpoint: AnyPath) -> Verification:
+def verify(checkpoint: AnyPath, **options: Unpack[StorageOptions]) -> Verification:
     """Check a checkpoint against itself: index, headers, lengths, hashes, config, ties, NaN.
 
     Works on anyone's checkpoint. Reads every byte once.
+
+    Args:
+        checkpoint: Path or URL.
+        **options: See `StorageOptions`.
 
     Raises:
         SourceError: There is no checkpoint to check.
     """
     from raymerge.checkpoint.verify import verify as verify_folder
-    from raymerge.storage.posix import PosixFolder
+    from raymerge.storage import open_folder
 
-    return verify_folder(PosixFolder(checkpoint))
+    place = os.fspath(checkpoint)
+    return verify_folder(open_folder(place, label=place, access=_access(options)))
 
 
 def convert(
@@ -190,7 +200,10 @@ def convert(
 
 
 def inspect(
-    *sources: AnyPath, base: AnyPath | None = None, workers: int | None = None
+    *sources: AnyPath,
+    base: AnyPath | None = None,
+    workers: int | None = None,
+    **options: Unpack[StorageOptions],
 ) -> Inspection:
     """Tell whether a merge of some sources makes sense, without merging them.
 
@@ -199,9 +212,10 @@ def inspect(
     once; memory is a few MB per source and thread.
 
     Args:
-        *sources: Folders, or single `.safetensors` files.
+        *sources: Paths or URLs of folders, or of single `.safetensors` files.
         base: What they were trained from.
         workers: Threads; None takes what there is.
+        **options: See `StorageOptions`.
 
     Raises:
         PlanError: Nothing to compare, or one source given twice.
@@ -224,11 +238,15 @@ def inspect(
         raise PlanError("there is no source; give two, or one and a base")
     here = Place("command line", 0)
     labels = assign_labels([Named(location=path, label=None, place=here) for path in paths])
-    folders = [open_folder(path, label=label) for path, label in zip(paths, labels, strict=True)]
+    access = _access(options)
+    folders = [
+        open_folder(path, label=label, access=access)
+        for path, label in zip(paths, labels, strict=True)
+    ]
     return compare(folders, labels, relative=base is not None, threads=workers or num_cpus())
 
 
-def _access(options: RunOptions) -> Access:
+def _access(options: StorageOptions) -> Access:
     from raymerge.storage.store import Access
 
     return Access(

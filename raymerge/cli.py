@@ -44,8 +44,20 @@ class Bytes(click.ParamType[int | None]):
         return size
 
 
+def _pairs(_ctx: click.Context, _param: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:
+    """Options as `name=value`, by name."""
+    pairs = {}
+    for value in values:
+        name, equals, setting = value.partition("=")
+        if not equals or not name:
+            raise click.BadParameter(f"{value!r} is no name=value")
+        pairs[name] = setting
+    return pairs
+
+
 BYTES = Bytes()
-RECIPE = click.argument("recipe", type=click.Path(path_type=Path))
+# Paths or URLs, and so plain text: pathlib would take the second slash of `s3://` away.
+RECIPE = click.argument("recipe")
 JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout.")
 OVERWRITE = click.option("--overwrite", is_flag=True, help="Replace whatever OUT holds.")
 SHARD_SIZE = click.option(
@@ -58,9 +70,32 @@ SHARD_SIZE = click.option(
 )
 
 
+def storage_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The flags that say how buckets and the Hub are reached."""
+    options = [
+        click.option(
+            "--storage-option",
+            "storage_options",
+            multiple=True,
+            callback=_pairs,
+            metavar="NAME=VALUE",
+            help="Of an object store, such as region=eu-west-1; secrets go into the environment.",
+        ),
+        click.option(
+            "--cache/--no-cache",
+            default=True,
+            show_default=True,
+            help="Read files of the Hub through its cache on this node, or by range.",
+        ),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
 def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """The flags that say what a merge may use."""
-    options = [
+    options: list[Callable[..., Any]] = [
         click.option(
             "--engine",
             type=click.Choice(["auto", "local", "ray"]),
@@ -94,6 +129,7 @@ def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
             "--device-memory", "device_memory_bytes", type=BYTES, help="Budget of one CUDA device."
         ),
         click.option("--seed", type=click.IntRange(0, 2**64 - 1), help="In place of the recipe's."),
+        storage_options,
     ]
     for option in reversed(options):
         command = option(command)
@@ -111,7 +147,7 @@ def main() -> None:
 @JSON
 @click.option("--graph", "tensor", metavar="TENSOR", help="Print the graph of one tensor.")
 @run_options
-def plan(recipe: Path, *, as_json: bool, tensor: str | None, **options: Any) -> None:
+def plan(recipe: str, *, as_json: bool, tensor: str | None, **options: Any) -> None:
     """Show what a merge would read, hold and write. Starts nothing."""
     with reported(as_json=as_json):
         import raymerge
@@ -130,12 +166,12 @@ def plan(recipe: Path, *, as_json: bool, tensor: str | None, **options: Any) -> 
 
 @main.command()
 @RECIPE
-@click.argument("out", type=click.Path(path_type=Path))
+@click.argument("out")
 @JSON
 @OVERWRITE
 @click.option("--quiet", is_flag=True, help="Show no progress.")
 @run_options
-def merge(recipe: Path, out: Path, *, as_json: bool, quiet: bool, **options: Any) -> None:
+def merge(recipe: str, out: str, *, as_json: bool, quiet: bool, **options: Any) -> None:
     """Run a merge into OUT. Run it again to finish one that was killed."""
     with reported(as_json=as_json, resume=f"run the same command again to finish {out}"):
         import raymerge
@@ -168,9 +204,10 @@ def merge(recipe: Path, out: Path, *, as_json: bool, quiet: bool, **options: Any
 
 
 @main.command()
-@click.argument("checkpoint", type=click.Path(path_type=Path))
+@click.argument("checkpoint")
 @JSON
-def verify(checkpoint: Path, *, as_json: bool) -> None:
+@storage_options
+def verify(checkpoint: str, *, as_json: bool, **options: Any) -> None:
     """Check a checkpoint against itself. Works on anyone's."""
     with reported(as_json=as_json):
         from dataclasses import asdict
@@ -178,7 +215,7 @@ def verify(checkpoint: Path, *, as_json: bool) -> None:
         import raymerge
         from raymerge.report import verification_text
 
-        found = raymerge.verify(checkpoint)
+        found = raymerge.verify(checkpoint, **options)
         document = {**asdict(found), "ok": found.ok}
         click.echo(json.dumps(document) if as_json else verification_text(found))
         if not found.ok:
@@ -186,13 +223,13 @@ def verify(checkpoint: Path, *, as_json: bool) -> None:
 
 
 @main.command()
-@click.argument("source", type=click.Path(path_type=Path))
-@click.argument("out", type=click.Path(path_type=Path))
+@click.argument("source")
+@click.argument("out")
 @JSON
 @SHARD_SIZE
 @click.option("--dtype", type=click.Choice(["float32", "float16", "bfloat16"]), help="Round to it.")
 @OVERWRITE
-def convert(source: Path, out: Path, *, as_json: bool, **options: Any) -> None:
+def convert(source: str, out: str, *, as_json: bool, **options: Any) -> None:
     """Write SOURCE, pickled or safetensors, as sharded safetensors. Runs no code in it."""
     with reported(as_json=as_json, resume=f"run the same command again to make {out}"):
         import raymerge
@@ -205,13 +242,14 @@ def convert(source: Path, out: Path, *, as_json: bool, **options: Any) -> None:
 
 
 @main.command()
-@click.argument("sources", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--base", type=click.Path(path_type=Path), help="What they were trained from.")
+@click.argument("sources", nargs=-1, required=True)
+@click.option("--base", help="What they were trained from.")
 @click.option("--plot", type=click.Path(path_type=Path), help="Draw it: a .png or .svg file.")
 @click.option("--workers", type=click.IntRange(min=1), help="Threads.  [default: all CPUs]")
 @JSON
+@storage_options
 def inspect(
-    sources: tuple[Path, ...], *, base: Path | None, plot: Path | None, workers: int, as_json: bool
+    sources: tuple[str, ...], *, base: str | None, plot: Path | None, as_json: bool, **options: Any
 ) -> None:
     """Compare SOURCES, by layer: does a merge make sense? Writes no model."""
     with reported(as_json=as_json):
@@ -221,7 +259,7 @@ def inspect(
 
         if plot:
             check_plot(plot)
-        found = raymerge.inspect(*sources, base=base, workers=workers)
+        found = raymerge.inspect(*sources, base=base, **options)
         if plot:
             draw(found, plot)
         click.echo(json.dumps(found.as_json()) if as_json else inspection_text(found))

@@ -19,7 +19,6 @@ from time import perf_counter
 from raymerge.checkpoint.catalog import Catalog, read_catalog
 from raymerge.checkpoint.config_diff import config_differences
 from raymerge.checkpoint.dtypes import DType
-from raymerge.checkpoint.folder import Folder
 from raymerge.checkpoint.layout import Slot
 from raymerge.checkpoint.ties import is_embedding, is_head
 from raymerge.errors import PlanError
@@ -27,6 +26,8 @@ from raymerge.kernels.compare import Comparison
 from raymerge.kernels.tile import ALL_FINITE
 from raymerge.plan.graph import CopyStep, Input, PlannedSource, TensorNode
 from raymerge.plan.memory import LARGEST_TILE, Budget
+from raymerge.plan.needs import merge_needs
+from raymerge.plan.ranges import WINDOW_BYTES
 from raymerge.plan.views import View, views
 from raymerge.recipe.resolve import layer_of
 from raymerge.runtime.facts import source_facts
@@ -40,9 +41,10 @@ from raymerge.runtime.inspection import (
     Uncompared,
 )
 from raymerge.runtime.readers import Readers
+from raymerge.storage import SourceFolder
 
 _MATRIX = 2
-_BUDGET = Budget(thread_bytes=0, tile_elements=LARGEST_TILE, hold=False)
+_BUDGET = Budget(thread_bytes=0, tile_elements=LARGEST_TILE, hold=False, window_bytes=WINDOW_BYTES)
 _OUTSIDE = ("embeddings", "other", "head")
 
 
@@ -58,7 +60,7 @@ class Candidate:
 
 
 def inspect(
-    folders: Sequence[Folder], labels: Sequence[str], *, relative: bool, threads: int
+    folders: Sequence[SourceFolder], labels: Sequence[str], *, relative: bool, threads: int
 ) -> Inspection:
     """Compare the checkpoints of some folders; see `raymerge.inspect`.
 
@@ -82,7 +84,12 @@ def inspect(
     sources = labels[1:] if relative else labels
     tally = _Tally(sources, relative=relative)
     bytes_read = 0
-    for found, lost, num_read in _measure(catalogs, candidates, relative=relative, threads=threads):
+    readers = Readers(
+        [_pinned(catalog) for catalog in catalogs],
+        open_source=lambda source, _: by_label[source.label],
+    )
+    measured = _measure(readers, labels, candidates, relative=relative, threads=threads)
+    for found, lost, num_read in measured:
         bytes_read += num_read
         if found:
             tally.add(found, is_matrix=len(candidates[found.name].inputs[0].shape) >= _MATRIX)
@@ -197,7 +204,8 @@ Measured = tuple[TensorFigures | None, Uncompared | None, int]
 
 
 def _measure(
-    catalogs: Sequence[Catalog],
+    readers: Readers,
+    labels: Sequence[str],
     candidates: dict[str, Candidate],
     *,
     relative: bool,
@@ -205,7 +213,7 @@ def _measure(
 ) -> Iterator[Measured]:
     """Every candidate in order, whatever the order in which they are finished."""
     stop = Event()
-    meter = _Meter(catalogs, relative=relative, stop=stop)
+    meter = _Meter(readers, labels, relative=relative, stop=stop)
     pool = ThreadPoolExecutor(threads)
     with closing(meter):
         try:
@@ -219,9 +227,11 @@ def _measure(
 class _Meter:
     """Measures tensors, for any number of threads at once; each has an arena of its own."""
 
-    def __init__(self, catalogs: Sequence[Catalog], *, relative: bool, stop: Event) -> None:
-        self._labels = [catalog.label for catalog in catalogs]
-        self._readers = Readers([_pinned(catalog) for catalog in catalogs])
+    def __init__(
+        self, readers: Readers, labels: Sequence[str], *, relative: bool, stop: Event
+    ) -> None:
+        self._labels = labels
+        self._readers = readers
         self._relative = relative
         self._stop = stop
         self._thread = local()
@@ -237,15 +247,17 @@ class _Meter:
             step=CopyStep("compared"),
             inputs=candidate.inputs,
         )
-        inputs = Inputs(
-            node, self._readers, self._thread.arena, _BUDGET, stop=self._stop, on_read=reads.append
-        )
         counted = Comparison.new(len(candidate.inputs), relative=self._relative)
-        for tile in inputs.sweep():
-            bad = counted.add(tile)
-            if bad != ALL_FINITE:
-                label = self._labels[candidate.inputs[bad].source]
-                return None, Uncompared(label, candidate.name, "holds NaN or Inf"), sum(reads)
+        needs = merge_needs([node], _BUDGET)
+        with self._readers.during(needs, _BUDGET, stop=self._stop, on_read=reads.append) as readers:
+            inputs = Inputs(
+                node, readers, self._thread.arena, _BUDGET, stop=self._stop, on_read=reads.append
+            )
+            for tile in inputs.sweep():
+                bad = counted.add(tile)
+                if bad != ALL_FINITE:
+                    label = self._labels[candidate.inputs[bad].source]
+                    return None, Uncompared(label, candidate.name, "holds NaN or Inf"), sum(reads)
         gram, base_square = counted.gram()
         figures = TensorFigures(
             name=candidate.name,

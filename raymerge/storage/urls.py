@@ -47,6 +47,7 @@ _SCHEMES = frozenset(scheme.value for scheme in Scheme)
 _ALSO_CALLED = {"s3a": "s3", "s3n": "s3", "gcs": "gs", "azure": "az", "adl": "abfss"}
 _KNOWN = "a path, file://, s3://, gs://, az://, abfss://, hf://, hdfs:// or memory://"
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://(.*)", re.DOTALL)
+_CUT = re.compile(r"([a-z0-9]+):/[^/]")
 # What the Hub allows: letters, digits, `-`, `_` and `.`, of which `-` and `.` stand within.
 _HUB_PART = r"\w(?:[\w.-]{0,94}\w)?"
 _HUB_ID = re.compile(rf"({_HUB_PART}/{_HUB_PART})(?:@(\S+))?", re.ASCII)
@@ -130,6 +131,11 @@ def join(location: Location, name: str) -> Location:
 def _path(text: str) -> Location:
     if not text:
         raise StorageError("The empty text is no location; give " + _KNOWN)
+    if (url := _CUT.match(text)) and url[1] in _SCHEMES:
+        raise StorageError(
+            f"{text} looks like a URL that lost a slash, as it does in a pathlib.Path; give it as "
+            f"text, {url[1]}://..., or write ./{text} for a folder of that name"
+        )
     return Location(Scheme.FILE, "", text)
 
 
