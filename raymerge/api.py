@@ -279,7 +279,7 @@ def _plan(
     from raymerge.checkpoint.config_diff import config_differences
     from raymerge.plan.build import PlanOptions, build
     from raymerge.recipe import Recipe
-    from raymerge.storage import open_folder
+    from raymerge.storage import destination, open_folder
     from raymerge.tokenizer.files import read_tokenizer_files
 
     recipe = recipe if isinstance(recipe, Recipe) else load(recipe)
@@ -307,6 +307,7 @@ def _plan(
         shard_bytes=options.get("shard_bytes"),
         device_memory_bytes=options.get("device_memory_bytes"),
         whole_shards=out is not None and not _fills_together(os.fspath(out)),
+        uploads=out is not None and destination(os.fspath(out)).is_objects,
         tile_elements=options.get("tile_elements"),
         # Of local files: the kernel has them cached after the first sweep, and a copy
         # from there into a core's cache moves fewer bytes than memory of our own (TIES: 10 % less).

@@ -32,7 +32,7 @@ from raymerge.plan.graph import (
 )
 from raymerge.plan.layer_config import Edit, layer_config
 from raymerge.plan.match import Match, check_shapes, inputs_of, match, twins
-from raymerge.plan.memory import Memory, project
+from raymerge.plan.memory import Memory, project, upload_bytes
 from raymerge.plan.parts import Stack
 from raymerge.plan.reading import bytes_once, bytes_swept
 from raymerge.plan.stages import Decided, PlannedStage, composed_edits, fuse
@@ -65,6 +65,8 @@ class PlanOptions:
     """What one CUDA device may use; None leaves it to the device."""
     whole_shards: bool = False
     """A unit is a whole shard, for destinations where a file has one writer."""
+    uploads: bool = False
+    """Whether units are sent to a store, in parts that are held until they have arrived."""
     remote: bool = False
     """Whether a source is read over a network: it is fetched ahead, and held where it fits."""
     hold: bool = True
@@ -210,6 +212,7 @@ def build(
             tile_elements=options.tile_elements,
             hold=options.hold,
             remote=options.remote,
+            uploaded_bytes=upload_bytes(max(s.nbytes for s in shards)) if options.uploads else 0,
         ),
         tie=decided.matched.tie,
         stacks=decided.matched.stacks,

@@ -5,7 +5,8 @@ A worker runs several units at once, one per thread, and a thread works on one t
     process = interpreter and libraries + the plan (in the driver) + threads * working set
     working set = a tile of every input and of the output, and the method's counters;
                   a tensor that is swept more than once is held whole instead, if that fits;
-                  of remote sources, what is fetched and not used yet: the window
+                  of remote sources, what is fetched and not used yet: the window;
+                  for a store, what of a shard is on its way there: the upload
 
 What does not fit whole is read again for every pass; so is everything where reading again is
 cheaper than keeping, as it is from a local file that the kernel has just cached. What does not fit
@@ -14,7 +15,7 @@ as the smallest tile is a PlanError with the numbers.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -54,6 +55,12 @@ PROBES = 16
 WINDOW_SHARE = 4
 """The window is at most one part in so many of what a thread may use: the rest can hold tensors,
 which saves whole sweeps."""
+PART_BYTES = 8 * 2**20
+"""Of an upload. A store acknowledges each part, so that a failure costs one."""
+MAX_PARTS = 10_000
+"""Amazon's and Google's limit; Azure's is higher."""
+PARTS_IN_FLIGHT = 4
+"""Parts of one upload on their way at once: 100 ms for each are 320 MB/s then."""
 SELECTED_VALUES = 4
 """Bins that the histogram of a free method counts inside at most."""
 SCRATCH_BYTES = 2**17
@@ -173,6 +180,16 @@ def _counter_bytes(node: TensorNode, tile_elements: int) -> int:
     return 0
 
 
+def part_bytes(shard_bytes: int) -> int:
+    """Length of the parts that a shard is uploaded in, but the last."""
+    return max(PART_BYTES, -(-shard_bytes // MAX_PARTS))
+
+
+def upload_bytes(shard_bytes: int) -> int:
+    """What an upload of a shard holds in memory at most: its parts in flight, and the next one."""
+    return part_bytes(shard_bytes) * (PARTS_IN_FLIGHT + 1)
+
+
 def samples(node: TensorNode) -> bool:
     """Whether entries are looked at before all are counted."""
     step = node.step
@@ -217,6 +234,7 @@ def project(
     tile_elements: int | None,
     hold: bool = True,
     remote: bool = False,
+    uploaded_bytes: int = 0,
 ) -> Memory:
     """Choose tiles and what is held, and project the peak.
 
@@ -230,6 +248,7 @@ def project(
         hold: Whether a tensor that is swept more than once is kept in memory where it fits.
         remote: Whether a source is read over a network. What is held then is not fetched again,
             and some of the budget goes into fetching ahead.
+        uploaded_bytes: What a thread's upload to a store holds at most; 0 where files are written.
 
     Raises:
         PlanError: The largest tensor does not fit as the smallest tile, or the fixed one is none.
@@ -238,7 +257,7 @@ def project(
         raise PlanError(f"tile_elements is {tile_elements}; give a positive multiple of {LANES}")
     process_bytes = PROCESS_BYTES + (TORCH_BYTES if device == "cuda" else 0)
     fixed_bytes = process_bytes + PLAN_BYTES_PER_TENSOR * _described(nodes)
-    available = max(0, budget_bytes - fixed_bytes) // threads - THREAD_BYTES
+    available = max(0, budget_bytes - fixed_bytes) // threads - THREAD_BYTES - uploaded_bytes
     window = _window_bytes(available) if remote else 0
     keys = list(map(_kind, nodes))
     kinds = dict(zip(keys, nodes, strict=True))
@@ -266,7 +285,7 @@ def project(
             device_budget_bytes=device_budget_bytes,
             threads=threads,
             fixed_bytes=fixed_bytes,
-            window=window,
+            beside={"to fetch ahead": window, "to upload": uploaded_bytes},
         )
     budget = Budget(
         thread_bytes=available - window,
@@ -282,7 +301,8 @@ def project(
         budget_bytes=budget_bytes,
         threads=threads,
         budget=budget,
-        projected_host_bytes=fixed_bytes + threads * (peak + window + THREAD_BYTES),
+        projected_host_bytes=fixed_bytes
+        + threads * (peak + window + uploaded_bytes + THREAD_BYTES),
         projected_device_bytes=on_device,
         held_tensors=sum(kept.get(key, False) for key in keys),
         reread_tensors=len(again),
@@ -333,9 +353,11 @@ def _too_large(
     device_budget_bytes: int | None,
     threads: int,
     fixed_bytes: int,
-    window: int,
+    beside: Mapping[str, int],
 ) -> PlanError:
-    needed_bytes = fixed_bytes + threads * (working_bytes(worst, tile) + window + THREAD_BYTES)
+    thread_bytes = working_bytes(worst, tile) + sum(beside.values()) + THREAD_BYTES
+    needed_bytes = fixed_bytes + threads * thread_bytes
+    more = [f"{format_bytes(nbytes)} more {why}, " for why, nbytes in beside.items() if nbytes]
     limit = f"the budget is {format_bytes(budget_bytes)}. Raise --memory or lower --workers."
     if needed_bytes <= budget_bytes and device_budget_bytes is not None:
         needed_bytes = threads * device_bytes(worst, tile)
@@ -345,7 +367,7 @@ def _too_large(
     return PlanError(
         f"{worst.slot.name} needs {format_bytes(working_bytes(worst, tile))} a thread "
         f"({len(worst.inputs)} inputs, tiles of {_tile_words(worst, tile)}), "
-        f"{f'{format_bytes(window)} more to fetch ahead, ' if window else ''}"
+        f"{''.join(more)}"
         f"{format_bytes(needed_bytes)} in all with {threads} threads, and {limit}",
         tensor=worst.slot.name,
     )

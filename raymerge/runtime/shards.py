@@ -8,26 +8,10 @@ from typing import Protocol, Self
 
 from raymerge.checkpoint.layout import header_of
 from raymerge.plan.graph import Unit
+from raymerge.plan.memory import PARTS_IN_FLIGHT, part_bytes
 from raymerge.storage.posix import PosixShard
 from raymerge.storage.store import Access, Upload
 from raymerge.storage.urls import Location, Scheme, destination
-
-PART_BYTES = 8 * 2**20
-"""Of an upload. A store acknowledges each, so that a failure costs one part."""
-MAX_PARTS = 10_000
-"""S3's limit; others allow more."""
-PARTS_IN_FLIGHT = 4
-"""Parts of one upload on their way at once: 100 ms for a part are 320 MB/s then."""
-
-
-def part_bytes(shard_bytes: int) -> int:
-    """Length of a shard's parts."""
-    return max(PART_BYTES, -(-shard_bytes // MAX_PARTS))
-
-
-def upload_bytes(shard_bytes: int) -> int:
-    """What an upload of a shard holds in memory at most."""
-    return part_bytes(shard_bytes) * (PARTS_IN_FLIGHT + 1)
 
 
 class UnitWriter(Protocol):

@@ -15,13 +15,7 @@ from raymerge.storage.failures import FailedError, Failure, read_failure
 from raymerge.storage.store import Upload
 
 SMALLEST_PART_BYTES = 5 * 2**20
-MAX_PARTS = 10_000
-"""Both are Amazon's and Google's; Azure allows 50,000 blocks."""
-
-
-def part_bytes_for(nbytes: int, *, at_least: int) -> int:
-    """The size of the parts of an object: `at_least`, or more where there would be too many."""
-    return max(at_least, SMALLEST_PART_BYTES, -(-nbytes // MAX_PARTS))
+"""Amazon's and Google's."""
 
 
 class ObjectUpload(Upload):
