@@ -9,6 +9,7 @@ from itertools import count
 
 import pytest
 
+from tests.servers.proxy import Proxy, proxy
 from tests.servers.seaweed import S3, find_weed, seaweed
 
 _numbers = count(1)
@@ -32,3 +33,12 @@ def s3(s3_server: S3, monkeypatch: pytest.MonkeyPatch) -> S3:
     for name, value in s3_server.env.items():
         monkeypatch.setenv(name, value)
     return replace(s3_server, prefix=f"test-{next(_numbers)}/")
+
+
+@pytest.fixture
+def s3_proxy(s3: S3, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
+    """A proxy between this test and `s3`, which the environment leads to now."""
+    with proxy(s3.endpoint) as running:
+        for name, value in s3.at(running.endpoint).env.items():
+            monkeypatch.setenv(name, value)
+        yield running
