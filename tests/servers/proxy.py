@@ -11,7 +11,7 @@ import socket
 import struct
 import threading
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from contextlib import aclosing, contextmanager, suppress
 from urllib.parse import urlsplit
 
@@ -165,7 +165,7 @@ class Proxy:
             _reset(to)
         return not spoilt and head.header("connection").lower() != "close"
 
-    async def _paced(self, pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    async def _paced(self, pieces: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:
         async for piece in pieces:
             if self.bytes_per_s is not None:
                 await asyncio.sleep(len(piece) / self.bytes_per_s)
