@@ -46,4 +46,7 @@ def open_place(kind: str, request: pytest.FixtureRequest) -> StorePlace:
     if kind == "s3":
         s3: S3 = request.getfixturevalue("s3")
         return StorePlace(kind, s3.url("out"), lambda: s3.uploads().body.count(b"<UploadId>"))
-    return pytest.skip(f"no {kind}")
+    if kind == "azure":
+        # Azure keeps the blocks of an aborted upload to itself, and discards them after a week.
+        return StorePlace(kind, request.getfixturevalue("azure").url("out"), lambda: 0)
+    return pytest.skip("no emulator has the XML API by which obstore writes to Google's store")
