@@ -2,8 +2,10 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+AZURITE := 3.37.0
+AZURITE_DAY := 2026-11-22
 
-.PHONY: install demo test lint bench clean
+.PHONY: install demo test lint servers bench clean
 
 install: $(VENV)/installed
 
@@ -21,8 +23,17 @@ lint: install
 	$(BIN)/ruff check .
 	$(BIN)/mypy raymerge tests bench recipes
 
-test: lint $(VENV)/peer
+test: lint servers $(VENV)/peer
 	$(BIN)/pytest
+
+# S3 came with `install`. Azure's emulator is npm's, with what it needs as of a day, since it pins
+# nothing itself. Without npm its tests skip, and say so.
+servers: $(VENV)/azurite/$(AZURITE)
+
+$(VENV)/azurite/$(AZURITE): $(VENV)/installed
+	if ! command -v npm >/dev/null; then echo "no npm, so no Azurite" >&2; else mkdir -p $(@D) && \
+		npm install --silent --ignore-scripts --no-audit --no-fund --no-save --prefix $(@D) \
+		--before $(AZURITE_DAY) azurite@$(AZURITE) && touch $@; fi
 
 # mergekit is a peer to run beside us, never imported.
 $(VENV)/peer: $(VENV)/installed

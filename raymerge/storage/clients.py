@@ -60,9 +60,7 @@ def open_client(location: Location, options: Mapping[str, str], use: Use) -> Obj
     Raises:
         FailedError: The options or the environment make no client.
     """
-    environment = tuple(
-        item for item in sorted(os.environ.items()) if item[0].startswith(_PREFIXES)
-    )
+    environment = tuple(item for item in sorted(os.environ.items()) if item[0].startswith(_MATTERS))
     known_by = location.scheme, location.root, tuple(sorted(options.items())), use, environment
     try:
         with _lock:
@@ -74,8 +72,8 @@ def open_client(location: Location, options: Mapping[str, str], use: Use) -> Obj
     raise FailedError(failure)
 
 
-_PREFIXES = ("AWS_", "AZURE_", "GOOGLE_")
-"""Of the variables that a client is made from."""
+_MATTERS = ("AWS_", "AZURE_", "GOOGLE_", "HOME")
+"""How the names of those variables begin that a client is made from."""
 
 
 def _open(location: Location, options: Mapping[str, str], use: Use) -> ObjectStore:

@@ -81,7 +81,7 @@ _SYSTEM = re.compile(r'(?:message|error): "([^"]+)"')
 _ASKS_FOR_TOKEN = re.compile(
     r"token request|latest/api/token|meta-data/iam|metadata/identity|computeMetadata"
     r"|AssumeRoleWithWebIdentity|AWS_PROFILE|credential provider|[Cc]redentials? (?:file|request)"
-    r"|service account"
+    r"|service account|Missing (?:AccessKeyId|SecretAccessKey)"
 )
 
 _BY_CODE = {

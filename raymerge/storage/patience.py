@@ -23,7 +23,7 @@ class Patience:
 
     total_s: float = 300.0
     """From the first try on, for a server that has answered before."""
-    first_contact_s: float = 15.0
+    first_contact_s: float = 10.0
     """For one that has not: its name or address is probably wrong."""
     pause_s: float = 0.1
     """Upper bound of the first pause; it doubles with each."""
