@@ -34,7 +34,7 @@ def find(name: HubName, file: str, pin: Pin) -> Path | None:
     """
     with in_words(name, SourceError, file=file):
         found = try_to_load_from_cache(name.repo, file, revision=name.revision)
-    return _checked(Path(found), name, file, pin) if isinstance(found, str) else None
+        return _checked(Path(found), name, file, pin) if isinstance(found, str) else None
 
 
 def fetch(name: HubName, file: str, pin: Pin) -> Path:
@@ -55,7 +55,7 @@ def fetch(name: HubName, file: str, pin: Pin) -> Path:
             library_name="raymerge",
             etag_timeout=CONNECT_S,
         )
-    return _checked(Path(path), name, file, pin)
+        return _checked(Path(path), name, file, pin)
 
 
 def check_room(needed_bytes: int) -> None:
@@ -123,6 +123,8 @@ def cached_pins(commit: HubName) -> Mapping[str, Pin]:
         for file, link in links.items()
         if link.is_file()
     }
+    if not pins:
+        raise _absent(commit, "any file of it")
     if INDEX_NAME in pins:
         raw = links[INDEX_NAME].read_bytes()
         shards = parse_index(raw, source=commit.location, file=INDEX_NAME).values()

@@ -18,6 +18,8 @@ def quiet_library() -> None:
     # Where the environment asks for bars the library warns instead of doing as it is told.
     if constants.HF_HUB_DISABLE_PROGRESS_BARS is None:
         disable_progress_bars()
+    # A logger's filter sees what is logged with its own name, a handler's what comes from below.
+    logging.getLogger("httpx2").addFilter(_without_signatures)
     for handler in logging.getLogger("huggingface_hub").handlers:
         handler.addFilter(_without_signatures)
 

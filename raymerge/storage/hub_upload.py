@@ -45,7 +45,6 @@ from raymerge.storage.hub_retry import (
 # A commit of many files is answered when it is done.
 _ANSWER_S = 180.0
 _BATCH = 200
-_CONFLICTS = frozenset({409, 412})
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,7 +170,7 @@ class HubDestination:
                 try:
                     return self._send(records, small_files, gone, message, parent)
                 except httpx2.HTTPError as error:
-                    if done := self._happened(records, small_files, gone, parent, error):
+                    if done := self._happened(records, small_files, gone, parent):
                         return done
                     patience.wait(error)
 
@@ -203,16 +202,15 @@ class HubDestination:
         small_files: Mapping[str, bytes],
         deletes: frozenset[str],
         parent: str,
-        error: httpx2.HTTPError,
     ) -> str | None:
         """The commit that has all this although its answer did not come; None if it is open."""
         head, pins = self._list()
-        if head.revision == parent and _status(error) not in _CONFLICTS:
+        if head.revision == parent:
             return None
         whole = all(record.sha256 == _tag(pins, record.name) for record in records) and all(
             _tag(pins, name) in _hashes(content) for name, content in small_files.items()
         )
-        if head.revision != parent and whole and not deletes & pins.keys():
+        if whole and not deletes & pins.keys():
             return head.revision
         raise ConflictError(
             f"{self.location} is at commit {head.revision}, and this merge began when it was at "
@@ -276,7 +274,3 @@ def _hashes(content: bytes) -> tuple[str, str]:
     """What the Hub may know a file by: git's hash, or its sha256 where it took it for large."""
     git = hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False)
     return git.hexdigest(), hashlib.sha256(content).hexdigest()
-
-
-def _status(error: httpx2.HTTPError) -> int | None:
-    return error.response.status_code if isinstance(error, errors.HfHubHTTPError) else None

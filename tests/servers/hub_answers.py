@@ -164,7 +164,8 @@ class HubAnswers(BaseHTTPRequestHandler):
         if self._find(repo, rev) is not None and self._may_write():
             with self.hub.lock:
                 status, said = apply(self.hub.repos[repo], rev, self.body, self.hub.blobs)
-            self._answer(status, said)
+            url = f"{self.hub.endpoint}/{repo}/commit/{said.get('commitOid')}"
+            self._answer(status, {**said, "commitUrl": url})
 
     # Who may what.
 
@@ -211,7 +212,7 @@ class HubAnswers(BaseHTTPRequestHandler):
 
     def _content(self, content: bytes, headers: Mapping[str, str]) -> None:
         asked = _RANGE.fullmatch(self.headers.get("Range", ""))
-        if asked is None:
+        if asked is None or not self.hub.ranges:
             self._send(200, content, {**headers, "Accept-Ranges": "bytes"})
             return
         start, stop = int(asked[1]), min(int(asked[2] or len(content)) + 1, len(content))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import itertools
 import json
@@ -77,8 +78,6 @@ def apply(
     repo: Repo, branch: str, body: bytes, blobs: Mapping[str, bytes]
 ) -> tuple[int, dict[str, Any]]:
     """Do what the lines of a commit say, all or nothing: status and answer."""
-    import base64
-
     lines = [json.loads(line) for line in body.splitlines()]
     head = repo.branches[branch]
     files = dict(repo.commits[head])
@@ -99,4 +98,4 @@ def apply(
                 if files.pop(value["path"], None) is None:
                     return 404, {"error": "A file with this name doesn't exist"}
     sha = repo.commit(files, branch=branch, title=lines[0]["value"]["summary"])
-    return 200, {"commitUrl": f"/commit/{sha}", "commitOid": sha}
+    return 200, {"commitOid": sha}

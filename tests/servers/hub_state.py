@@ -40,6 +40,8 @@ class Hub:
     """`read` or `write`, by token."""
     authorized: Counter[str] = field(default_factory=Counter)
     """Requests that came with a token, by kind."""
+    ranges: bool = True
+    """Whether a Range is honoured."""
     signature: int = 1
     """Of the CDN's addresses; all given out before expire when it changes."""
     lock: Lock = field(default_factory=Lock)
