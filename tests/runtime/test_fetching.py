@@ -1,4 +1,4 @@
-"""Remote sources: the bytes of local ones, by the requests foreseen, within the window."""
+"""Remote sources: the bytes of local ones, by requests that were foreseen, within a window."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 from threading import Event
 
+import numpy as np
 import pytest
+import torch
 
 import raymerge
 from raymerge.plan import units as unit_sizes
@@ -19,7 +21,6 @@ from raymerge.plan.ranges import Range, ranges
 from raymerge.runtime.driver import MergeResult, execute
 from raymerge.runtime.local import LocalEngine
 from raymerge.runtime.settings import OnProgress, run_settings
-from raymerge.storage.store import Access
 from tests.conftest import METHOD_KNOBS, Place, shard_hashes
 from tests.distant import Distance
 
@@ -52,12 +53,10 @@ def planned(recipe: Path, tile: int | None = None) -> Plan:
 
 def run(plan: Plan, out: Path, distance: Distance) -> MergeResult:
     def start(folder: str, report: OnProgress) -> LocalEngine:
-        settings = run_settings(plan, folder, "cpu", open_source=distance)
+        settings = run_settings(plan, folder, "cpu", distance)
         return LocalEngine(settings, threads=plan.memory.threads, on_progress=report)
 
-    return execute(
-        plan, str(out), start, overwrite=True, on_progress=lambda _: None, access=Access()
-    )
+    return execute(plan, out, start, overwrite=True, on_progress=lambda _: None)
 
 
 def foreseen(plan: Plan) -> list[Range]:
@@ -92,3 +91,56 @@ def test_bytes_and_requests_are_those_foreseen(
         assert shard_hashes(place / "far") == shard_hashes(place / "near")
         assert Counter(distance.asked) == requests(plan)
         assert result.bytes_read == distance.fetched_bytes <= plan.bytes_read
+
+
+# --- what is read how often ----------------------------------------------------------------------
+
+
+@pytest.fixture
+def large(place: Place) -> Place:
+    """Tensors of 2**19 elements: more than a sample, and than what is held in any case."""
+    generator = np.random.default_rng(0)
+    for name in ("base", "a", "b"):
+        place.model(
+            name,
+            {
+                f"w{i}": torch.from_numpy(generator.normal(size=(512, 1024)) * 0.02).bfloat16()
+                for i in range(3)
+            },
+        )
+    return place
+
+
+@pytest.mark.parametrize("method", ["ties", "sce", "arcee_fusion", "model_stock", "linear"])
+def test_what_fits_is_fetched_once(large: Place, method: str) -> None:
+    plan = remotely(planned(large.any_recipe(method)))
+    result = run(plan, large / "out", distance := Distance())
+
+    once = sum(node.input_bytes for node in plan.nodes)
+    assert distance.fetched_bytes == result.bytes_read == plan.bytes_read == once
+
+
+@pytest.mark.parametrize(
+    "method", ["ties", "breadcrumbs", "sce", "arcee_fusion", "karcher", "model_stock"]
+)
+def test_what_does_not_fit_is_fetched_for_every_sweep(large: Place, method: str) -> None:
+    recipe = large.any_recipe(method)
+    raymerge.merge(recipe, large / "near", engine="local", device="cpu", workers=2)
+    plan = remotely(planned(recipe), 2**20, hold=False)
+    result = run(plan, large / "far", distance := Distance())
+
+    once = sum(node.input_bytes for node in plan.nodes)
+    assert plan.bytes_read >= 2 * once
+    assert distance.fetched_bytes == result.bytes_read == plan.bytes_read
+    assert Counter(distance.asked) == requests(plan)
+    assert shard_hashes(large / "far") == shard_hashes(large / "near")
+
+
+def test_a_shard_of_small_tensors_is_a_few_requests(place: Place) -> None:
+    for name in ("a", "b"):
+        place.model(name, {f"model.layers.{i}.w": torch.ones(4096) * i for i in range(400)})
+    plan = remotely(planned(place.recipe("linear", parameters={"weight": 1})))
+    run(plan, place / "out", distance := Distance())
+
+    assert len(plan.nodes) == 400
+    assert len(distance.asked) <= 2 * len(plan.units)
