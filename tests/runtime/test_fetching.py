@@ -118,7 +118,7 @@ class Storage:
         time.sleep(self._latency_s)
         came = self.content[start:stop].copy()
         weakref.finalize(came, self._count, start - stop)
-        return memoryview(came)
+        return came.data
 
     def _count(self, nbytes: int) -> None:
         with self._lock:
