@@ -50,8 +50,6 @@ CACHED_BYTES = 4 * 2**20
 SAMPLE_ELEMENTS = 2**18
 """Entries that name the bin of a threshold before all are counted. They place a density to within a
 fifth of a percent, and a bin is wider."""
-PROBES = 16
-"""Places that they are taken from."""
 WINDOW_SHARE = 4
 """The window is at most one part in so many of what a thread may use: the rest can hold tensors,
 which saves whole sweeps."""
@@ -87,6 +85,18 @@ class Budget:
         derived = any(isinstance(one, Derived) for one in node.inputs)
         wanted = self.hold or derived or node.held_bytes <= CACHED_BYTES
         return wanted and len(node.step.passes) > 1 and held <= self.thread_bytes
+
+    def sampled(self, node: TensorNode) -> int:
+        """Entries that are read to name the bin of a threshold, before a sweep counts inside it.
+
+        A sample names the wrong bin for some tensors, which takes two sweeps more. Files bear
+        that; over a network what is read has to be what was planned, so all entries are looked at.
+        What is held is its own sample.
+        """
+        if not samples(node) or self.holds(node):
+            return 0
+        elements = node.inputs[0].num_elements
+        return elements if self.window_bytes else min(elements, SAMPLE_ELEMENTS)
 
     def inside(self, node: TensorNode, inner: TensorNode) -> Budget:
         """The budget of a stage's result among the inputs of `node`.
@@ -136,16 +146,6 @@ def tile_of(node: TensorNode, tile_elements: int) -> int:
     if isinstance(node.step, DeltaStep) and node.step.ranks:
         tile_elements = whole_rows(rows_of(node.slot.shape), tile_elements)
     return min(node.inputs[0].num_elements, tile_elements)
-
-
-def probes(elements: int, tile_elements: int) -> Iterator[tuple[int, int]]:
-    """Evenly spaced pieces, `SAMPLE_ELEMENTS` in all or the whole: first element, and how many."""
-    places = 1 if elements <= SAMPLE_ELEMENTS else PROBES
-    piece = min(elements, SAMPLE_ELEMENTS) // places
-    step = elements // places // LANES * LANES
-    for begin in (place * step for place in range(places)):
-        for first in range(begin, begin + piece, tile_elements):
-            yield first, min(tile_elements, begin + piece - first)
 
 
 def working_bytes(node: TensorNode, tile_elements: int) -> int:
@@ -306,7 +306,10 @@ def project(
         projected_device_bytes=on_device,
         held_tensors=sum(kept.get(key, False) for key in keys),
         reread_tensors=len(again),
-        reread_bytes=sum((len(node.step.passes) - 1) * node.input_bytes for node in again),
+        reread_bytes=sum(
+            (len(node.step.passes) - 1 + (remote and samples(node))) * node.input_bytes
+            for node in again
+        ),
     )
 
 

@@ -16,7 +16,7 @@ from raymerge.plan.adapted import Adapted, Replaced
 from raymerge.plan.dequantised import Dequantised
 from raymerge.plan.experts import Joined
 from raymerge.plan.graph import CopyStep, DeltaStep, Input, Read, TensorNode
-from raymerge.plan.memory import Budget, probes, samples, tile_of, working_bytes
+from raymerge.plan.memory import Budget, samples, tile_of, working_bytes
 from raymerge.plan.merged import Merged
 from raymerge.plan.ranges import Need
 from raymerge.plan.remapped import Remapped, Stretches, decode
@@ -25,7 +25,7 @@ from raymerge.tokenizer.rows import MEAN
 COPY_BYTES = 2**21
 """Piece in which bytes are copied or compared."""
 HISTOGRAM = "histogram"
-"""The pass that entries are looked at before, where a method selects."""
+"""The pass that takes a look at the entries first, where a method selects."""
 
 Part = tuple[Read, int, int]
 """A stored tensor and a half-open range of its bytes."""
@@ -69,12 +69,11 @@ def _side_by_side(inputs: Iterable[Input], budget: Budget) -> Iterator[Part]:
 
 
 def _passes(node: TensorNode, budget: Budget, passes: Iterable[str]) -> Iterator[Part]:
-    """The sweeps of some passes, and what is looked at before; of a tensor that is held, one."""
+    """The sweeps of some passes, and one before a selection; of a tensor that is held, one."""
     fresh = True
     for name in passes:
         if samples(node) and name == HISTOGRAM and not budget.holds(node):
-            places = probes(node.inputs[0].num_elements, _tile(node, budget))
-            yield from _tiles(node, budget, places, fresh=fresh)
+            yield from _swept(node, budget, fresh=fresh)
             fresh = False
         yield from _swept(node, budget, fresh=fresh)
         if budget.holds(node):

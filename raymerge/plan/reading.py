@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from raymerge.plan.graph import TensorNode
-from raymerge.plan.memory import SAMPLE_ELEMENTS, Budget, samples
+from raymerge.plan.memory import Budget
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,6 +80,7 @@ def _times(node: TensorNode, budget: Budget, sweeps: int) -> tuple[int, int]:
     if budget.holds(node):
         return 1, 0
     times = len(node.step.passes) - 1 + sweeps
-    if not samples(node):
-        return times, 0
-    return times, min(node.inputs[0].num_elements, SAMPLE_ELEMENTS)
+    sampled = budget.sampled(node)
+    if sampled == node.inputs[0].num_elements:
+        return times + (sampled > 0), 0
+    return times, sampled

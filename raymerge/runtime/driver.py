@@ -65,7 +65,7 @@ class MergeResult:
 
 
 class Meter:
-    """Bytes moved so far; what workers report is added up here."""
+    """What was done so far; what workers report is added up here."""
 
     def __init__(self, listener: OnProgress) -> None:
         self.read_bytes = 0

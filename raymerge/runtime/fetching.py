@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
-from threading import Event, RLock
+from threading import Event, Lock
 from typing import Self
 
 import numpy as np
@@ -40,9 +40,12 @@ class _Piece:
     """A range that was asked for."""
 
     planned: Range
-    future: Future[memoryview]
     left: int
     """Bytes of it that are still to be used."""
+    view: memoryview | None = None
+    """The bytes, once they have come and while they are wanted."""
+    answered: bool = False
+    dropped: bool = False
 
     def covers(self, offset: int) -> bool:
         return self.planned.start <= offset < self.planned.stop and self.left > 0
@@ -76,11 +79,12 @@ class Prefetch:
         self._room = window_bytes - self._alone_bytes
         self._node = 0
         self._pieces: dict[tuple[int, str], list[_Piece]] = {}
-        # A request that is called off gives back its room at once, on the thread that has the lock.
-        self._lock = RLock()
+        self._requests: dict[_Piece, Future[None]] = {}
+        self._lock = Lock()
         self._pool = ThreadPoolExecutor(REQUESTS, thread_name_prefix="fetch")
-        self._next = next(planned, None)
-        self._request()
+        with self._lock:
+            self._next = next(planned, None)
+            self._request()
 
     def read_into(self, buffer: Bytes, source: int, file: str, offset: int) -> None:
         """Fill the whole buffer from `offset` of a file on.
@@ -106,6 +110,7 @@ class Prefetch:
         with self._lock:
             self._next = None
             self._pieces.clear()
+            self._requests.clear()
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     def __enter__(self) -> Self:
@@ -119,13 +124,14 @@ class Prefetch:
         piece = self._piece(source, file, offset)
         if piece is None:
             stop = offset + min(buffer.nbytes, self._alone_bytes)
-            view, inside = self._fetched(source, file, offset, stop), 0
-        else:
-            view, inside = self._arrived(piece), offset - piece.planned.start
-        count = min(buffer.nbytes, view.nbytes - inside)
-        np.copyto(buffer[:count], np.frombuffer(view, np.uint8, count, inside))
-        if piece is not None:
-            self._use(piece, count)
+            return _copied(self._fetched(source, file, offset, stop), 0, buffer)
+        self._wait(piece)
+        assert piece.view is not None, piece.planned
+        count = _copied(piece.view, offset - piece.planned.start, buffer)
+        with self._lock:
+            piece.left -= count
+            if piece.left <= 0:
+                self._drop(piece)
         return count
 
     def _piece(self, source: int, file: str, offset: int) -> _Piece | None:
@@ -133,30 +139,26 @@ class Prefetch:
             pieces = self._pieces.get((source, file), ())
             return next((piece for piece in pieces if piece.covers(offset)), None)
 
-    def _arrived(self, piece: _Piece) -> memoryview:
-        while not piece.future.done():
+    def _wait(self, piece: _Piece) -> None:
+        request = self._requests[piece]
+        while not request.done():
             if self._stop.is_set():
                 raise StoppedError("stopped")
-            wait((piece.future,), STOP_S)
-        return piece.future.result()
-
-    def _use(self, piece: _Piece, count: int) -> None:
-        with self._lock:
-            piece.left -= count
-            if piece.left <= 0:
-                self._drop(piece)
+            wait((request,), STOP_S)
+        request.result()
 
     def _drop(self, piece: _Piece) -> None:
-        planned = piece.planned
-        self._pieces[planned.source, planned.file].remove(piece)
-        piece.future.cancel()
+        piece.view = None
+        piece.dropped = True
+        self._pieces[piece.planned.source, piece.planned.file].remove(piece)
+        called_off = self._requests.pop(piece).cancel()
         # What is on its way takes room until it has come.
-        piece.future.add_done_callback(lambda _: self._release(planned.nbytes))
+        if called_off or piece.answered:
+            self._release(piece)
 
-    def _release(self, nbytes: int) -> None:
-        with self._lock:
-            self._room += nbytes
-            self._request()
+    def _release(self, piece: _Piece) -> None:
+        self._room += piece.planned.nbytes
+        self._request()
 
     def _request(self) -> None:
         """Ask for the next ranges while there is room."""
@@ -165,12 +167,33 @@ class Prefetch:
             if planned.last_node < self._node:
                 continue
             self._room -= planned.nbytes
-            where = planned.source, planned.file
-            future = self._pool.submit(self._fetched, *where, planned.start, planned.stop)
-            pieces = self._pieces.setdefault(where, [])
-            pieces.append(_Piece(planned, future, planned.used_bytes))
+            piece = _Piece(planned, planned.used_bytes)
+            self._pieces.setdefault((planned.source, planned.file), []).append(piece)
+            self._requests[piece] = self._pool.submit(self._answer, piece)
+
+    def _answer(self, piece: _Piece) -> None:
+        """Fetch a piece, on a thread of the pool."""
+        planned = piece.planned
+        view: memoryview | None = None
+        try:
+            view = self._fetched(planned.source, planned.file, planned.start, planned.stop)
+        finally:
+            with self._lock:
+                piece.answered = True
+                if piece.dropped:
+                    view = None
+                    self._release(piece)
+                # No second reference: with the piece's the memory has to go.
+                piece.view, view = view, None
 
     def _fetched(self, source: int, file: str, start: int, stop: int) -> memoryview:
         view = self._fetch(source, file, start, stop)
         self._on_read(view.nbytes)
         return view
+
+
+def _copied(view: memoryview, inside: int, buffer: Bytes) -> int:
+    """Fill the front of the buffer with what follows byte `inside`; returns how much of it."""
+    count = min(buffer.nbytes, view.nbytes - inside)
+    np.copyto(buffer[:count], np.frombuffer(view, np.uint8, count, inside))
+    return count

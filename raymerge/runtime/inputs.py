@@ -12,14 +12,18 @@ from threading import Event
 
 import numpy as np
 
+from raymerge.kernels.constants import LANES
 from raymerge.kernels.tile import Bytes, Tile
 from raymerge.plan.graph import TensorNode
-from raymerge.plan.memory import SAMPLE_ELEMENTS, Budget, probes, tile_of
+from raymerge.plan.memory import SAMPLE_ELEMENTS, Budget, tile_of
 from raymerge.runtime.readers import AHEAD_BYTES, Readers
 from raymerge.runtime.stopping import StoppedError
 
 ALIGNMENT = 64
 """Buffers start at cache lines."""
+
+PROBES = 16
+"""Places a sample is taken from."""
 
 
 class Arena:
@@ -70,6 +74,7 @@ class Inputs:
         self.dtypes = [one.dtype for one in node.inputs]
         self._widths = [dtype.bits // 8 for dtype in self.dtypes]
         self._held = budget.holds(node)
+        self._sampled = budget.sampled(node)
         self._loaded = False
         buffered = self.elements if self._held else self.tile_elements
         sizes = [dtype.num_bytes((buffered,)) for dtype in self.dtypes]
@@ -93,15 +98,21 @@ class Inputs:
         return Tile(self._tile(first, count), self.dtypes, first, count)
 
     def sample(self) -> Iterator[Tile]:
-        """Evenly spaced pieces, `SAMPLE_ELEMENTS` in all; the whole of a tensor with no more."""
-        if self.elements <= SAMPLE_ELEMENTS:
+        """Evenly spaced pieces, `SAMPLE_ELEMENTS` in all, or the whole; see `Budget.sampled`."""
+        if self._sampled == self.elements or self.elements <= SAMPLE_ELEMENTS:
             yield from self.sweep()
             return
         if self._held:
             for _ in self.sweep():
                 pass  # read once, from the first tile to the last, and then at hand
-        for first, count in probes(self.elements, self.tile_elements):
-            yield self.tile(first, count)
+        piece = SAMPLE_ELEMENTS // PROBES
+        step = self.elements // PROBES // LANES * LANES
+        for probe in range(PROBES):
+            first, left = probe * step, piece
+            while left:
+                count = min(left, self.tile_elements)
+                yield self.tile(first, count)
+                first, left = first + count, left - count
 
     def _tile(self, first: int, count: int) -> list[Bytes]:
         pieces = []
