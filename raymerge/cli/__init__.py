@@ -10,94 +10,16 @@ from __future__ import annotations
 import gc
 import json
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
 
-from raymerge.endings import reported
-from raymerge.units import parse_bytes
+from raymerge.cli.endings import reported
+from raymerge.cli.options import JSON, OVERWRITE, QUIET, RECIPE, SHARD_SIZE, run_options
+from raymerge.cli.submit import submit
 
 MISMATCH = 5
-
-
-class Bytes(click.ParamType[int | None]):
-    """A size such as 8GiB."""
-
-    name = "size"
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> int | None:
-        """Read the size; `auto` stands for None."""
-        if isinstance(value, int):
-            return value
-        if value == "auto":
-            return None
-        try:
-            size = parse_bytes(value)
-        except ValueError as error:
-            self.fail(str(error), param, ctx)
-        if size <= 0:
-            self.fail(f"{value!r} is no size; give more than 0 bytes", param, ctx)
-        return size
-
-
-BYTES = Bytes()
-RECIPE = click.argument("recipe", type=click.Path(path_type=Path))
-JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout.")
-OVERWRITE = click.option("--overwrite", is_flag=True, help="Replace whatever OUT holds.")
-SHARD_SIZE = click.option(
-    "--shard-size",
-    "shard_bytes",
-    type=BYTES,
-    default="auto",
-    show_default=True,
-    help="Limit of an output shard, such as 5GB.",
-)
-
-
-def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """The flags that say what a merge may use."""
-    options = [
-        click.option(
-            "--engine",
-            type=click.Choice(["auto", "local", "ray"]),
-            default="auto",
-            show_default=True,
-            help="Ray where there is an address or more than one GPU, else threads here.",
-        ),
-        click.option(
-            "--address", help="Ray cluster to run on; else RAY_ADDRESS, else a local one."
-        ),
-        click.option(
-            "--workers",
-            type=click.IntRange(min=1),
-            help="Threads of the local engine, worker processes of Ray.  [default: all CPUs]",
-        ),
-        click.option(
-            "--device",
-            type=click.Choice(["auto", "cpu", "cuda"]),
-            default="auto",
-            show_default=True,
-            help="What merges.",
-        ),
-        SHARD_SIZE,
-        click.option(
-            "--memory",
-            "memory_bytes",
-            type=BYTES,
-            help="Budget of one worker process.  [default: 60% of what there is]",
-        ),
-        click.option(
-            "--device-memory", "device_memory_bytes", type=BYTES, help="Budget of one CUDA device."
-        ),
-        click.option("--seed", type=click.IntRange(0, 2**64 - 1), help="In place of the recipe's."),
-    ]
-    for option in reversed(options):
-        command = option(command)
-    return command
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -133,15 +55,26 @@ def plan(recipe: Path, *, as_json: bool, tensor: str | None, **options: Any) -> 
 @click.argument("out", type=click.Path(path_type=Path))
 @JSON
 @OVERWRITE
-@click.option("--quiet", is_flag=True, help="Show no progress.")
+@QUIET
 @run_options
-def merge(recipe: Path, out: Path, *, as_json: bool, quiet: bool, **options: Any) -> None:
+@click.option("--expect-version", metavar="VERSION", help="Refuse to run as another raymerge.")
+def merge(
+    recipe: Path,
+    out: Path,
+    *,
+    as_json: bool,
+    quiet: bool,
+    expect_version: str | None,
+    **options: Any,
+) -> None:
     """Run a merge into OUT. Run it again to finish one that was killed."""
     with reported(as_json=as_json, resume=f"run the same command again to finish {out}"):
         import raymerge
         from raymerge.progress import Display
         from raymerge.report import merge_text, start_lines
+        from raymerge.runtime.submit import check_version
 
+        check_version(expect_version)
         # numba looks for BLAS in scipy: a quarter of a second of imports that no kernel here uses.
         sys.modules.setdefault("scipy", None)  # type: ignore[arg-type]
         # A plan has millions of objects and all of them stay: the collector need not walk them.
@@ -246,5 +179,4 @@ def methods(name: str | None, *, schema: bool, as_json: bool) -> None:
             click.echo(describe(name) if name else listing())
 
 
-if __name__ == "__main__":
-    main()
+main.add_command(submit)
