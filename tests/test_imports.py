@@ -19,7 +19,7 @@ EACH_MODULE = pytest.mark.parametrize(
 BASE = {"errors", "units"}
 MODEL = BASE | {"checkpoint", "kernels", "methods", "recipe"}
 RUN = MODEL | {"plan", "storage", "runtime", "tokenizer"}
-TOP = {"api", "endings", "progress", "machine", "listing", "report", "plot"}
+TOP = {"api", "progress", "machine", "listing", "report", "plot"}
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "units": set(),
@@ -32,7 +32,6 @@ MAY_IMPORT: dict[str, set[str]] = {
     "storage": BASE | {"checkpoint"},
     "runtime": RUN,
     "api": RUN | TOP,
-    "endings": BASE,
     "progress": RUN | TOP,
     "machine": RUN | TOP,
     "listing": RUN | TOP,
@@ -52,8 +51,11 @@ HUB = {
     "storage.hub_upload",
 }
 THIRD_PARTY: dict[str, set[str]] = {
-    "click": {"cli"},
-    "ray": {"runtime.cluster"},
+    "click": {"cli", "cli.options", "cli.submit"},
+    # The engine, which joins a cluster, and the way in for those who do not join it.
+    "ray": {"runtime.cluster", "runtime.job_server"},
+    "aiohttp": {"runtime.job_server"},
+    "requests": {"runtime.job_server"},
     # The CUDA kernels, the question whether there is a device, and pickled checkpoints.
     "torch": {
         "kernels.torch_free",

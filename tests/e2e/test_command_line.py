@@ -14,7 +14,7 @@ import pytest
 from raymerge.methods import methods
 from tests.conftest import Place, shard_hashes
 
-COMMANDS = ("plan", "merge", "verify", "convert", "inspect", "methods")
+COMMANDS = ("plan", "merge", "submit", "verify", "convert", "inspect", "methods")
 
 
 def raymerge(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:

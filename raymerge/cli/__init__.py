@@ -10,130 +10,24 @@ from __future__ import annotations
 import gc
 import json
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
 
-from raymerge.endings import reported
-from raymerge.units import parse_bytes
+from raymerge.cli.endings import reported
+from raymerge.cli.options import (
+    JSON,
+    OVERWRITE,
+    QUIET,
+    RECIPE,
+    SHARD_SIZE,
+    run_options,
+    storage_options,
+)
+from raymerge.cli.submit import submit
 
 MISMATCH = 5
-
-
-class Bytes(click.ParamType[int | None]):
-    """A size such as 8GiB."""
-
-    name = "size"
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> int | None:
-        """Read the size; `auto` stands for None."""
-        if isinstance(value, int):
-            return value
-        if value == "auto":
-            return None
-        try:
-            size = parse_bytes(value)
-        except ValueError as error:
-            self.fail(str(error), param, ctx)
-        if size <= 0:
-            self.fail(f"{value!r} is no size; give more than 0 bytes", param, ctx)
-        return size
-
-
-def _pairs(_ctx: click.Context, _param: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:
-    """Options as `name=value`, by name."""
-    pairs = {}
-    for value in values:
-        name, equals, setting = value.partition("=")
-        if not equals or not name:
-            raise click.BadParameter(f"{value!r} is no name=value")
-        pairs[name] = setting
-    return pairs
-
-
-BYTES = Bytes()
-# Paths or URLs, and so plain text: pathlib would take the second slash of `s3://` away.
-RECIPE = click.argument("recipe")
-JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout.")
-OVERWRITE = click.option("--overwrite", is_flag=True, help="Replace whatever OUT holds.")
-SHARD_SIZE = click.option(
-    "--shard-size",
-    "shard_bytes",
-    type=BYTES,
-    default="auto",
-    show_default=True,
-    help="Limit of an output shard, such as 5GB.",
-)
-
-
-def storage_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """The flags that say how buckets and the Hub are reached."""
-    options = [
-        click.option(
-            "--storage-option",
-            "storage_options",
-            multiple=True,
-            callback=_pairs,
-            metavar="NAME=VALUE",
-            help="Of an object store, such as region=eu-west-1; secrets go into the environment.",
-        ),
-        click.option(
-            "--cache/--no-cache",
-            default=True,
-            show_default=True,
-            help="Read files of the Hub through its cache on this node, or by range.",
-        ),
-    ]
-    for option in reversed(options):
-        command = option(command)
-    return command
-
-
-def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """The flags that say what a merge may use."""
-    options: list[Callable[..., Any]] = [
-        click.option(
-            "--engine",
-            type=click.Choice(["auto", "local", "ray"]),
-            default="auto",
-            show_default=True,
-            help="Ray where there is an address or more than one GPU, else threads here.",
-        ),
-        click.option(
-            "--address", help="Ray cluster to run on; else RAY_ADDRESS, else a local one."
-        ),
-        click.option(
-            "--workers",
-            type=click.IntRange(min=1),
-            help="Threads of the local engine, worker processes of Ray.  [default: all CPUs]",
-        ),
-        click.option(
-            "--device",
-            type=click.Choice(["auto", "cpu", "cuda"]),
-            default="auto",
-            show_default=True,
-            help="What merges.",
-        ),
-        SHARD_SIZE,
-        click.option(
-            "--memory",
-            "memory_bytes",
-            type=BYTES,
-            help="Budget of one worker process.  [default: 60% of what there is]",
-        ),
-        click.option(
-            "--device-memory", "device_memory_bytes", type=BYTES, help="Budget of one CUDA device."
-        ),
-        click.option("--seed", type=click.IntRange(0, 2**64 - 1), help="In place of the recipe's."),
-        storage_options,
-    ]
-    for option in reversed(options):
-        command = option(command)
-    return command
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -169,15 +63,26 @@ def plan(recipe: str, *, as_json: bool, tensor: str | None, **options: Any) -> N
 @click.argument("out")
 @JSON
 @OVERWRITE
-@click.option("--quiet", is_flag=True, help="Show no progress.")
+@QUIET
 @run_options
-def merge(recipe: str, out: str, *, as_json: bool, quiet: bool, **options: Any) -> None:
+@click.option("--expect-version", metavar="VERSION", help="Refuse to run as another raymerge.")
+def merge(
+    recipe: str,
+    out: str,
+    *,
+    as_json: bool,
+    quiet: bool,
+    expect_version: str | None,
+    **options: Any,
+) -> None:
     """Run a merge into OUT. Run it again to finish one that was killed."""
     with reported(as_json=as_json, resume=f"run the same command again to finish {out}"):
         import raymerge
         from raymerge.progress import Display
         from raymerge.report import merge_text, start_lines
+        from raymerge.runtime.submit import check_version
 
+        check_version(expect_version)
         # numba looks for BLAS in scipy: a quarter of a second of imports that no kernel here uses.
         sys.modules.setdefault("scipy", None)  # type: ignore[arg-type]
         # A plan has millions of objects and all of them stay: the collector need not walk them.
@@ -284,5 +189,4 @@ def methods(name: str | None, *, schema: bool, as_json: bool) -> None:
             click.echo(describe(name) if name else listing())
 
 
-if __name__ == "__main__":
-    main()
+main.add_command(submit)
