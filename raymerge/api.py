@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypedDict, Unpack
+from typing import TYPE_CHECKING, Literal, Unpack
+
+from raymerge.options import RunOptions, StorageOptions, access_of, checked_access, machine_of
 
 # Everything else is imported where it is used: `raymerge --help` needs none of it.
 if TYPE_CHECKING:
-    from raymerge.checkpoint.catalog import Catalog
     from raymerge.checkpoint.verify import Verification
     from raymerge.machine import Machine
     from raymerge.plan.build import Plan
@@ -20,52 +20,23 @@ if TYPE_CHECKING:
     from raymerge.runtime.engine import Engine
     from raymerge.runtime.inspection import Inspection
     from raymerge.runtime.settings import OnProgress
-    from raymerge.storage import SourceFolder
     from raymerge.storage.store import Access
 
 AnyPath = str | os.PathLike[str]
 
 
-def load(path: AnyPath) -> Recipe:
+def load(path: AnyPath, **options: Unpack[StorageOptions]) -> Recipe:
     """Read and check a recipe.
+
+    Args:
+        path: Path or URL of the file.
+        **options: See `StorageOptions`.
 
     Raises:
         RecipeError: With file, line and key of the first thing wrong.
+        SourceError: A bucket with the recipe cannot be read.
     """
-    from raymerge import recipe
-
-    return recipe.load(path)
-
-
-class StorageOptions(TypedDict, total=False):
-    """How buckets and the Hub are reached. Every key may be left out."""
-
-    storage_options: Mapping[str, str]
-    """Of object stores: endpoint, region and the like. Secrets come from the environment."""
-    cache: bool
-    """Whether files of the Hub go through its cache on each node, or are read by range."""
-
-
-class RunOptions(StorageOptions, total=False):
-    """What a merge may use. Every key may be left out; none changes a byte of the tensors."""
-
-    engine: Literal["auto", "local", "ray"]
-    """`local`, `ray`, or `auto`: Ray where there is an address or more than one GPU."""
-    address: str | None
-    """Address of a Ray cluster; RAY_ADDRESS if None."""
-    device: Literal["auto", "cpu", "cuda"]
-    """What merges: `cpu`, `cuda`, or `auto` for CUDA where there is a device."""
-    workers: int | None
-    """Threads of the local engine, worker processes of Ray; None takes what there is."""
-    memory_bytes: int | None
-    """Budget of one worker process; None takes 60 % of the memory there is, divided by the workers
-    of the machine."""
-    device_memory_bytes: int | None
-    """Budget of one CUDA device."""
-    shard_bytes: int | None
-    """Limit of an output shard; None chooses it from the output's size."""
-    tile_elements: int | None
-    """A fixed tile, a multiple of 256, in place of the chosen one."""
+    return _load(path, access_of(options))
 
 
 def plan(
@@ -89,7 +60,7 @@ def plan(
         PlanError: The sources do not match it, each other, or the budget.
         SourceError: A source cannot be read or is malformed.
     """
-    return _plan(recipe, out=out, seed=seed, machine=_machine(options), options=options)
+    return _plan(recipe, out=out, seed=seed, machine=machine_of(options), options=options)
 
 
 def merge(
@@ -118,10 +89,10 @@ def merge(
     """
     from raymerge.runtime.driver import execute
 
-    machine = _machine(options)
+    machine = machine_of(options)
     planned = _plan(recipe, out=out, seed=seed, machine=machine, options=options)
     on_plan(planned, machine)
-    access = _access(options)
+    access = access_of(options)
 
     def start_engine(units_at: str, report: OnProgress) -> Engine:
         return _start_engine(planned, machine, units_at, access, report)
@@ -152,7 +123,7 @@ def verify(checkpoint: AnyPath, **options: Unpack[StorageOptions]) -> Verificati
     from raymerge.storage import open_folder
 
     place = os.fspath(checkpoint)
-    return verify_folder(open_folder(place, label=place, access=_access(options)))
+    return verify_folder(open_folder(place, label=place, access=checked_access(options, [place])))
 
 
 def convert(
@@ -238,7 +209,7 @@ def inspect(
         raise PlanError("there is no source; give two, or one and a base")
     here = Place("command line", 0)
     labels = assign_labels([Named(location=path, label=None, place=here) for path in paths])
-    access = _access(options)
+    access = checked_access(options, paths)
     folders = [
         open_folder(path, label=label, access=access)
         for path, label in zip(paths, labels, strict=True)
@@ -246,24 +217,15 @@ def inspect(
     return compare(folders, labels, relative=base is not None, threads=workers or num_cpus())
 
 
-def _access(options: StorageOptions) -> Access:
-    from raymerge.storage.store import Access
+def _load(path: AnyPath, access: Access) -> Recipe:
+    from raymerge import recipe
 
-    return Access(
-        options=dict(options.get("storage_options", {})), cache=options.get("cache", True)
-    )
+    place = os.fspath(path)
+    if "://" not in place:
+        return recipe.load(place)
+    from raymerge.storage import read_file
 
-
-def _machine(options: RunOptions) -> Machine:
-    from raymerge.machine import inspect_machine
-
-    return inspect_machine(
-        engine=options.get("engine", "auto"),
-        address=options.get("address"),
-        device=options.get("device", "auto"),
-        workers=options.get("workers"),
-        memory_bytes=options.get("memory_bytes"),
-    )
+    return recipe.loads(read_file(place, access=access).decode("utf-8-sig", "replace"), path=place)
 
 
 def _plan(
@@ -274,75 +236,15 @@ def _plan(
     machine: Machine,
     options: RunOptions,
 ) -> Plan:
-    from raymerge.checkpoint.adapter import holds_adapter, read_adapter
-    from raymerge.checkpoint.catalog import read_catalog
-    from raymerge.checkpoint.config_diff import config_differences
-    from raymerge.plan.build import PlanOptions, build
+    from raymerge.planning import plan_merge
     from raymerge.recipe import Recipe
-    from raymerge.storage import destination, open_folder
-    from raymerge.tokenizer.files import read_tokenizer_files
 
-    recipe = recipe if isinstance(recipe, Recipe) else load(recipe)
+    if not isinstance(recipe, Recipe):
+        recipe = _load(recipe, access_of(options))
     if seed is not None:
         recipe = recipe.with_seed(seed)
-    access = _access(options)
-    folders = {
-        source.label: open_folder(
-            source.location, label=source.label, revision=source.revision, access=access
-        )
-        for source in (*recipe.checkpoints, *recipe.adapters)
-    }
-    adapters = {adapter.label for adapter in recipe.adapters}
-
-    def read(label: str) -> Catalog:
-        is_adapter = label in adapters or holds_adapter(folders[label].sizes())
-        return (read_adapter if is_adapter else read_catalog)(folders[label], label=label)
-
-    with ThreadPoolExecutor(len(folders)) as pool:
-        catalogs = list(pool.map(read, folders))
-    limits = PlanOptions(
-        memory_bytes=machine.memory_bytes,
-        threads=machine.threads,
-        device=machine.device,
-        shard_bytes=options.get("shard_bytes"),
-        device_memory_bytes=options.get("device_memory_bytes"),
-        whole_shards=out is not None and not _fills_together(os.fspath(out)),
-        uploads=out is not None and destination(os.fspath(out)).is_objects,
-        tile_elements=options.get("tile_elements"),
-        # Of local files: the kernel has them cached after the first sweep, and a copy
-        # from there into a core's cache moves fewer bytes than memory of our own (TIES: 10 % less).
-        hold=False,
-        remote=any(map(_is_fetched, folders.values())),
-    )
-    models = [catalog for catalog in catalogs if catalog.lora is None]
-    return build(
-        recipe,
-        catalogs,
-        limits,
-        remarks=config_differences(models, folders),
-        tokenizer_files={
-            catalog.label: read_tokenizer_files(
-                folders[catalog.label], catalog.side_files, label=catalog.label
-            )
-            for catalog in models
-        },
-    )
-
-
-def _is_fetched(folder: SourceFolder) -> bool:
-    """Whether the files of a source are read by range over a network."""
-    from raymerge.storage.posix import PosixFolder
-
-    return not isinstance(folder, PosixFolder) and folder.copied is None
-
-
-def _fills_together(out: str) -> bool:
-    """Whether several units may fill one file of the destination."""
-    from raymerge.storage.mounts import shares_files
-    from raymerge.storage.urls import Scheme, destination
-
-    where = destination(out)
-    return where.scheme is Scheme.FILE and shares_files(where.path)
+    place = None if out is None else os.fspath(out)
+    return plan_merge(recipe, out=place, machine=machine, options=options)
 
 
 def _start_engine(

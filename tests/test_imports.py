@@ -19,7 +19,16 @@ EACH_MODULE = pytest.mark.parametrize(
 BASE = {"errors", "units"}
 MODEL = BASE | {"checkpoint", "kernels", "methods", "recipe"}
 RUN = MODEL | {"plan", "storage", "runtime", "tokenizer"}
-TOP = {"api", "progress", "machine", "listing", "report", "plot"}
+TOP = {
+    "api",
+    "listing",
+    "machine",
+    "options",
+    "planning",
+    "plot",
+    "progress",
+    "report",
+}
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "units": set(),
@@ -34,6 +43,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "api": RUN | TOP,
     "progress": RUN | TOP,
     "machine": RUN | TOP,
+    "options": RUN | TOP,
+    "planning": RUN | TOP,
     "listing": RUN | TOP,
     "report": RUN | TOP,
     "plot": RUN | TOP,

@@ -82,6 +82,20 @@ def open_local(location: str, *, label: str) -> PosixFolder:
     )
 
 
+def read_file(location: str, *, access: Access | None = None) -> bytes:
+    """A small file, such as a recipe, wherever it lies but on the Hub.
+
+    Raises:
+        SourceError: It is not there or cannot be read.
+    """
+    where = source(location)
+    parent, _, name = where.path.rpartition("/")
+    if where.scheme is Scheme.FILE:
+        parent = parent or ("/" if where.path.startswith("/") else ".")
+    folder = open_folder(str(replace(where, path=parent)), label=location, access=access)
+    return folder.read(name, 0, folder.pin(name).size_bytes)
+
+
 def same_place(out: str, location: str) -> bool:
     """Whether a destination is the place of a source, as far as that is known without asking."""
     one, other = destination(out), source(location)
@@ -103,6 +117,7 @@ __all__ = [
     "destination",
     "open_folder",
     "open_local",
+    "read_file",
     "same_place",
     "source",
 ]

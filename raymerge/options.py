@@ -1,0 +1,88 @@
+"""What a call of the API may be told besides its sources and its destination."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Literal, TypedDict
+
+if TYPE_CHECKING:
+    from raymerge.machine import Machine
+    from raymerge.storage.store import Access
+
+
+class StorageOptions(TypedDict, total=False):
+    """How buckets and the Hub are reached. Every key may be left out."""
+
+    storage_options: Mapping[str, str]
+    """Of object stores: endpoint, region and the like. Secrets come from the environment."""
+    cache: bool
+    """Whether files of the Hub go through its cache on each node, or are read by range."""
+
+
+class RunOptions(StorageOptions, total=False):
+    """What a merge may use. Every key may be left out; none changes a byte of the tensors."""
+
+    engine: Literal["auto", "local", "ray"]
+    """`local`, `ray`, or `auto`: Ray where there is an address or more than one GPU."""
+    address: str | None
+    """Address of a Ray cluster; RAY_ADDRESS if None."""
+    device: Literal["auto", "cpu", "cuda"]
+    """What merges: `cpu`, `cuda`, or `auto` for CUDA where there is a device."""
+    workers: int | None
+    """Threads of the local engine, worker processes of Ray; None takes what there is."""
+    memory_bytes: int | None
+    """Budget of one worker process; None takes 60 % of the memory there is, divided by the workers
+    of the machine."""
+    device_memory_bytes: int | None
+    """Budget of one CUDA device."""
+    shard_bytes: int | None
+    """Limit of an output shard; None chooses it from the output's size."""
+    tile_elements: int | None
+    """A fixed tile, a multiple of 256, in place of the chosen one."""
+
+
+def access_of(options: StorageOptions) -> Access:
+    """How storage is reached."""
+    from raymerge.storage.store import Access
+
+    return Access(
+        options=dict(options.get("storage_options", {})), cache=options.get("cache", True)
+    )
+
+
+def checked_access(
+    options: StorageOptions, sources: Iterable[str], *destinations: str | None
+) -> Access:
+    """How storage is reached, if the options are such as those places have.
+
+    Args:
+        options: Of the call.
+        sources: Paths and URLs.
+        *destinations: Likewise; None for one that is not known yet.
+
+    Raises:
+        PlanError: An option is a secret, or none of these places has it.
+    """
+    from raymerge.storage import destination, source
+    from raymerge.storage.options import NAMES, check_options
+
+    access = access_of(options)
+    if access.options:
+        schemes = {source(text).scheme for text in sources}
+        for text in destinations:
+            schemes |= NAMES.keys() if text is None else {destination(text).scheme}
+        check_options(access.options, schemes)
+    return access
+
+
+def machine_of(options: RunOptions) -> Machine:
+    """What a merge runs on, as far as the options and the machine say."""
+    from raymerge.machine import inspect_machine
+
+    return inspect_machine(
+        engine=options.get("engine", "auto"),
+        address=options.get("address"),
+        device=options.get("device", "auto"),
+        workers=options.get("workers"),
+        memory_bytes=options.get("memory_bytes"),
+    )
