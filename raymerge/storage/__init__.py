@@ -54,7 +54,12 @@ def open_folder(
             from raymerge.storage.hub import HubFolder
 
             where = replace(where, revision=where.revision or revision)
-            return HubFolder(str(where), cache=access.cache, pins=pins)
+            try:
+                return HubFolder(str(where), cache=access.cache, pins=pins)
+            except SourceError as error:
+                if "://" not in location:
+                    error.message = f"there is no folder {location} here, and on the Hub: {error}"
+                raise
         if where.is_objects:
             from raymerge.storage.objects import ObjectFolder
 
