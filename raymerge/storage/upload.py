@@ -32,6 +32,7 @@ class ObjectUpload(Upload):
         assert part_bytes >= SMALLEST_PART_BYTES, part_bytes
         self._bucket = bucket
         self._name = name
+        self._part_bytes = part_bytes
         self._written = 0
         try:
             client = bucket.client(Use.UPLOAD)
@@ -48,7 +49,9 @@ class ObjectUpload(Upload):
         if not isinstance(data, bytes):
             raise TypeError(f"bytes, which never change, are uploaded, not {type(data).__name__}")
         try:
-            self._writer.write(data)
+            # Pieces of their own, lest one part on its way hold all of what it was cut from.
+            for start in range(0, len(data), self._part_bytes):
+                self._writer.write(data[start : start + self._part_bytes])
         except KINDS as error:
             failure = read_failure(error)
         else:

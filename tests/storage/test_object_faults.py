@@ -171,6 +171,42 @@ def test_what_does_not_pass_is_told_at_once(
     assert not caught.value.retryable
 
 
+def test_an_upload_that_is_refused_leaves_nothing(s3: S3, between: Interposer) -> None:
+    store = store_of(s3)
+    part = bytes(5 * 2**20)
+
+    def send() -> None:
+        with store.upload("a", part_bytes=len(part), parts_in_flight=1) as upload:
+            upload.write(part)  # begins it
+            between.faults.append(refuse("403 Forbidden", "AccessDenied"))
+            for _ in range(4):
+                upload.write(part)
+            upload.finish()
+
+    with pytest.raises(
+        StorageError, match="m/a could not be uploaded: access was denied"
+    ) as caught:
+        send()
+
+    assert not caught.value.retryable
+    assert store.pins() == {}
+    assert b"<UploadId>" not in s3.uploads().body
+
+
+def test_a_part_that_is_lost_is_sent_again(s3: S3, between: Interposer) -> None:
+    part = bytes(range(256)) * (5 * 2**12)
+
+    with store_of(s3).upload("a", part_bytes=len(part), parts_in_flight=2) as upload:
+        upload.write(part)
+        between.faults.extend([interposer.reset, refuse("503 Slow Down", "SlowDown")])
+        for _ in range(3):
+            upload.write(part)
+        upload.finish()
+
+    assert not between.faults
+    assert s3.request("GET", "m/a").body == part * 4
+
+
 def test_a_replaced_source_is_named_with_what_was_planned(s3: S3) -> None:
     s3.request("PUT", "m/a", CONTENT)
     folder = folder_of(s3)
