@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from itertools import count
 
 import pytest
 
 from tests.servers.azurite import Azure, azurite, find_azurite
+from tests.servers.gcs import Gcs
+from tests.servers.gcs import gcs as run_gcs
 from tests.servers.proxy import Proxy, proxy
 from tests.servers.seaweed import S3, find_weed, seaweed
-
-_numbers = count(1)
 
 
 @pytest.fixture(scope="session")
@@ -27,10 +27,10 @@ def s3_server() -> Iterator[S3]:
 
 
 @pytest.fixture
-def s3(s3_server: S3, monkeypatch: pytest.MonkeyPatch) -> S3:
+def s3(s3_server: S3, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> S3:
     """An empty place in a bucket, which this test's environment leads to."""
     _lead_to(s3_server.env, "AWS_", monkeypatch)
-    return replace(s3_server, prefix=f"test-{next(_numbers)}/")
+    return replace(s3_server, prefix=_prefix_of(request))
 
 
 @pytest.fixture
@@ -52,10 +52,31 @@ def azure_server() -> Iterator[Azure]:
 
 
 @pytest.fixture
-def azure(azure_server: Azure, monkeypatch: pytest.MonkeyPatch) -> Azure:
+def azure(
+    azure_server: Azure, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> Azure:
     """An empty place in a container, which this test's environment leads to."""
     _lead_to(azure_server.env, "AZURE_", monkeypatch)
-    return replace(azure_server, prefix=f"test-{next(_numbers)}/")
+    return replace(azure_server, prefix=_prefix_of(request))
+
+
+@pytest.fixture(scope="session")
+def gcs_server() -> Iterator[Gcs]:
+    """The whole bucket; the environment is as it was."""
+    with run_gcs() as place:
+        yield place
+
+
+@pytest.fixture
+def gcs(gcs_server: Gcs, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Gcs:
+    """An empty place in a bucket, which this test's environment leads to."""
+    _lead_to(gcs_server.env, "GOOGLE_", monkeypatch)
+    return replace(gcs_server, prefix=_prefix_of(request))
+
+
+def _prefix_of(request: pytest.FixtureRequest) -> str:
+    """A test's own, and the same each time: what a seed draws may depend on an object's name."""
+    return re.sub(r"[^0-9A-Za-z]+", "-", request.node.nodeid).strip("-") + "/"
 
 
 def _lead_to(env: Mapping[str, str], family: str, monkeypatch: pytest.MonkeyPatch) -> None:

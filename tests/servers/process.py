@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import os
 import random
-import shutil
-import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -20,21 +19,10 @@ from typing import Self
 LOOPBACK = "127.0.0.1"
 GRPC_OFFSET = 10_000
 """How far above a port SeaweedFS listens for gRPC."""
+_GUARD = Path(__file__).with_name("guard.py")
 _READY_WITHIN_S = 30.0
 _ATTEMPTS = 3
 """Between the moment a port is found free and the server's bind, somebody else may take it."""
-
-# $1 is what it leaves behind, a path a line, the rest the command. The second job waits for our end
-# of the pipe to close: it does when this process dies, however it dies, and then nothing is to
-# stay. Only the guard's own group is signalled.
-_GUARD = """
-set -f; IFS='
-'
-leavings=$1; shift; exec 3<&0
-"$@" 3<&- </dev/null & server=$!
-{ cat <&3 >/dev/null; kill -KILL $server; rm -rf -- $leavings; kill -KILL 0; } &
-wait $server
-"""
 
 
 class ServerError(Exception):
@@ -82,12 +70,13 @@ class Server:
         environment: Mapping[str, str] | None = None,
     ) -> None:
         self.folder = folder
-        self._litter = litter
         self._name = name
         self._log = folder / "log"
+        self._ended = folder / "ended"
+        leavings = "\n".join(map(str, [folder, *litter]))
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(
-                ["sh", "-c", _GUARD, "guard", "\n".join(map(str, [folder, *litter])), *command],
+                [sys.executable, "-IS", _GUARD, leavings, *command],
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=log,
@@ -105,22 +94,18 @@ class Server:
         """Return once `ready`; ServerError if the server ends first, or takes too long."""
         give_up = time.monotonic() + _READY_WITHIN_S
         while not ready():
-            ended = self._process.poll()
-            if ended is not None or time.monotonic() > give_up:
-                why = f"not ready in {_READY_WITHIN_S} s" if ended is None else f"ended: {ended}"
+            ended = self._ended.exists()
+            if ended or time.monotonic() > give_up:
+                why = f"ended: {self._ended.read_text()}" if ended else "not ready in time"
                 said = self._log.read_text(errors="replace")[-2000:]
                 raise ServerError(f"{self._name}: {why}. It said:\n{said}")
             time.sleep(0.02)
 
     def stop(self) -> None:
-        """End the process group and remove the folder: what it holds is worth nothing now."""
+        """End the server and remove its folder: what it holds is worth nothing now."""
         assert self._process.stdin is not None
-        os.killpg(self.pid, signal.SIGKILL)
-        self._process.wait()
         self._process.stdin.close()
-        shutil.rmtree(self.folder)
-        for path in self._litter:
-            path.unlink(missing_ok=True)
+        self._process.wait()
 
     def __enter__(self) -> Self:
         return self
