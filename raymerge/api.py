@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Unpack
 
 from raymerge.options import RunOptions, StorageOptions, access_of, checked_access, machine_of
@@ -157,11 +156,11 @@ def convert(
     """
     from raymerge.machine import num_cpus
     from raymerge.runtime.convert import convert as convert_folder
-    from raymerge.storage import open_local
+    from raymerge.storage import local_folder, open_local
 
     return convert_folder(
         open_local(os.fspath(source), label=os.fspath(source)),
-        Path(out),
+        local_folder(os.fspath(out)),
         label=os.fspath(source),
         dtype=dtype,
         shard_bytes=shard_bytes,

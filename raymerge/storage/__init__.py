@@ -72,19 +72,36 @@ def open_folder(
 
 
 def open_local(location: str, *, label: str) -> PosixFolder:
-    """The folder of a source that has to lie on this machine.
+    """The folder of a source on this machine; files of the Hub are copied to its cache first.
 
     Raises:
-        SourceError: It is not there, or it lies elsewhere.
+        SourceError: It is not there, or it lies where files cannot be had whole.
     """
     folder = open_folder(location, label=label)
     if isinstance(folder, PosixFolder):
         return folder
-    raise SourceError(
-        f"{label}: {location} is not on this machine, and pickles are read from files only; fetch "
-        "it first",
-        source=label,
-    )
+    if folder.copied is None:
+        raise SourceError(
+            f"{label}: {location} is read by range, and pickles are read from files only; copy it "
+            "to this machine first",
+            source=label,
+        )
+    copies = [folder.copied(name, folder.pin(name)) for name in folder.sizes()]
+    if not copies:
+        raise SourceError(f"{label}: {location} holds no files", source=label)
+    return PosixFolder(copies[0].parent)
+
+
+def local_folder(out: str) -> Path:
+    """The path of a destination that has to lie on this machine.
+
+    Raises:
+        StorageError: It lies elsewhere.
+    """
+    where = destination(out)
+    if where.scheme is not Scheme.FILE:
+        raise StorageError(f"{out} is not on this machine; give a folder, and copy the result")
+    return Path(where.path)
 
 
 def read_file(location: str, *, access: Access | None = None) -> bytes:
@@ -120,6 +137,7 @@ __all__ = [
     "Scheme",
     "SourceFolder",
     "destination",
+    "local_folder",
     "open_folder",
     "open_local",
     "read_file",

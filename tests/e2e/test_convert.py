@@ -16,6 +16,7 @@ from torch import Tensor
 import raymerge
 from tests.checkpoints import llama_config, tiny_llama_tensors
 from tests.conftest import Place, finish, raw, read_tensors, shard_hashes, spawn
+from tests.servers.hub_state import Hub
 
 INDEX = "model.safetensors.index.json"
 
@@ -76,6 +77,33 @@ def test_a_pickle_becomes_the_same_checkpoint(place: Place, legacy: bool) -> Non
         "config.json", "tokenizer.json", "README.md", "LICENSE", "raymerge.json",
     }  # fmt: skip
     assert ("before torch 1.6" in done.err) == legacy
+
+
+def test_a_pickle_of_the_hub_is_copied_to_this_machine_first(place: Place, hub: Hub) -> None:
+    tensors = tiny_llama_tensors(0)
+    source = pickled(place / "old", tensors, config=llama_config(tensors))
+    hub.add("o/m", {path.name: path.read_bytes() for path in source.iterdir()})
+
+    assert place.run("convert", "hf://o/m", place / "new").rc == 0
+    assert same(read_tensors(place / "new"), tensors)
+
+
+@pytest.mark.parametrize(
+    ("source", "out", "words"),
+    [
+        ("old", "s3://bucket/new", "s3://bucket/new is not on this machine; give a folder"),
+        ("memory://m/old", "new", "pickles are read from files only; copy it to this machine"),
+    ],
+)
+def test_what_is_not_on_this_machine_is_refused(
+    place: Place, monkeypatch: pytest.MonkeyPatch, source: str, out: str, words: str
+) -> None:
+    pickled(place / "old", tiny_llama_tensors(0))
+    monkeypatch.chdir(place.path)
+    done = place.run("convert", source, out)
+    assert done.rc == 3
+    assert words in done.err
+    assert sorted(path.name for path in place.path.iterdir()) == ["old"]
 
 
 def test_shards_become_shards_in_the_order_of_a_merge(place: Place) -> None:
