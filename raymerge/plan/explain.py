@@ -134,7 +134,9 @@ def adapter_figures(adapter: AppliedAdapter) -> str:
 
 
 def _where(source: PlannedSource) -> str:
-    return f"{source.location}@{source.revision}" if source.revision else source.location
+    # A repository's location names the commit that its revision was.
+    named = source.revision and not source.location.startswith("hf://")
+    return f"{source.location}@{source.revision}" if named else source.location
 
 
 def _tensors(plan: Plan) -> Iterator[str]:

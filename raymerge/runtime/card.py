@@ -24,22 +24,29 @@ from raymerge.recipe import Recipe
 from raymerge.runtime.record import raymerge_version
 
 CARD_NAME = "README.md"
-_HUB_URL = re.compile(r"hf://(?:models/)?([\w.-]+/[\w.-]+?)(?:@[^/]*)?/?")
+_HUB_URL = re.compile(r"hf://(?:models/)?([\w.-]+/[\w.-]+?)(?:@(.*?))?/?")
 _HUB_CACHE = re.compile(r"(?:^|/)models--([\w.-]+?)--([\w.-]+)/snapshots/")
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 _ARXIV = re.compile(r"arXiv:(\d{4}\.\d{4,5})")
 
 
-def model_card(plan: Plan) -> bytes:
+def model_card(plan: Plan, *, on_hub: bool = False) -> bytes:
     """README.md: what was merged and how, with the front matter that the Hub reads.
 
     Locations do not go into it, for they may be private: a source is a Hub repository or a label.
     The recipe does, as it was written, with whatever locations its author put there.
 
     In `base_model` the Hub looks for its own ids: replace labels there before an upload.
+
+    Args:
+        plan: What was merged.
+        on_hub: Leave out sources that are not on the Hub, which refuses a card that names them.
     """
-    models = dict.fromkeys(hub_id(source) or source.label for source in plan.sources)
+    ids = {source.label: hub_id(source) for source in plan.sources}
+    models = dict.fromkeys(found or label for label, found in ids.items() if found or not on_hub)
     front: dict[str, Any] = {"base_model": list(models), "base_model_relation": "merge"}
+    if not models:
+        front = {}
     if CONFIG_NAME in plan.donor.side_files:
         front["library_name"] = "transformers"
     stages = (*plan.recipe.stages, plan.recipe)
@@ -101,6 +108,12 @@ def hub_id(source: PlannedSource) -> str | None:
     return None
 
 
+def _revision(source: PlannedSource) -> str:
+    """The commit that was read, where the location names it."""
+    pinned = _HUB_URL.fullmatch(source.location)
+    return (pinned and pinned[2]) or source.revision or ""
+
+
 def _stage_parts(plan: Plan) -> Iterator[str]:
     """The sections on a recipe of several stages: its checkpoints, then what became of them."""
     sources = [_row("source", "role", "repository", "revision"), _row(*["---"] * 4)]
@@ -109,7 +122,7 @@ def _stage_parts(plan: Plan) -> Iterator[str]:
         roles += [adapter_figures(source.adapter)] if source.adapter else []
         roles += ["config and tokenizer"] if source.label == plan.donor.label else []
         where = hub_id(source) or ""
-        sources.append(_row(source.label, ", ".join(roles), where, source.revision or ""))
+        sources.append(_row(source.label, ", ".join(roles), where, _revision(source)))
     yield "## Sources\n\n" + "\n".join(sources)
     rows = [_row("stage", "method", "sources", "settings"), _row(*["---"] * 4)]
     stages = [*((each.recipe, each.nodes) for each in plan.stages), (plan.recipe, plan.nodes)]
@@ -147,7 +160,7 @@ def _source_table(plan: Plan) -> Iterator[str]:
             format_range(found) if (found := said.get((position, name))) else "" for name in own
         ]
         where = hub_id(source) or ""
-        yield _row(source.label, ", ".join(roles), where, source.revision or "", *values)
+        yield _row(source.label, ", ".join(roles), where, _revision(source), *values)
 
 
 def _shared_settings(plan: Plan) -> str:

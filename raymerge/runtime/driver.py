@@ -168,7 +168,7 @@ def _perform(
     files = {
         **beside,
         **ledger(plan, run.receipts, resumed=resumed),
-        CARD_NAME: model_card(plan),
+        CARD_NAME: model_card(plan, on_hub=destination.location.startswith("hf://")),
         RECORD_NAME: run_record(plan, shards=shards, kernels=kernel_hash()),
     }
     destination.publish(plan, run.receipts, files)

@@ -42,8 +42,8 @@ def test_only_what_surely_came_from_the_hub_is_called_so(
     assert hub_id(source(location, revision)) == expected
 
 
-def card_of(made: Plan) -> tuple[dict[str, Any], str]:
-    text = model_card(made).decode()
+def card_of(made: Plan, *, on_hub: bool = False) -> tuple[dict[str, Any], str]:
+    text = model_card(made, on_hub=on_hub).decode()
     _, front, body = text.split("---\n", 2)
     return yaml.safe_load(front), body
 
@@ -75,6 +75,16 @@ def test_without_a_hub_model_the_front_matter_has_labels() -> None:
         "base_model_relation": "merge",
         "tags": ["merge", "raymerge", "linear"],
     }
+
+
+def test_on_the_hub_the_front_matter_has_its_own_ids_alone() -> None:
+    catalogs = [catalog("a", location="hf://org/a@" + "1" * 40), catalog("b")]
+    front, body = card_of(plan(recipe("linear", "a", "b"), catalogs), on_hub=True)
+    assert front["base_model"] == ["org/a"]
+    assert f"| org/a | {'1' * 40} |" in body
+
+    front, _ = card_of(plan(recipe("linear", "a", "b")), on_hub=True)
+    assert front == {"tags": ["merge", "raymerge", "linear"]}
 
 
 def test_a_model_that_takes_part_twice_is_named_once() -> None:
