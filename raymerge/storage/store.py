@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Protocol, Self
 
 from raymerge.checkpoint.folder import Folder, Pin
+from raymerge.storage.options import NAMES, check_options
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,6 +27,11 @@ class Access:
     """Of `--storage-option`: endpoints, regions and the like. Secrets come from the environment."""
     cache: bool = True
     """Whether files of the Hub go through its cache on this node, or are read by range."""
+
+    def __post_init__(self) -> None:
+        # Here, before they reach a plan, a ledger or another process. Whether the schemes in use
+        # have them is asked where those are known.
+        check_options(self.options, NAMES.keys())
 
 
 class RemoteFolder(Folder, Protocol):

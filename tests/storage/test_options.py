@@ -5,6 +5,7 @@ import pytest
 from raymerge.errors import PlanError
 from raymerge.storage.clients import Use, open_client
 from raymerge.storage.options import CLIENT, NAMES, SECRETS, check_options
+from raymerge.storage.store import Access
 from raymerge.storage.urls import Scheme, destination
 
 VALUES = {
@@ -65,6 +66,13 @@ def test_a_secret_is_refused_and_not_shown(name: str) -> None:
         check_options({name: "PLANTED"}, NAMES.keys())
 
     assert "PLANTED" not in repr(caught.value)
+
+
+def test_no_access_holds_a_secret_or_a_typing_error() -> None:
+    with pytest.raises(PlanError, match="AWS_SECRET_ACCESS_KEY in the environment"):
+        Access(options={"secret_access_key": "PLANTED"})
+    with pytest.raises(PlanError, match="did you mean region"):
+        Access(options={"regoin": "eu-west-1"})
 
 
 def test_a_proxy_with_a_password_is_refused_and_not_shown() -> None:

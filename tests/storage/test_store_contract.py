@@ -58,7 +58,11 @@ def test_what_is_put_is_read_listed_and_deleted(place: StorePlace) -> None:
     assert store.read("a") == (b"other", store.head("a"))
 
 
-@pytest.mark.parametrize("name", ["a b", "a#b", "a%20b", "a+b=c&d", "é~[1]", "x,y;z@!"])
+@pytest.mark.parametrize(
+    "name",
+    ["a b", "a#b", "a%20b", "a+b=c&d", "é~[1]", "x,y;z@!"],
+    ids=["blank", "hash", "percent", "query", "brackets", "marks"],
+)
 def test_a_name_is_taken_as_it_is(place: StorePlace, name: str) -> None:
     pin = place.store.put(name, b"content")
 
