@@ -148,18 +148,17 @@ def _endpoint(scheme: Scheme, options: Mapping[str, str]) -> dict[str, str]:
 def _connection(location: Location, options: Mapping[str, str], use: Use) -> dict[str, Any]:
     plain = any(url.startswith("http://") for url in _endpoint(location.scheme, options).values())
     allowed = plain or is_true(os.environ.get("AWS_ALLOW_HTTP", ""))
-    timeouts: dict[str, Any] = {"timeout": timedelta(seconds=WRITE_S)}
-    if use is Use.ASK:
-        timeouts = {
-            "timeout": timedelta(seconds=READ_S),
-            "read_timeout": timedelta(seconds=STALL_S),
-        }
-    return {
+    settings: dict[str, Any] = {
         "allow_http": allowed,
         "connect_timeout": timedelta(seconds=CONNECT_S),
-        **timeouts,
+        "read_timeout": timedelta(seconds=STALL_S),
+        "timeout": timedelta(seconds=READ_S if use is Use.ASK else WRITE_S),
         **of_client(options),
     }
+    if use is not Use.ASK:
+        # It would run while a part is being sent, when there is nothing to read.
+        del settings["read_timeout"]
+    return settings
 
 
 def _retries(use: Use) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from tests.storage import interposer
 from tests.storage.interposer import Fault, Interposer, interposed, refuse
 
 CONTENT = bytes(range(256)) * 40
-FAST = Patience(total_s=3.0, first_contact_s=1.0, pause_s=0.01, longest_pause_s=0.1)
+FAST = Patience(total_s=5.0, first_contact_s=4.0, pause_s=0.01, longest_pause_s=0.1)
 PASSING: dict[str, Fault] = {
     "slow down": refuse("503 Slow Down", "SlowDown"),
     "internal": refuse("500 Internal Server Error", "InternalError"),
@@ -44,12 +44,12 @@ def between(s3: S3, monkeypatch: pytest.MonkeyPatch) -> Iterator[Interposer]:
 
 
 def folder_of(s3: S3, patience: Patience = FAST, **options: str) -> ObjectFolder:
-    options = {"read_timeout": "400ms", **options}
+    options = {"read_timeout": "1s", **options}
     return ObjectFolder(destination(s3.url("m")), Access(options=options), patience=patience)
 
 
 def store_of(s3: S3) -> ObjectStore:
-    access = Access(options={"read_timeout": "400ms"})
+    access = Access(options={"read_timeout": "1s"})
     return ObjectStore(destination(s3.url("m")), access, patience=FAST)
 
 
