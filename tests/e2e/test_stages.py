@@ -13,7 +13,7 @@ import yaml
 from torch import Tensor
 
 import raymerge
-from raymerge.plan import reading
+from raymerge.plan import memory
 from raymerge.plan.memory import Budget
 from raymerge.runtime import inputs
 from tests.checkpoints import fine_tune, llama_config, tiny_llama_tensors
@@ -162,7 +162,7 @@ def _nothing_fits(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is held between sweeps, and samples are taken of tensors of 4096 entries."""
     monkeypatch.setattr(Budget, "holds", lambda _self, _node: False)
     monkeypatch.setattr(inputs, "SAMPLE_ELEMENTS", 4096)
-    monkeypatch.setattr(reading, "SAMPLE_ELEMENTS", 4096)
+    monkeypatch.setattr(memory, "SAMPLE_ELEMENTS", 4096)
 
 
 @EACH_CASE

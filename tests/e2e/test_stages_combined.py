@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import raymerge
+from raymerge.plan import memory
 from raymerge.plan.memory import Budget
 from raymerge.runtime import inputs
 from tests.checkpoints import fine_tune, llama_config, tiny_llama_tensors
@@ -69,6 +70,7 @@ def test_any_method_may_be_merged_again_for_every_sweep(
     """Samples jump ahead, sweeps go back: whoever counts ties has to count them again."""
     monkeypatch.setattr(Budget, "holds", lambda _self, _node: False)
     monkeypatch.setattr(inputs, "SAMPLE_ELEMENTS", 2048)
+    monkeypatch.setattr(memory, "SAMPLE_ELEMENTS", 2048)
     outer = stage("breadcrumbs", "one", "c", base="one", weight=0.6, density=0.4, gamma=0.1)
     outer["models"] = [{"model": "base"}, {"model": "c"}]
     assert_same(gridded, [inner(method), outer], 256, 512)

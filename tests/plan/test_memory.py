@@ -27,9 +27,11 @@ from raymerge.plan.memory import (
     Memory,
     device_bytes,
     project,
+    samples,
     tile_of,
     working_bytes,
 )
+from raymerge.plan.ranges import LEAST_WINDOW_BYTES, WINDOW_BYTES
 from raymerge.plan.steps import COPY
 
 MIB, GIB = 2**20, 2**30
@@ -93,6 +95,7 @@ def projected(
     tile_elements: int | None = None,
     device_budget_bytes: int | None = None,
     device: Literal["cpu", "cuda"] = "cpu",
+    remote: bool = False,
 ) -> Memory:
     return project(
         nodes,
@@ -101,6 +104,7 @@ def projected(
         threads=threads,
         tile_elements=tile_elements,
         device_budget_bytes=device_budget_bytes,
+        remote=remote,
     )
 
 
@@ -128,17 +132,30 @@ nodes = st.builds(
     budget_bytes=st.integers(1, 64 * GIB) | st.integers(200 * MIB, 2 * GIB),
     threads=st.integers(1, 64),
     tile_elements=st.none() | st.integers(1, 2**16).map(lambda count: 256 * count),
+    remote=st.booleans(),
 )
 def test_a_projection_is_within_its_budget_or_refused(
-    nodes: list[TensorNode], budget_bytes: int, threads: int, tile_elements: int | None
+    nodes: list[TensorNode],
+    budget_bytes: int,
+    threads: int,
+    tile_elements: int | None,
+    *,
+    remote: bool,
 ) -> None:
     try:
         memory = projected(
-            *nodes, budget_bytes=budget_bytes, threads=threads, tile_elements=tile_elements
+            *nodes,
+            budget_bytes=budget_bytes,
+            threads=threads,
+            tile_elements=tile_elements,
+            remote=remote,
         )
     except PlanError:
         return
 
+    window_bytes = memory.budget.window_bytes
+    assert window_bytes == 0 or LEAST_WINDOW_BYTES <= window_bytes <= WINDOW_BYTES
+    assert (window_bytes > 0) == remote
     assert memory.projected_host_bytes <= budget_bytes
     assert memory.budget.tile_elements % 256 == 0
     assert tile_elements in (None, memory.budget.tile_elements)
@@ -146,8 +163,10 @@ def test_a_projection_is_within_its_budget_or_refused(
     again = [node for node in several if not memory.budget.holds(node)]
     assert memory.held_tensors == len(several) - len(again)
     assert memory.reread_tensors == len(again)
+    looks = [remote and samples(node) for node in again]
     assert memory.reread_bytes == sum(
-        (len(node.step.passes) - 1) * node.input_bytes for node in again
+        (len(node.step.passes) - 1 + look) * node.input_bytes
+        for node, look in zip(again, looks, strict=True)
     )
 
 
