@@ -79,6 +79,9 @@ class Proxy:
     async def _converse(
         self, client: asyncio.StreamReader, answer_to: asyncio.StreamWriter
     ) -> None:
+        # asyncio does so itself only for listeners of its own making.
+        connection = answer_to.get_extra_info("socket")
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         # A cancelled conversation is the proxy's end, and a broken one is the client's affair.
         with suppress(ConnectionError, asyncio.CancelledError):
             while head := await read_head(client):
