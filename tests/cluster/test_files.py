@@ -272,7 +272,7 @@ def test_a_spot_notice_drains_the_node(cloud: str, tmp_path: Path) -> None:
     asked: list[str] = []
     with metadata_of(cloud, asked) as url:
         environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "METADATA_URL": url}
-        script = [CLUSTER / "spot-notice.sh", cloud]
+        script = [str(CLUSTER / "spot-notice.sh"), cloud]
         subprocess.run(script, env={**environment, "POLL_S": "0.1"}, check=True, timeout=30)
     path, _, left_s = NOTICES[cloud]
     assert asked.count(path) == 3
@@ -298,7 +298,7 @@ def test_the_kernels_that_an_image_compiles_are_those_of_its_merges(tmp_path: Pa
     }
     kernels = []
     for _ in range(2):
-        program = [sys.executable, CLUSTER / "compile_kernels.py"]
+        program = [sys.executable, str(CLUSTER / "compile_kernels.py")]
         subprocess.run(program, env=environment, check=True)
         kernels.append({path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.nbc")})
     assert len(kernels[0]) > 20
