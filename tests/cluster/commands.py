@@ -6,8 +6,10 @@ import re
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import click
+import yaml
 from ray.scripts.scripts import cli as ray_cli
 
 from raymerge.cli import main as raymerge_cli
@@ -17,6 +19,11 @@ PROGRAMS: dict[str, click.Group] = {"ray": ray_cli, "raymerge": raymerge_cli}
 _BLOCK = re.compile(r"^```sh\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _PARAMETER = re.compile(r"\$\{?(\w+)[^}\s\"]*\}?")
 NUMBERS = {"SLURM_JOB_NUM_NODES", "SLURM_CPUS_PER_TASK", "SLURM_GPUS_ON_NODE", "left_s"}
+
+
+def documents(path: Path) -> list[dict[str, Any]]:
+    """What a YAML file holds."""
+    return list(yaml.safe_load_all(path.read_text()))
 
 
 def shell_blocks(page: str) -> str:
