@@ -21,7 +21,7 @@ demo: install
 lint: install
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/mypy raymerge tests bench recipes
+	$(BIN)/mypy raymerge tests bench recipes cluster
 
 test: lint servers $(VENV)/peer
 	$(BIN)/pytest

@@ -64,11 +64,17 @@ def submit(
     """Run a merge on a Ray cluster from outside it, and follow it. Takes merge's flags."""
     with reported(as_json=as_json):
         import raymerge
+        from raymerge.options import StorageOptions, checked_access
         from raymerge.runtime.submit import read_runtime_env
         from raymerge.runtime.submit import submit as start
 
+        storage = StorageOptions(storage_options=options["storage_options"], cache=options["cache"])
+        loaded = raymerge.load(recipe, **storage)
+        sources = [ref.location for ref in (*loaded.checkpoints, *loaded.adapters)]
+        # Before they stand in the job's command line: a secret is refused.
+        checked_access(storage, sources, out)
         job = start(
-            raymerge.load(recipe),
+            loaded,
             out,
             address=options["server"],
             flags=flags_for_merge(context),

@@ -115,9 +115,10 @@ def check_out(out: str) -> None:
             "path on a file system that all nodes of the cluster mount"
         )
     parts = urlsplit(out)
-    if parts.username or parts.password or parts.query:
+    # A user alone is none: Azure's abfss://container@account.
+    if parts.password or parts.query:
         raise PlanError(
-            f"OUT, {parts.scheme}://{parts.hostname}{parts.path}, has a user or a query in it, "
+            f"OUT, {parts.scheme}://{parts.hostname}{parts.path}, has a password or a query in it, "
             "which the job's command line would show; let the nodes' own role grant access"
         )
 

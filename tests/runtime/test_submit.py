@@ -54,7 +54,15 @@ def test_an_address_of_something_else_is_refused_with_advice(given: str, words: 
     assert "hush" not in str(caught.value)
 
 
-@pytest.mark.parametrize("out", ["/shared/out", "s3://bucket/out", "hf://org/name"])
+@pytest.mark.parametrize(
+    "out",
+    [
+        "/shared/out",
+        "s3://bucket/out",
+        "hf://org/name@main",
+        "abfss://c@a.dfs.core.windows.net/out",
+    ],
+)
 def test_a_destination_that_the_cluster_can_find(out: str) -> None:
     check_out(out)
 
@@ -181,6 +189,7 @@ def test_a_folder_travels_with_its_recipe(tmp_path: Path, monkeypatch: pytest.Mo
 EVERY_FLAG = [
     "--json", "--overwrite", "--quiet", "--workers", "3", "--device", "cuda", "--shard-size",
     "2GB", "--memory", "1GiB", "--device-memory", "3GiB", "--seed", "5",
+    "--no-cache", "--storage-option", "region=eu-west-1", "--storage-option", "endpoint=http://s",
 ]  # fmt: skip
 
 
@@ -198,8 +207,17 @@ def test_merge_reads_the_flags_of_submit_as_they_were_given() -> None:
 
     assert merged_with(flags_for_merge(context)) == merged_with(EVERY_FLAG)
     options = [p for p in submit_command.params if isinstance(p, click.Option)]
-    # Each flag of submit is in this test.
-    assert {option.opts[0] for option in options} <= set(given)
+    for option in options:
+        assert {*option.opts, *option.secondary_opts} & set(given), "a flag that is not tested here"
+
+
+def test_a_secret_among_the_storage_options_is_refused(place: Place) -> None:
+    recipe = place.any_recipe("linear")
+    secret = ("--storage-option", "secret_access_key=hush")
+    done = place.run("submit", recipe, "s3://bucket/out", "--address", NOBODY, *secret, "--json")
+    assert (done.rc, done.error["type"]) == (2, "PlanError")
+    assert "AWS_SECRET_ACCESS_KEY" in done.error["message"]
+    assert "hush" not in done.out + done.err
 
 
 def test_a_flag_that_is_not_given_is_left_to_the_cluster() -> None:
