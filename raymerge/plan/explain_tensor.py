@@ -38,7 +38,6 @@ _PASSES = {
 }
 
 _GROUP_PASSES = {
-    STATS: "norms and cosines for the ledger",
     "gram": "inner products within each of {}, which give its coefficients",
     "span": "sum of the inputs times the coefficients of each of {}, cast",
 }

@@ -1,26 +1,28 @@
 """The run's ledger: two Parquet tables beside the output, which `raymerge.json` names.
 
-    raymerge-tensors.parquet, a row per tensor, in the order of their bytes
-    name, dtype, shape        of the output; dtypes are safetensors' names
-    shard, start, stop, bytes where it lies: a half-open range of that file
-    method, knobs             of a copy why nothing was computed, and {}; knobs are JSON
-    sources                   `label:tensor` of each input in recipe order, the base first where the
-                              merge is relative to it; of a stage its name stands for the label
-    read_bytes                what the plan reads for it, sweeps that are made again counted
-    seconds, worker           from first read to last write, on one thread; `host:process`
-    unit                      number of the unit that it was written in
-    sha256                    of its bytes
-    norms, cosines            with --stats, of what is merged: the inputs, or the task vectors where
-                              the merge is relative to a base; cosines of every pair, the first
-                              with each that follows, then the second; null without, of a copy, of
-                              what an earlier run wrote without, and where a vector is zero
+raymerge-tensors.parquet     a row per tensor, in the order of their bytes
+digest                       of the plan: ledgers of many merges can be read as one table
+name, dtype, shape           of the output; dtypes are safetensors' names
+shard, start, stop, bytes    where it lies: a half-open range of that file
+method, knobs                of a copy why nothing was computed, and {}; knobs are JSON
+sources                      `label:tensor` of each input in recipe order, the base first where
+                             the merge is relative to it; a stage stands by its name
+read_bytes                   what the plan reads for it, sweeps that are made again counted
+seconds, worker              from first read to last write, on one thread; `host:process`
+unit                         number of the unit that it was written in
+sha256                       of its bytes
+norms, cosines               with --stats, of what is merged: the inputs, or the task vectors
+                             where the merge is relative to a base; cosines of every pair, of
+                             the first with each that follows, then of the second, null where a
+                             vector is zero. Null of a copy, and of what an earlier run wrote
+                             without --stats
 
-    raymerge-units.parquet, a row per unit, by number
-    unit, shard, start, stop, bytes, tensors (how many)
-    began, seconds, worker    when it was begun (UTC), what it took, who wrote it
-    resumed                   whether an earlier run has written it
-
-Both have a `digest` first, that of the plan: ledgers of many merges can be read as one table.
+raymerge-units.parquet       a row per unit, by number
+digest, unit                 of the plan; its number
+shard, start, stop, bytes    the range of the file that it stands for
+tensors                      how many
+began, seconds, worker       when it was begun (UTC), what it took, who wrote it
+resumed                      whether an earlier run has written it
 """
 
 from __future__ import annotations
