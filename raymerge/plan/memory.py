@@ -315,8 +315,7 @@ def project(
         held_tensors=sum(kept.get(key, False) for key in keys),
         reread_tensors=len(again),
         reread_bytes=sum(
-            (len(node.passes) - 1 + (remote and samples(node))) * node.input_bytes
-            for node in again
+            (len(node.passes) - 1 + (remote and samples(node))) * node.input_bytes for node in again
         ),
     )
 
