@@ -55,9 +55,11 @@ class _Answers(BaseHTTPRequestHandler):
         if "uploads" in query or "uploadId" in query:
             self._upload(key, query.get("uploadId", [""])[0], body)
         elif "delete" in query:
-            for each in _KEY.findall(body.decode()):
+            keys = _KEY.findall(body.decode())
+            for each in keys:
                 self.store.objects.pop(each, None)
-            self._send(200, b"<DeleteResult></DeleteResult>")
+            deleted = "".join(f"<Deleted><Key>{each}</Key></Deleted>" for each in keys)
+            self._send(200, f"<DeleteResult>{deleted}</DeleteResult>".encode())
         elif "list-type" in query:
             self._list(query.get("prefix", [""])[0])
         else:

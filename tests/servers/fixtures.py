@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
@@ -76,7 +77,9 @@ def gcs(gcs_server: Gcs, request: pytest.FixtureRequest, monkeypatch: pytest.Mon
 
 def _prefix_of(request: pytest.FixtureRequest) -> str:
     """A test's own, and the same each time: what a seed draws may depend on an object's name."""
-    return re.sub(r"[^0-9A-Za-z]+", "-", request.node.nodeid).strip("-") + "/"
+    name = re.sub(r"[^0-9A-Za-z]+", "-", request.node.nodeid).strip("-")
+    # Parameters may differ in what the name leaves out.
+    return f"{name}-{zlib.crc32(request.node.nodeid.encode()):08x}/"
 
 
 def _lead_to(env: Mapping[str, str], family: str, monkeypatch: pytest.MonkeyPatch) -> None:
