@@ -16,7 +16,7 @@ checkpoint    whole or absent: its index is written last
 
 # A package's first import binds its name here: before the function of the same name, not after.
 import raymerge.plan as _plan  # noqa: F401 - for its binding
-from raymerge.api import convert, inspect, load, merge, plan, verify
+from raymerge.api import convert, doctor, inspect, load, merge, plan, verify
 from raymerge.options import RunOptions
 
-__all__ = ["RunOptions", "convert", "inspect", "load", "merge", "plan", "verify"]
+__all__ = ["RunOptions", "convert", "doctor", "inspect", "load", "merge", "plan", "verify"]

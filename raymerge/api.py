@@ -1,9 +1,9 @@
-"""What the commands call and Python programs may: load, plan, merge, verify, convert, inspect."""
+"""What the commands call and Python programs may: load, plan, merge, verify and the others."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Literal, Unpack
 
 from raymerge.options import RunOptions, StorageOptions, access_of, checked_access, machine_of
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from raymerge.plan.build import Plan
     from raymerge.recipe import Recipe
     from raymerge.runtime.convert import Conversion
+    from raymerge.runtime.doctor.report import Diagnosis
     from raymerge.runtime.driver import MergeResult
     from raymerge.runtime.engine import Engine
     from raymerge.runtime.inspection import Inspection
@@ -214,6 +215,33 @@ def inspect(
         for path, label in zip(paths, labels, strict=True)
     ]
     return compare(folders, labels, relative=base is not None, threads=workers or num_cpus())
+
+
+def doctor(
+    *sources: AnyPath, write: Iterable[AnyPath] = (), **options: Unpack[StorageOptions]
+) -> Diagnosis:
+    """Try what a merge would do with some places, by a megabyte each, and say what is wrong.
+
+    A source is listed and read from. At a destination a megabyte is written, read back and removed;
+    of an object store it is also seen whether it holds to conditions and aborts uploads. Each place
+    takes 30 s at most.
+
+    Args:
+        *sources: Paths or URLs to read from.
+        write: Paths or URLs to write to.
+        **options: See `StorageOptions`.
+
+    Raises:
+        PlanError: There is no place to try, or a storage option is none.
+        StorageError: A place is no location.
+    """
+    from raymerge.errors import PlanError
+    from raymerge.runtime.doctor.rounds import examine
+
+    places, outs = [os.fspath(each) for each in sources], [os.fspath(each) for each in write]
+    if not (places or outs):
+        raise PlanError("there is no place to try; give a source, or --write and a destination")
+    return examine(places, outs, checked_access(options, places, *outs))
 
 
 def _load(path: AnyPath, access: Access) -> Recipe:

@@ -39,6 +39,9 @@ class RunOptions(StorageOptions, total=False):
     """Limit of an output shard; None chooses it from the output's size."""
     tile_elements: int | None
     """A fixed tile, a multiple of 256, in place of the chosen one."""
+    stats: bool
+    """Whether norms and cosines of what is merged go into the ledger; most methods take a pass more
+    for them."""
 
 
 def access_of(options: StorageOptions) -> Access:

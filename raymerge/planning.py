@@ -54,6 +54,7 @@ def plan_merge(recipe: Recipe, *, out: str | None, machine: Machine, options: Ru
         whole_shards=out is not None and not _fills_together(out),
         uploads=out is not None and destination(out).is_objects,
         tile_elements=options.get("tile_elements"),
+        stats=options.get("stats", False),
         # Of local files: the kernel has them cached after the first sweep, and a copy
         # from there into a core's cache moves fewer bytes than memory of our own (TIES: 10 % less).
         hold=False,

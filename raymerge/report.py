@@ -1,10 +1,11 @@
-"""Results as text: what `raymerge merge`, `verify`, `convert` and `inspect` print for people."""
+"""Results as text: what `raymerge merge` and the others print for people."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
+from raymerge.plan.columns import columns
 from raymerge.units import format_bytes
 
 # For their names only: `verify` starts without the kernels that a merge loads.
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from raymerge.machine import Machine
     from raymerge.plan.build import Plan
     from raymerge.runtime.convert import Conversion
+    from raymerge.runtime.doctor.report import Checkup, Diagnosis, Transfer
     from raymerge.runtime.driver import MergeResult
     from raymerge.runtime.inspection import GroupFigures, Inspection, PairFigures, SourceFacts
 
@@ -61,6 +63,34 @@ def conversion_text(result: Conversion) -> str:
         f"{result.seconds:.1f} s, {result.digest}"
     )
     return "\n".join([*tied, counted])
+
+
+def diagnosis_text(found: Diagnosis) -> str:
+    """Every place with what is known of it, and a last line that counts what is wrong."""
+    wrong = sum(not place.ok for place in found.places)
+    lines = [line for place in found.places for line in _place_lines(place)]
+    total = f"{len(found.places)} place{'s' if len(found.places) > 1 else ''}"
+    return "\n".join([*lines, f"{total}: {f'{wrong} with problems' if wrong else 'ok'}"])
+
+
+def _place_lines(place: Checkup) -> Iterator[str]:
+    yield f"{place.url}  {place.role}"
+    rows = list(place.facts.items())
+    if place.latency_s is not None:
+        rows.append(("latency", f"{1000 * place.latency_s:.1f} ms"))
+    rows += [
+        (what, _transfer(transfer))
+        for what, transfer in (("read", place.read), ("wrote", place.written))
+        if transfer
+    ]
+    rows += [("note", note) for note in place.notes]
+    rows += [("problem", problem) for problem in place.problems]
+    yield from (f"  {line}" for line in columns(rows))
+
+
+def _transfer(transfer: Transfer) -> str:
+    rate = format_bytes(round(transfer.bytes / max(transfer.seconds, 1e-6)))
+    return f"{format_bytes(transfer.bytes)} in {transfer.seconds:.3f} s, {rate}/s"
 
 
 MAX_PAIRS = 3

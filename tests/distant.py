@@ -132,8 +132,10 @@ def remotely(plan: Plan, window_bytes: int | None = None, *, hold: bool = True) 
     return replace(plan, memory=replace(memory, budget=budget))
 
 
-def planned(recipe: Path, tile: int | None = None) -> Plan:
-    return raymerge.plan(recipe, engine="local", device="cpu", workers=2, tile_elements=tile)
+def planned(recipe: Path, tile: int | None = None, *, stats: bool = False) -> Plan:
+    return raymerge.plan(
+        recipe, engine="local", device="cpu", workers=2, tile_elements=tile, stats=stats
+    )
 
 
 def run(plan: Plan, out: Path, distance: Distance) -> MergeResult:

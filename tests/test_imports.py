@@ -54,6 +54,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 """Rooms of the package; the empty name is `raymerge` itself."""
 HUB = {
     "storage.hub",
+    "storage.hub_account",
     "storage.hub_cache",
     "storage.hub_errors",
     "storage.hub_quiet",
@@ -82,7 +83,13 @@ THIRD_PARTY: dict[str, set[str]] = {
     "transformers": set(),
     "jinja2": {"recipe.chat_templates"},
     "pyarrow": {"storage.arrow", "runtime.ledger"},
-    "obstore": {"storage.bucket", "storage.clients", "storage.credentials", "storage.upload"},
+    "obstore": {
+        "storage.bucket",
+        "storage.clients",
+        "storage.credentials",
+        "storage.trial",
+        "storage.upload",
+    },
     "boto3": {"storage.credentials", "storage.leftovers"},
     "botocore": {"storage.credentials", "storage.leftovers"},
     # Imported only where a location is on the Hub.

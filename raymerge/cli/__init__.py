@@ -2,7 +2,8 @@
 
 Data goes to stdout, everything else to stderr. Exit codes: 0 done; 1 the run failed; 2 usage,
 recipe, plan or claim is wrong and nothing was written; 3 a source or destination could not be
-reached or read; 5 `verify` found a mismatch; 130 interrupted and 143 terminated, both resumable.
+reached or read, or `doctor` found something wrong; 5 `verify` found a mismatch; 130 interrupted and
+143 terminated, both resumable.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from raymerge.cli.options import (
 )
 from raymerge.cli.submit import submit
 
-MISMATCH = 5
+UNREACHED, MISMATCH = 3, 5
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -168,6 +169,25 @@ def inspect(
         if plot:
             draw(found, plot)
         click.echo(json.dumps(found.as_json()) if as_json else inspection_text(found))
+
+
+@main.command()
+@click.argument("sources", nargs=-1, metavar="[URL]...")
+@click.option("--write", multiple=True, metavar="URL", help="A destination to try.")
+@JSON
+@storage_options
+def doctor(
+    sources: tuple[str, ...], *, write: tuple[str, ...], as_json: bool, **options: Any
+) -> None:
+    """Read 1 MB from each URL; write, read back and remove 1 MB at each --write."""
+    with reported(as_json=as_json):
+        import raymerge
+        from raymerge.report import diagnosis_text
+
+        found = raymerge.doctor(*sources, write=write, **options)
+        click.echo(json.dumps(found.as_json()) if as_json else diagnosis_text(found))
+        if not found.ok:
+            sys.exit(UNREACHED)
 
 
 @main.command()

@@ -125,6 +125,11 @@ def use_options(command: Callable[..., Any]) -> Callable[..., Any]:
             "--device-memory", "device_memory_bytes", type=BYTES, help="Budget of one CUDA device."
         ),
         click.option("--seed", type=click.IntRange(0, 2**64 - 1), help="In place of the recipe's."),
+        click.option(
+            "--stats",
+            is_flag=True,
+            help="Norms and cosines for the ledger; most methods take a pass more for them.",
+        ),
         storage_options,
     ]
     for option in reversed(options):

@@ -22,6 +22,7 @@ from raymerge.plan.digest import digest
 from raymerge.plan.experts import experts_note, in_one_layout
 from raymerge.plan.graph import (
     AppliedAdapter,
+    CopyStep,
     DeltaStep,
     Input,
     PlannedSource,
@@ -73,6 +74,8 @@ class PlanOptions:
     """Whether what is swept more than once is kept in memory where it fits, not read again."""
     tile_elements: int | None = None
     """A fixed tile instead of the chosen one, a multiple of 256."""
+    stats: bool = False
+    """Whether norms and cosines of what is merged go into the ledger."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -191,6 +194,8 @@ def build(
     seen, stages = fuse(recipe, stored, lambda stage, seen: _decide(stage, seen, stock, options))
     decided = _decide(recipe, seen, stock, options)
     nodes, shards = decided.nodes, decided.shards
+    if options.stats:
+        nodes = {name: _with_stats(node) for name, node in nodes.items()}
     applied = ChainMap(*(dict(stage.applied) for stage in stages), dict(decided.applied))
     refs = (*recipe.checkpoints, *recipe.adapters)
     sources = tuple(
@@ -230,6 +235,10 @@ def build(
         stages=stages,
     )
     return replace(plan, digest=digest(plan))
+
+
+def _with_stats(node: TensorNode) -> TensorNode:
+    return node if isinstance(node.step, CopyStep) else replace(node, stats=True)
 
 
 _Draft = tuple[str, DType, Step, tuple[Input, ...]]

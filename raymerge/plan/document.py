@@ -18,6 +18,7 @@ Complete, without times or machine names, and in this order of keys:
               result, instead of all those and source: stage (its index), dtype, step, inputs
     shards    name, bytes, tensors (how many)
     units     number, shard, start, stop, read_bytes, tensors (names)
+    stats     tensors (whose norms and cosines are taken), passes (how many have one for that alone)
     results   once (results of stages merged in the one sweep over them), held (merged once and kept
               for further sweeps), again (merged in every sweep), most_sweeps (over any of those)
     memory    budget_bytes, projected_host_bytes, projected_device_bytes, threads, thread_bytes,
@@ -50,6 +51,7 @@ from raymerge.plan.build import Plan
 from raymerge.plan.explain import distinct_steps
 from raymerge.plan.explain_layers import stack_documents
 from raymerge.plan.graph import (
+    STATS,
     CopyStep,
     DeltaStep,
     Derived,
@@ -91,6 +93,7 @@ def as_json(plan: Plan) -> Document:
             for shard in plan.shards
         ],
         "units": _units(plan),
+        "stats": _stats(plan),
         "results": _results(plan),
         "memory": _memory(plan),
         "totals": {
@@ -212,6 +215,14 @@ def _mention(plan: Plan, stage: Recipe, ref: SourceRef) -> Document:
         known = [each.identity for each in plan.recipe.checkpoints]
         document["source"] = known.index(ref.identity)
     return document | {"base": ref == stage.base}
+
+
+def _stats(plan: Plan) -> Document:
+    measured = [node for node in plan.nodes if node.stats]
+    return {
+        "tensors": len(measured),
+        "passes": sum(STATS in node.passes for node in measured),
+    }
 
 
 def _results(plan: Plan) -> Document:

@@ -13,7 +13,14 @@ from raymerge.methods.registry import KnobValue
 from raymerge.plan.build import SURVEY_SWEEPS, Plan
 from raymerge.plan.columns import columns, listed
 from raymerge.plan.explain_layers import layer_lines
-from raymerge.plan.graph import AppliedAdapter, CopyStep, PlannedSource, Step, TensorNode
+from raymerge.plan.graph import (
+    STATS,
+    AppliedAdapter,
+    CopyStep,
+    PlannedSource,
+    Step,
+    TensorNode,
+)
 from raymerge.plan.reading import result_sweeps
 from raymerge.plan.steps import KEEP
 from raymerge.plan.tokenizer import tokenizer_lines
@@ -215,6 +222,9 @@ def _passes(plan: Plan) -> Iterator[str]:
         f"{once} tensors once, {memory.held_tensors} several times from memory, "
         f"{memory.reread_tensors} several times from their files{again}"
     )
+    if measured := [node for node in plan.nodes if node.stats]:
+        own = sum(STATS in node.passes for node in measured)
+        yield f"norms and cosines of {len(measured)} tensors, {own} of them by a pass of their own"
     if plan.stages:
         found = result_sweeps(plan.nodes, memory.budget)
         more = f", {found.again} again in each of up to {found.most} sweeps" if found.again else ""

@@ -14,6 +14,7 @@ from raymerge.plan.build import SURVEY_SWEEPS, Plan
 from raymerge.plan.columns import columns
 from raymerge.plan.explain import format_value, step_title
 from raymerge.plan.graph import (
+    STATS,
     CopyStep,
     DeltaStep,
     Derived,
@@ -27,6 +28,7 @@ from raymerge.plan.memory import Budget, tile_of
 from raymerge.recipe.wording import did_you_mean
 
 _PASSES = {
+    STATS: "norms and cosines for the ledger",
     "gram": "inner products, which give the coefficients",
     "span": "sum of the inputs times their coefficients, cast",
     "histogram": "magnitudes of each task vector, which give its threshold",
@@ -139,14 +141,14 @@ def _pass_lines(node: TensorNode, budget: Budget) -> list[str]:
     lines = []
     if isinstance(step, DeltaStep) and step.surveyed:
         lines.append(f"survey     the model's thresholds, {SURVEY_SWEEPS} sweeps before the merge")
-    lines.extend(f"{name:<9}  {_pass_text(node, name)}" for name in step.passes)
+    lines.extend(f"{name:<9}  {_pass_text(node, name)}" for name in node.passes)
     if shared := _shared_knobs(step):
         lines[-1] += f" ({shared})"
     if isinstance(step, DeltaStep) and step.ranks:
         rows = rows_of(node.slot.shape)
         tile = tile_of(node, budget.tile_elements)
         lines.append(f"ranked in whole rows of {rows.length} entries, tiles of {tile:,} elements")
-    if len(step.passes) > 1:
+    if len(node.passes) > 1:
         held = budget.holds(node)
         lines.append("inputs stay in memory" if held else "inputs are read again for every pass")
     if isinstance(step, CopyStep) and len(node.inputs) > 1:
@@ -155,7 +157,7 @@ def _pass_lines(node: TensorNode, budget: Budget) -> list[str]:
 
 
 def _pass_text(node: TensorNode, name: str) -> str:
-    if isinstance(node.step, FreeStep):
+    if isinstance(node.step, FreeStep) and name != STATS:
         return node.step.rule.passes[name]
     groups = node.groups
     if groups.kind is Group.TENSOR or name not in _GROUP_PASSES:

@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import prod
+from typing import ClassVar
 
 from raymerge.checkpoint.dtypes import DType
 from raymerge.checkpoint.folder import Pin
@@ -192,6 +193,7 @@ class SpanStep:
 class DeltaStep:
     """Task vectors of inputs 1.. over input 0, sparsified, fused and added to it."""
 
+    relative: ClassVar[bool] = True
     method: str
     knobs: Knobs
     rule: DeltaRule
@@ -231,6 +233,7 @@ class DeltaStep:
 class FreeStep:
     """Reductions and a last pass of a method's own over input 0, the base, and the others."""
 
+    relative: ClassVar[bool] = True
     method: str
     knobs: Knobs
     rule: FreeRule
@@ -243,6 +246,9 @@ class FreeStep:
 
 Step = CopyStep | SpanStep | DeltaStep | FreeStep
 
+STATS = "stats"
+"""The pass that norms and cosines take, first of all, where no other gives them."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TensorNode:
@@ -254,6 +260,26 @@ class TensorNode:
     """In recipe order. The base comes first for base-relative steps."""
     twins: tuple[tuple[Input, Input], ...] = ()
     """Pairs of tensors of one source whose bytes must agree: a tied head and its embedding."""
+    stats: bool = False
+    """Whether norms and cosines of what is merged are wanted for the ledger."""
+
+    @property
+    def passes(self) -> tuple[str, ...]:
+        """What is done, one sweep over the inputs' bytes each."""
+        return (STATS, *self.step.passes) if self.stats and not self.has_gram else self.step.passes
+
+    @property
+    def has_gram(self) -> bool:
+        """Whether the step takes the inner products of the whole tensor anyway."""
+        step = self.step
+        return (
+            isinstance(step, SpanStep) and step.coefficients is None and step.group is Group.TENSOR
+        )
+
+    @property
+    def vectors(self) -> int:
+        """Inputs, or task vectors where the merge is relative to a base, which comes first."""
+        return len(self.inputs) - (not isinstance(self.step, CopyStep) and self.step.relative)
 
     @property
     def groups(self) -> Groups:

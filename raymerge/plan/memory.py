@@ -84,7 +84,7 @@ class Budget:
         # What was worked out as it was read costs more to work out again than to keep.
         derived = any(isinstance(one, Derived) for one in node.inputs)
         wanted = self.hold or derived or node.held_bytes <= CACHED_BYTES
-        return wanted and len(node.step.passes) > 1 and held <= self.thread_bytes
+        return wanted and len(node.passes) > 1 and held <= self.thread_bytes
 
     def sampled(self, node: TensorNode) -> int:
         """Entries that are read to name the bin of a threshold, before a sweep counts inside it.
@@ -158,7 +158,14 @@ def working_bytes(node: TensorNode, tile_elements: int) -> int:
     # What a stage merges comes in tiles of its own, however few elements are asked for.
     inner = max(elements, tile_elements)
     derived = sum(one.scratch_bytes(inner if one.results else elements) for one in node.inputs)
-    return sum(widths) * elements // 8 + scratch + derived + _counter_bytes(node, elements)
+    counters = _counter_bytes(node, elements) + _gram_bytes(node)
+    return sum(widths) * elements // 8 + scratch + derived + counters
+
+
+def _gram_bytes(node: TensorNode) -> int:
+    """What inner products are summed in, where they are taken over the whole tensor."""
+    pairs = node.vectors * (node.vectors + 1) // 2
+    return 8 * (LANES + 1) * pairs if node.stats or node.has_gram else 0
 
 
 def _counter_bytes(node: TensorNode, tile_elements: int) -> int:
@@ -211,7 +218,8 @@ def _tile_device_bytes(node: TensorNode, tile_elements: int) -> int:
         return 0
     # Raw and widened inputs, deltas, agreement masks; Gram products in float64; the tie rule's
     # and the generator's int64 temporaries.
-    pairs = inputs * (inputs + 1) // 2 if "gram" in node.step.passes else 2 * inputs
+    gram = "gram" in node.step.passes or node.stats
+    pairs = inputs * (inputs + 1) // 2 if gram else 2 * inputs
     grouped = 0
     if isinstance(node.step, SpanStep) and node.groups.kind is not Group.TENSOR:
         # Lanes of short rows, a factor for every element, and the sums of all groups.
@@ -293,7 +301,7 @@ def project(
         hold=hold or remote,
         window_bytes=window,
     )
-    swept = {key: node for key, node in kinds.items() if len(node.step.passes) > 1}
+    swept = {key: node for key, node in kinds.items() if len(node.passes) > 1}
     kept = {key: budget.holds(node) for key, node in swept.items()}
     peak = max(map(budget.peak_bytes, kinds.values()))
     again = [node for node, key in zip(nodes, keys, strict=True) if not kept.get(key, True)]
@@ -307,8 +315,7 @@ def project(
         held_tensors=sum(kept.get(key, False) for key in keys),
         reread_tensors=len(again),
         reread_bytes=sum(
-            (len(node.step.passes) - 1 + (remote and samples(node))) * node.input_bytes
-            for node in again
+            (len(node.passes) - 1 + (remote and samples(node))) * node.input_bytes for node in again
         ),
     )
 

@@ -57,7 +57,7 @@ def _merge_parts(node: TensorNode, budget: Budget) -> Iterator[Part]:
     if isinstance(node.step, CopyStep):
         yield from _side_by_side(node.inputs, budget)
     else:
-        yield from _passes(node, budget, list(node.step.passes))
+        yield from _passes(node, budget, node.passes)
 
 
 def _side_by_side(inputs: Iterable[Input], budget: Budget) -> Iterator[Part]:
@@ -214,7 +214,7 @@ def _merged(one: Merged, start: int, stop: int, budget: Budget, *, fresh: bool) 
         return
     needed = working_bytes(node, budget.tile_elements)
     budget = replace(budget, thread_bytes=max(budget.thread_bytes, needed))
-    *reductions, _ = node.step.passes
+    *reductions, _ = node.passes
     if fresh and start == 0:
         yield from _passes(node, budget, reductions)
     if budget.holds(node):

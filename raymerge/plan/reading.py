@@ -79,7 +79,7 @@ def _times(node: TensorNode, budget: Budget, sweeps: int) -> tuple[int, int]:
     """Sweeps over the inputs of a node, and the entries that are read besides for a sample."""
     if budget.holds(node):
         return 1, 0
-    times = len(node.step.passes) - 1 + sweeps
+    times = len(node.passes) - 1 + sweeps
     sampled = budget.sampled(node)
     if sampled == node.inputs[0].num_elements:
         return times + (sampled > 0), 0

@@ -1,9 +1,28 @@
-"""The run's ledger: two Parquet tables beside the output, one row per tensor and one per unit.
+"""The run's ledger: two Parquet tables beside the output, which `raymerge.json` names.
 
-    raymerge-tensors.parquet   what each tensor is made of, what it took, and its sha256
-    raymerge-units.parquet     who wrote which range, when, how fast
+raymerge-tensors.parquet     a row per tensor, in the order of their bytes
+digest                       of the plan: ledgers of many merges can be read as one table
+name, dtype, shape           of the output; dtypes are safetensors' names
+shard, start, stop, bytes    where it lies: a half-open range of that file
+method, knobs                of a copy why nothing was computed, and {}; knobs are JSON
+sources                      `label:tensor` of each input in recipe order, the base first where
+                             the merge is relative to it; a stage stands by its name
+read_bytes                   what the plan reads for it, sweeps that are made again counted
+seconds, worker              from first read to last write, on one thread; `host:process`
+unit                         number of the unit that it was written in
+sha256                       of its bytes
+norms, cosines               with --stats, of what is merged: the inputs, or the task vectors
+                             where the merge is relative to a base; cosines of every pair, of
+                             the first with each that follows, then of the second, null where a
+                             vector is zero. Null of a copy, and of what an earlier run wrote
+                             without --stats
 
-`raymerge.json` names them.
+raymerge-units.parquet       a row per unit, by number
+digest, unit                 of the plan; its number
+shard, start, stop, bytes    the range of the file that it stands for
+tensors                      how many
+began, seconds, worker       when it was begun (UTC), what it took, who wrote it
+resumed                      whether an earlier run has written it
 """
 
 from __future__ import annotations
@@ -35,48 +54,54 @@ def ledger(
     """
     import pyarrow as pa
 
-    text, number, seconds = pa.string(), pa.int64(), pa.float64()
-    tensor_schema = pa.schema(
-        [
-            ("name", text),
-            ("dtype", text),
-            ("shape", pa.list_(number)),
-            ("shard", text),
-            ("start", number),
-            ("stop", number),
-            ("bytes", number),
-            ("method", text),
-            ("knobs", text),
-            ("sources", pa.list_(text)),
-            ("read_bytes", number),
-            ("seconds", seconds),
-            ("worker", text),
-            ("unit", number),
-            ("sha256", text),
-            ("norms", pa.list_(seconds)),
-            ("cosines", pa.list_(seconds)),
-        ]
-    )
-    unit_schema = pa.schema(
-        [
-            ("unit", number),
-            ("shard", text),
-            ("start", number),
-            ("stop", number),
-            ("bytes", number),
-            ("tensors", number),
-            ("began", pa.timestamp("us", tz="UTC")),
-            ("seconds", seconds),
-            ("worker", text),
-            ("resumed", pa.bool_()),
-        ]
-    )
     units = (_unit_row(unit, receipts[unit.number], resumed) for unit in plan.units)
-    tensors = _tensor_rows(plan, receipts)
+    rows = {TENSORS_NAME: _tensor_rows(plan, receipts), UNITS_NAME: units}
     return {
-        TENSORS_NAME: _parquet(pa.Table.from_pylist(list(tensors), tensor_schema)),
-        UNITS_NAME: _parquet(pa.Table.from_pylist(list(units), unit_schema)),
+        name: _parquet(
+            pa.Table.from_pylist([{"digest": plan.digest, **row} for row in rows[name]], schema)
+        )
+        for name, schema in _schemas().items()
     }
+
+
+def _schemas() -> dict[str, Any]:
+    import pyarrow as pa
+
+    text, number, figure = pa.string(), pa.int64(), pa.float64()
+    tensors = {
+        "digest": text,
+        "name": text,
+        "dtype": text,
+        "shape": pa.list_(number),
+        "shard": text,
+        "start": number,
+        "stop": number,
+        "bytes": number,
+        "method": text,
+        "knobs": text,
+        "sources": pa.list_(text),
+        "read_bytes": number,
+        "seconds": figure,
+        "worker": text,
+        "unit": number,
+        "sha256": text,
+        "norms": pa.list_(figure),
+        "cosines": pa.list_(figure),
+    }
+    units = {
+        "digest": text,
+        "unit": number,
+        "shard": text,
+        "start": number,
+        "stop": number,
+        "bytes": number,
+        "tensors": number,
+        "began": pa.timestamp("us", tz="UTC"),
+        "seconds": figure,
+        "worker": text,
+        "resumed": pa.bool_(),
+    }
+    return {TENSORS_NAME: pa.schema(tensors), UNITS_NAME: pa.schema(units)}
 
 
 def _parquet(table: Any) -> bytes:

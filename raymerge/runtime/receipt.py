@@ -18,8 +18,9 @@ class TensorReceipt:
     norms: tuple[float, ...] | None = None
     """Of each input, or of each task vector where the merge is relative to a base; with `--stats`.
     """
-    cosines: tuple[float, ...] | None = None
-    """Of every pair of them: of the first with each that follows, then of the second, and so on."""
+    cosines: tuple[float | None, ...] | None = None
+    """Of every pair of them: of the first with each that follows, then of the second, and so on;
+    None where one is zero."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,9 +12,9 @@ from raymerge.kernels.groups import Group, GroupSums
 from raymerge.kernels.reduce import close_block, gram_matrix, new_sums, num_pairs
 from raymerge.kernels.rows import rows_of
 from raymerge.kernels.tile import Bytes, Counts, DeltaPass, Kernels, Ranked, Selectors, Tile
-from raymerge.methods.registry import Coefficients
+from raymerge.methods.registry import Coefficients, Gram
 from raymerge.methods.rules import KeepDrawn, KeepRanked
-from raymerge.plan.graph import DeltaStep, FreeStep, SpanStep, TensorNode
+from raymerge.plan.graph import STATS, CopyStep, DeltaStep, FreeStep, SpanStep, TensorNode
 from raymerge.runtime.coefficients import group_coefficients, tensor_coefficients
 from raymerge.runtime.figures import (
     by_rank,
@@ -30,6 +30,7 @@ from raymerge.runtime.finite import check_finite, in_stage
 from raymerge.runtime.free import TensorSweeps
 from raymerge.runtime.inputs import Inputs
 from raymerge.runtime.settings import RunSettings
+from raymerge.runtime.statistics import Statistics, statistics
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,8 +58,9 @@ class TensorMerge:
         self._inputs = inputs
         self._kernels = kernels
         self._settings = settings
+        self._gram: Gram | None = None
 
-    def run(self, surveyed: Selectors | None, write: Callable[[Bytes], None]) -> None:
+    def run(self, surveyed: Selectors | None, write: Callable[[Bytes], None]) -> Statistics | None:
         """Do all passes and hand every merged tile to `write`, in order.
 
         Args:
@@ -66,15 +68,21 @@ class TensorMerge:
                 count of ties seen is left as it is after this tensor, for the unit's next one.
             write: Takes the bytes.
 
+        Returns:
+            Norms and cosines, where the plan wants them.
+
         Raises:
             NonFiniteError: NaN or Inf in an input, unless the recipe lets it pass, or a finite
                 value that leaves the output's range.
         """
+        if STATS in self._node.passes:
+            self._take_gram()
         merging = self.prepared(surveyed)
         for tile in self._inputs.sweep():
             out = self._inputs.out[: self._node.slot.dtype.num_bytes((tile.count,))]
             merging.merge(tile, out)
             write(out)
+        return statistics(self._gram) if self._node.stats and self._gram is not None else None
 
     def prepared(self, surveyed: Selectors | None) -> Merging:
         """Do all passes but the last, which merges tiles; see `run`."""
@@ -107,17 +115,22 @@ class TensorMerge:
         if coefficients is None:
             if self._node.groups.kind is not Group.TENSOR:
                 return self._group_span(step)
-            vectors = len(self._node.inputs) - step.relative
-            sums = new_sums(num_pairs(vectors))
-            for tile in self._inputs.sweep():
-                self._check(tile, self._kernels.gram(tile, relative=step.relative, sums=sums), None)
-            gram = gram_matrix(sums, vectors)
-            coefficients = tensor_coefficients(self._node, step, gram)
+            coefficients = tensor_coefficients(self._node, step, self._take_gram())
         rounded = np.array(coefficients, np.float32)
         dtype = self._node.slot.dtype
         return lambda tile, out: self._kernels.span(
             tile, rounded, relative=step.relative, out=out, dtype=dtype
         )
+
+    def _take_gram(self) -> Gram:
+        """One sweep: the inner products of all vectors, over the whole tensor."""
+        step, vectors = self._node.step, self._node.vectors
+        assert not isinstance(step, CopyStep), self._node.slot
+        sums = new_sums(num_pairs(vectors))
+        for tile in self._inputs.sweep():
+            self._check(tile, self._kernels.gram(tile, relative=step.relative, sums=sums), None)
+        self._gram = gram_matrix(sums, vectors)
+        return self._gram
 
     def _group_span(self, step: SpanStep) -> Apply:
         groups, relative = self._node.groups, step.relative

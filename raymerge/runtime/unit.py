@@ -32,6 +32,7 @@ from raymerge.runtime.readers import Filler, Readers
 from raymerge.runtime.receipt import Receipt, TensorReceipt
 from raymerge.runtime.settings import OnProgress, Progress, RunSettings
 from raymerge.runtime.shards import UnitWriter, unit_writer
+from raymerge.runtime.statistics import Statistics
 from raymerge.runtime.tensor import TensorMerge
 
 if TYPE_CHECKING:
@@ -115,9 +116,14 @@ class Worker:
             self._on_progress(Progress(written_bytes=piece.nbytes))
 
         self._check_twins(node, readers)
-        self._merge_tensor(node, readers, surveyed, write)
+        found = self._merge_tensor(node, readers, surveyed, write)
         assert num_written == node.slot.nbytes, (node.slot, num_written)
-        return TensorReceipt(sha256=digest.hexdigest(), seconds=round(perf_counter() - clock, 6))
+        return TensorReceipt(
+            sha256=digest.hexdigest(),
+            seconds=round(perf_counter() - clock, 6),
+            norms=found.norms if found else None,
+            cosines=found.cosines if found else None,
+        )
 
     def will_need(self, unit: Unit) -> None:
         """Advise the kernel that this unit comes next."""
@@ -178,12 +184,12 @@ class Worker:
         readers: Readers,
         surveyed: Selectors | None,
         write: Callable[[Bytes], None],
-    ) -> None:
+    ) -> Statistics | None:
         if isinstance(node.step, CopyStep):
             self._copy(node, readers, write)
-        else:
-            inputs = self._inputs(node, readers)
-            TensorMerge(node, inputs, self._kernels, self._settings).run(surveyed, write)
+            return None
+        inputs = self._inputs(node, readers)
+        return TensorMerge(node, inputs, self._kernels, self._settings).run(surveyed, write)
 
     def _survey(
         self, unit: Unit, bins: int, count: Callable[[TensorMerge, Tile, Counts], None]

@@ -34,8 +34,10 @@ class ArrowFolder(RemoteFolder):
             try:
                 self._filesystem, self._path = fs.FileSystem.from_uri(str(location))
             except (OSError, ValueError) as error:
+                # The library lists every place where it looked for Java.
+                first = str(error).partition("\n")[0]
                 raise self._failed(
-                    f"cannot be reached: {error}. HDFS needs libhdfs and a JVM: set JAVA_HOME, "
+                    f"cannot be reached: {first}. HDFS needs libhdfs and a JVM: set JAVA_HOME, "
                     "HADOOP_HOME and CLASSPATH (`hadoop classpath --glob`)"
                 ) from error
         self._files: dict[str, Any] = {}

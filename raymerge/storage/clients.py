@@ -145,8 +145,13 @@ def _endpoint(scheme: Scheme, options: Mapping[str, str]) -> dict[str, str]:
     return {option: url} if url else {}
 
 
+def server_of(scheme: Scheme, options: Mapping[str, str]) -> str | None:
+    """The server that stands in for the cloud's own; None where none does."""
+    return next(iter(_endpoint(scheme, options).values()), None)
+
+
 def _connection(location: Location, options: Mapping[str, str], use: Use) -> dict[str, Any]:
-    plain = any(url.startswith("http://") for url in _endpoint(location.scheme, options).values())
+    plain = (server_of(location.scheme, options) or "").startswith("http://")
     allowed = plain or is_true(os.environ.get("AWS_ALLOW_HTTP", ""))
     settings: dict[str, Any] = {
         "allow_http": allowed,

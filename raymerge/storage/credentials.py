@@ -54,6 +54,23 @@ def profile_credentials() -> Boto3CredentialProvider | None:
         return None
 
 
+def profile_key() -> str | None:
+    """The id of the access key that a profile gives, where one is in use.
+
+    Raises:
+        ValueError: The profile cannot be used, or its login has expired.
+    """
+    provider = profile_credentials()
+    if provider is None:
+        return None
+    from botocore.exceptions import BotoCoreError
+
+    try:
+        return str(provider()["access_key_id"])
+    except BotoCoreError as error:
+        raise ValueError(f"the profile gives no credentials: {error}; log in again") from None
+
+
 def _shared_files() -> bool:
     files = {"AWS_CONFIG_FILE": "config", "AWS_SHARED_CREDENTIALS_FILE": "credentials"}
     return any(
@@ -78,3 +95,21 @@ def bucket_region(bucket: str, *, server: str = "https://s3.amazonaws.com") -> s
         return region
     finally:
         connection.close()
+
+
+def caller_arn(region: str) -> str | None:
+    """Who Amazon says we are, where boto3 is installed and Amazon answers at once."""
+    try:
+        import boto3
+        from botocore.config import Config
+        from botocore.exceptions import BotoCoreError, ClientError
+    except ImportError:
+        return None
+    patience = Config(
+        connect_timeout=_LOOK_UP_S, read_timeout=_LOOK_UP_S, retries={"total_max_attempts": 1}
+    )
+    try:
+        client = boto3.Session().client("sts", region_name=region, config=patience)
+        return str(client.get_caller_identity()["Arn"])
+    except (BotoCoreError, ClientError, ValueError):
+        return None

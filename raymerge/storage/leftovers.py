@@ -64,6 +64,32 @@ def abort_leftovers(location: Location, access: Access, names: Collection[str]) 
     return Leftovers()
 
 
+def find_leftovers(location: Location, access: Access) -> tuple[str, ...] | None:
+    """The objects below a location that an upload was begun for and not finished.
+
+    None where that cannot be found out: outside of S3, or without boto3 and the right to list.
+    """
+    if location.scheme is not Scheme.S3:
+        return None
+    try:
+        from boto3 import Session
+        from botocore.exceptions import BotoCoreError, ClientError
+    except ImportError:
+        return None
+    prefix = f"{location.path}/" if location.path else ""
+    try:
+        client = _client(Session(), location, access)
+        return tuple(key.removeprefix(prefix) for key, _ in _uploads(client, location.root, prefix))
+    except (BotoCoreError, ClientError, ValueError):
+        return None
+
+
+def removal_rule(location: Location) -> str | None:
+    """How to have a store remove what killed uploads leave; None where it does so by itself."""
+    known = {Scheme.S3: (S3_RULE, _S3_COMMAND), Scheme.GS: (GS_RULE, _GS_COMMAND)}
+    return _remedy(location, *known[location.scheme]) if location.scheme in known else None
+
+
 def _abort_s3(location: Location, access: Access, names: Collection[str]) -> Leftovers:
     advice = "raymerge[aws] is not installed, which aborts them"
     try:
@@ -124,6 +150,12 @@ _GS_COMMAND = "gcloud storage buckets update gs://{} --lifecycle-file=FILE, the 
 def _advice(location: Location, why: str, rule: Mapping[str, Any], command: str) -> str:
     return (
         f"A killed run may have left parts of unfinished uploads in {location}, unseen and paid "
-        f"for ({why}). A rule of the bucket removes them: "
-        f"{command.format(location.root)} {json.dumps(rule)!r}. It replaces rules that are there."
+        f"for ({why}). {_remedy(location, rule, command)}"
+    )
+
+
+def _remedy(location: Location, rule: Mapping[str, Any], command: str) -> str:
+    return (
+        f"A rule of the bucket removes them: {command.format(location.root)} "
+        f"{json.dumps(rule)!r}. It replaces rules that are there."
     )

@@ -23,11 +23,16 @@ def shares_files(path: str | os.PathLike[str]) -> bool:
 
     True for local file systems, False for NFS, FUSE and any unknown one.
     """
+    return mount_type(path) in _SHARING
+
+
+def mount_type(path: str | os.PathLike[str]) -> str | None:
+    """Type of the file system where `path` lies or would lie; None where that is not known."""
     try:
         mounts = Path("/proc/self/mountinfo").read_text(errors="surrogateescape")
     except OSError:
-        return False
-    return filesystem_type(_nearest_existing(path), mounts) in _SHARING
+        return None
+    return filesystem_type(_nearest_existing(path), mounts)
 
 
 def filesystem_type(path: Path, mountinfo: str) -> str | None:

@@ -6,6 +6,7 @@ what is done to it meets it in the middle.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import signal
@@ -17,8 +18,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from pyarrow import parquet
 
 import raymerge
+from raymerge.runtime.ledger import TENSORS_NAME, UNITS_NAME
 from tests.conftest import Done, Place, finish, shard_hashes, spawn
 
 INDEX = "model.safetensors.index.json"
@@ -123,6 +126,27 @@ def test_a_signal_leaves_no_index_and_a_rerun_finishes(
         assert f"{word}; run the same command again to finish {out}" in done.err
         assert "Traceback" not in done.err
     assert_finished_by_a_rerun(sources, out, sources / "ref-ties")
+
+
+def test_the_ledger_marks_what_a_killed_run_had_written(sources: Place, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with halfway(sources, out) as process:
+        process.kill()
+    finish(process)
+    done = merged(sources, out)
+    units = parquet.read_table(out / UNITS_NAME).to_pylist()
+    tensors = parquet.read_table(out / TENSORS_NAME).to_pylist()
+    resumed = {unit["unit"] for unit in units if unit["resumed"]}
+    workers = {unit["unit"]: int(unit["worker"].rpartition(":")[2]) for unit in units}
+
+    assert 0 < len(resumed) == done.json["resumed_units"] < len(units)
+    assert {workers[unit] for unit in resumed} == {process.pid}
+    assert {workers[unit] for unit in workers.keys() - resumed} == {os.getpid()}
+    last = max(unit["began"] for unit in units if unit["resumed"])
+    assert last < min(unit["began"] for unit in units if not unit["resumed"])
+    for tensor in tensors:
+        stored = (out / tensor["shard"]).read_bytes()[tensor["start"] : tensor["stop"]]
+        assert tensor["sha256"] == hashlib.sha256(stored).hexdigest()
 
 
 def test_a_second_driver_is_refused_and_the_first_goes_on(sources: Place, tmp_path: Path) -> None:

@@ -66,11 +66,12 @@ def peak_anonymous_bytes(process: subprocess.Popen[str]) -> int:
     return peak
 
 
-@pytest.mark.parametrize("method", [*METHOD_KNOBS, "ties, trim: model"])
+@pytest.mark.parametrize("method", [*METHOD_KNOBS, "ties, trim: model", "linear --stats"])
 def test_measured_memory_is_below_the_projection_and_the_budget(large: Place, method: str) -> None:
-    name, _, trim = method.partition(", trim: ")
+    name, _, trim = method.removesuffix(" --stats").partition(", trim: ")
     recipe = large.any_recipe(name, **({"trim": trim} if trim else {}))
     budget = ["--memory", f"{BUDGET_MIB}MiB", "--workers", "2", "--device", "cpu"]
+    budget += ["--stats"] if method.endswith("--stats") else []
     plan = large.run("plan", recipe, *budget, "--engine", "local", "--json").json["memory"]
     local = ["--engine", "local", "--overwrite", "--json"]
     process = spawn("merge", recipe, large / "out", *budget, *local)

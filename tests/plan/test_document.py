@@ -53,6 +53,7 @@ def test_the_sections_come_in_the_documented_order() -> None:
         "tensors",
         "shards",
         "units",
+        "stats",
         "results",
         "memory",
         "totals",

@@ -26,20 +26,21 @@ from tests.distant import Asked, Distance, planned, remotely, requests, run
 KIB = 2**10
 WINDOWS = (4 * KIB, 64 * KIB, 2**26)
 TILES = (256, 1024, None)
+WITH_STATS = [f"{name}, stats" for name in ("linear", "slerp", "nuslerp", "ties", "sce")]
 
 
-@pytest.mark.parametrize("method", [*METHOD_KNOBS, "ties, trim: model"])
+@pytest.mark.parametrize("method", [*METHOD_KNOBS, "ties, trim: model", *WITH_STATS])
 def test_bytes_and_requests_are_those_foreseen(
     place: Place, method: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(unit_sizes, "MAX_UNIT_TENSORS", 9)
     place.llamas()
-    name, _, trim = method.partition(", trim: ")
+    name, _, trim = method.removesuffix(", stats").partition(", trim: ")
     recipe = place.any_recipe(name, **({"trim": trim} if trim else {}))
     raymerge.merge(recipe, place / "near", engine="local", device="cpu", workers=2)
 
     for window_bytes, tile in itertools.product(WINDOWS, TILES):
-        plan = remotely(planned(recipe, tile), window_bytes)
+        plan = remotely(planned(recipe, tile, stats=method.endswith("stats")), window_bytes)
         distance = Distance()
         result = run(plan, place / "far", distance)
 

@@ -22,9 +22,11 @@ _ROUTES = {
     "small": re.compile(
         r"(GET|HEAD) /api/resolve-cache/models/(?P<repo>[^/]+/[^/]+)/(?P<rev>[^/]+)/(?P<file>.+)"
     ),
+    "whoami": re.compile(r"GET /api/whoami-v2"),
     "create": re.compile(r"POST /api/repos/create"),
     "yaml": re.compile(r"POST /api/validate-yaml"),
     "branch": re.compile(r"POST /api/models/(?P<repo>[^/]+/[^/]+)/branch/(?P<rev>[^/]+)"),
+    "unbranch": re.compile(r"DELETE /api/models/(?P<repo>[^/]+/[^/]+)/branch/(?P<rev>[^/]+)"),
     "preupload": re.compile(r"POST /api/models/(?P<repo>[^/]+/[^/]+)/preupload/(?P<rev>[^/]+)"),
     "commit": re.compile(r"POST /api/models/(?P<repo>[^/]+/[^/]+)/commit/(?P<rev>[^/]+)"),
     "batch": re.compile(r"POST /(?P<repo>[^/]+/[^/]+)\.git/info/lfs/objects/batch"),
@@ -64,7 +66,7 @@ class HubAnswers(BaseHTTPRequestHandler):
         else:
             getattr(self, f"_do_{kind}")(**named)
 
-    do_GET = do_HEAD = do_POST = do_PUT = _serve  # noqa: N815
+    do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = _serve  # noqa: N815
 
     # What is asked of the Hub.
 
@@ -76,7 +78,8 @@ class HubAnswers(BaseHTTPRequestHandler):
         siblings = [file.as_sibling(name) for name, file in files.items()]
         if "blobs" not in self.query:
             siblings = [{"rfilename": name} for name in files]
-        self._answer(200, {"id": repo, "modelId": repo, "sha": sha, "siblings": siblings})
+        shown = {"private": self.hub.repos[repo].private, "gated": self.hub.repos[repo].gated}
+        self._answer(200, {"id": repo, "sha": sha, "siblings": siblings, **shown})
 
     def _do_resolve(self, repo: str, rev: str, file: str) -> None:
         found = self._find(repo, rev)
@@ -111,6 +114,15 @@ class HubAnswers(BaseHTTPRequestHandler):
             # A CDN has ETags of its own, which say nothing of the content's hash.
             self._content(self.hub.blobs[oid], {"ETag": '"f00d"'})
 
+    def _do_whoami(self) -> None:
+        right = self._right()
+        if right in {"", "wrong"}:
+            self._answer(401, {"error": "Invalid username or password."})
+            return
+        token = {"displayName": "tests", "role": right}
+        orgs = [{"type": "org", "name": "org", "roleInOrg": "write"}]
+        self._answer(200, {"name": "tester", "orgs": orgs, "auth": {"accessToken": token}})
+
     # What changes it.
 
     def _do_create(self) -> None:
@@ -130,6 +142,11 @@ class HubAnswers(BaseHTTPRequestHandler):
             status = 409 if rev in branches else 200
             branches.setdefault(rev, branches["main"])
             self._answer(status, {})
+
+    def _do_unbranch(self, repo: str, rev: str) -> None:
+        if self._may_write():
+            self.hub.repos[repo].branches.pop(rev)
+            self._answer(200, {})
 
     def _do_yaml(self) -> None:
         self._answer(200, {"warnings": [], "errors": []})
