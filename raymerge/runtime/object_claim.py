@@ -31,6 +31,8 @@ BEAT_S = 10.0
 """Between two signs of life: seldom enough to cost nothing, so often that nobody waits long."""
 SILENT_BEATS = 3
 """Beats without a sign of life after which a driver on another machine is taken for dead."""
+LEAVE_S = 5.0
+"""Longest wait for a store to hear that a driver has left."""
 
 State = Literal["running", "committing", "left"]
 
@@ -56,7 +58,7 @@ class ObjectClaim:
         self._beat_s = beat_s
         self._driver = secrets.token_hex(8)
         self._beats = 0
-        self._lost = False
+        self._lost = self._leaves = False
         self._lock = Lock()
         self._ended = Event()
         self._pin = self._take(overwrite=overwrite)
@@ -91,10 +93,10 @@ class ObjectClaim:
     def release(self) -> None:
         """Let go of what was not published, so that the next run need not watch for our life."""
         if not self._ended.is_set():
+            self._leaves = True
             self._ended.set()
-            self._heart.join()
-            with suppress(StorageError):
-                self._replace("left")
+            # A courtesy, and not worth a long wait for a store that does not answer.
+            self._heart.join(LEAVE_S)
 
     def _take(self, *, overwrite: bool) -> Pin:
         while True:
@@ -162,6 +164,9 @@ class ObjectClaim:
                 _log.warning("the claim of %s was not renewed: %s", self._store.location, error)
             if self._lost:
                 return
+        if self._leaves:
+            with suppress(StorageError):
+                self._replace("left")
 
     def _replace(self, state: State) -> None:
         with self._lock:
