@@ -286,8 +286,10 @@ class ClusterEngine:
     def _check_sources(self) -> None:
         """Raise SourceError if a source is not the planned one any more, whoever has read it."""
         for source in self._settings.sources:
+            if not source.pins:
+                continue  # a stage, which is nowhere
             where = find_source(source.location)
-            if not source.pins or where.scheme is not Scheme.FILE:
+            if where.scheme is not Scheme.FILE:
                 continue  # whatever comes from elsewhere is checked as it comes
             folder = PosixFolder(where.path)
             for name, pin in source.pins.items():
