@@ -51,6 +51,7 @@ class ObjectDestination:
     ) -> None:
         store = ObjectStore(out, access)
         self._store: Store = store
+        self._abort_leftovers = store.abort_leftovers
         self.location = self.units_at = store.location
         self._state = f"{STATE_FOLDER}/{digest}/"
         if not overwrite:
@@ -153,6 +154,7 @@ class ObjectDestination:
         if self._store.create(INDEX_NAME, build_index(plan.shards)) is None:
             raise ConflictError(f"{self.location} was published by another run meanwhile")
         # From here on the checkpoint exists; what is left is tidying up.
+        self._abort_leftovers([shard.name for shard in plan.shards])
         self._claim.remove()
         _delete(self._store, [n for n in self._store.pins() if n.startswith(f"{STATE_FOLDER}/")])
 
