@@ -86,7 +86,7 @@ class Soak:
         draw = random.Random(f"soak {number}")
         event = draw.choices(list(EVENTS), list(EVENTS.values()))[0]
         out = self._s3.url(f"out-{number}")
-        faults = AtRandom(number, draw.uniform(0.01, 0.12), FAULTS)
+        faults = AtRandom(number, draw.uniform(0.01, 0.25), FAULTS)
         fatal = draw.randrange(1, MOST_REQUESTS)
         self._proxy.log.clear()
         first, retries = {
@@ -142,7 +142,7 @@ class Soak:
         """What is wrong, and how many units a rerun took over."""
         found = sites.stored(out)
         if first == "whole":
-            return self._unlike(found), 0
+            return self._unlike(out, found), 0
         # Killed once its index was there, a merge is whole, and only tidying up is left.
         if INDEX in found and (first != "killed" or sites.hashes(found) != self._expected):
             return f"an index beside {first}", 0
@@ -150,12 +150,14 @@ class Soak:
         if again != "whole":
             return f"a rerun ended in {again}", 0
         resumed = sum(name.startswith(".raymerge/") and "/unit-" in name for name in found)
-        return self._unlike(sites.stored(out)), resumed
+        return self._unlike(out, sites.stored(out)), resumed
 
-    def _unlike(self, found: Mapping[str, bytes]) -> str:
+    def _unlike(self, out: str, found: Mapping[str, bytes]) -> str:
         if sites.hashes(found) != self._expected or INDEX not in found:
             return f"other bytes: {sorted(found)}"
         left = [name for name in found if name.startswith(".raymerge")]
+        uploads = self._s3.uploads().body.decode()
+        left += [f"upload {n}" for n in found if f"{out.rpartition('/')[2]}/{n}<" in uploads]
         return f"left behind: {left}" if left else ""
 
 
@@ -200,8 +202,6 @@ def summary(outcomes: list[Outcome]) -> str:
     met, retries = sum(o.faults for o in outcomes), sum(o.retries for o in outcomes)
     resumed = sum(o.resumed for o in outcomes)
     wrong = sum(bool(o.wrong) for o in outcomes)
-    lines += [
-        f"{len(outcomes)} merges, {wrong} wrong; {met} faults, {retries} retries told of by whole "
-        f"merges, {resumed} units resumed"
-    ]
+    lines.append(f"{len(outcomes)} merges, {wrong} wrong; {met} faults met")
+    lines.append(f"{retries} retries told of by whole merges, {resumed} units resumed by reruns")
     return "\n".join(lines)
