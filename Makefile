@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 AZURITE := 3.37.0
 AZURITE_DAY := 2026-11-22
 
-.PHONY: install demo test lint servers bench clean
+.PHONY: install demo test lint servers bench soak clean
 
 install: $(VENV)/installed
 
@@ -39,6 +39,10 @@ $(VENV)/azurite/$(AZURITE): $(VENV)/installed
 $(VENV)/peer: $(VENV)/installed
 	$(BIN)/pip install --quiet -c constraints.txt -e ".[peer]"
 	touch $@
+
+# RAYMERGE_SOAK=0:50 runs the first fifty.
+soak: servers
+	$(BIN)/pytest tests/soak -m soak -s
 
 bench: $(VENV)/peer
 	$(BIN)/python -m bench

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 _URL = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
+_BEFORE_URL = re.compile(r"\+(?=[a-z0-9]+://)", re.IGNORECASE)
 _LOCATION_KEYS = ("path", "model", "revision", "lora")
 Reference = tuple[str, str | None]
 """A location and a revision of what lies there."""
@@ -217,7 +218,13 @@ def _read_lora(node: Node, already: Reference | None) -> Reference:
 
 
 def split_adapter(text: str, place: Place, key: str) -> tuple[Reference, Reference | None]:
-    """Split `model+adapter`, each with a revision or without; what exists on disk is whole."""
+    """Split `model+adapter`, each with a revision or without.
+
+    What exists on disk is whole, and so is an object's URL up to another URL.
+    """
+    if _BEFORE_URL.search(text):
+        model, adapter = _BEFORE_URL.split(text, maxsplit=1)
+        return split_reference(model, place, key), split_reference(adapter, place, key)
     model, plus, adapter = text.partition("+")
     if not plus or _is_whole(text):
         return split_reference(text, place, key), None

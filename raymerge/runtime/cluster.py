@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from threading import current_thread, main_thread
+from time import monotonic
 from typing import Any
 
 import ray
@@ -30,7 +31,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raymerge.errors import ClusterError, RaymergeError
 from raymerge.plan.graph import Unit
-from raymerge.runtime.engine import Call
+from raymerge.runtime.engine import LOOK_S, Call
 from raymerge.runtime.placement import Node, Place, asked, place
 from raymerge.runtime.record import raymerge_version
 from raymerge.runtime.remote import RemoteWorker, Report, versions
@@ -126,7 +127,12 @@ class ClusterEngine:
             raise
 
     def run(
-        self, call: Call, units: Sequence[Unit], *args: Any, before: Callable[[Unit], None]
+        self,
+        call: Call,
+        units: Sequence[Unit],
+        *args: Any,
+        before: Callable[[Unit], None],
+        meanwhile: Callable[[], None] = lambda: None,
     ) -> Iterator[tuple[Unit, Any]]:
         """See `Engine.run`."""
         left = deque(units)
@@ -140,7 +146,7 @@ class ClusterEngine:
         try:
             while left or any(member.running for member in self._members):
                 self._hand_out(call, left, args, begin)
-                landed = self._land(self._next(), left)
+                landed = self._land(self._next(meanwhile), left)
                 if landed is not None:
                     yield landed
         except BaseException:
@@ -212,15 +218,18 @@ class ClusterEngine:
             unit = left.popleft()
             member.running[member.actor.run.remote(call, unit, args)] = unit
 
-    def _next(self) -> Any:
+    def _next(self, meanwhile: Callable[[], None]) -> Any:
         """The next call to end, of those that run and of workers that start."""
         refs = [ref for member in self._members for ref in member.running]
         refs += [member.starting for member in self._members if not member.report]
+        give_up = monotonic() + START_S
         while True:
-            ready, _ = ray.wait(refs, timeout=START_S)
+            ready, _ = ray.wait(refs, timeout=LOOK_S)
             if ready:
                 return ready[0]
-            if not any(member.report for member in self._members):
+            meanwhile()
+            started = any(member.report for member in self._members)
+            if not started and monotonic() > give_up:
                 raise ClusterError(
                     f"every Ray worker was lost and none came back within {START_S} s; free on the "
                     f"cluster: {_free()}. Run the same command again to go on.",

@@ -162,7 +162,8 @@ def _perform(
             if plan.surveyed and len(resumed) < len(units):
                 units = surveyed_units(plan, engine, destination)
             left = [unit for unit in dispatch_order(units) if unit.number not in resumed]
-            for unit, receipt in engine.run("merge", left, before=run.prepare):
+            done = engine.run("merge", left, before=run.prepare, meanwhile=destination.check)
+            for unit, receipt in done:
                 run.land(unit, receipt)
         shards = run.shard_records()
     files = {

@@ -7,6 +7,9 @@ from typing import Any, Literal, Protocol
 
 from raymerge.plan.graph import Unit
 
+LOOK_S = 1.0
+"""Between two looks whether a run that waits for its units still has a point."""
+
 Call = Literal["merge", "count_high", "count_low", "count_ties"]
 """A method of `runtime.unit.Worker` that takes a unit first."""
 
@@ -21,7 +24,12 @@ class Engine(Protocol):
     """Units that were run again because a worker was lost."""
 
     def run(
-        self, call: Call, units: Sequence[Unit], *args: Any, before: Callable[[Unit], None]
+        self,
+        call: Call,
+        units: Sequence[Unit],
+        *args: Any,
+        before: Callable[[Unit], None],
+        meanwhile: Callable[[], None] = lambda: None,
     ) -> Iterator[tuple[Unit, Any]]:
         """Call every unit and yield results as they come.
 
@@ -30,6 +38,7 @@ class Engine(Protocol):
             units: In the order to begin them.
             args: What the method takes besides the unit.
             before: Called once in this process before a unit is begun.
+            meanwhile: Called every `LOOK_S` while none ends; what it raises ends the run.
 
         Raises:
             RaymergeError: A unit failed; what is under way is stopped first.

@@ -15,7 +15,7 @@ by itself, exactly; an eighth of the window is kept for that.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from threading import Event, Lock
 from typing import Self
@@ -24,7 +24,7 @@ import numpy as np
 
 from raymerge.kernels.tile import Bytes
 from raymerge.plan.ranges import Range, range_bytes
-from raymerge.runtime.stopping import StoppedError
+from raymerge.runtime.stopping import LoosePool, StoppedError
 
 REQUESTS = 8
 """On their way at once for one unit: a connection to a bucket carries some 100 MB/s."""
@@ -81,7 +81,7 @@ class Prefetch:
         self._pieces: dict[tuple[int, str], list[_Piece]] = {}
         self._requests: dict[_Piece, Future[None]] = {}
         self._lock = Lock()
-        self._pool = ThreadPoolExecutor(REQUESTS, thread_name_prefix="fetch")
+        self._pool = LoosePool(REQUESTS)
         with self._lock:
             self._next = next(planned, None)
             self._request()
@@ -111,7 +111,7 @@ class Prefetch:
             self._next = None
             self._pieces.clear()
             self._requests.clear()
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        self._pool.close()
 
     def __enter__(self) -> Self:
         return self

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from threading import Event, Thread
+from time import monotonic
 from typing import Any
 
 from raymerge.plan.graph import Unit
-from raymerge.runtime.engine import Call
+from raymerge.runtime.engine import LOOK_S, Call
 from raymerge.runtime.settings import OnProgress, RunSettings
 from raymerge.runtime.unit import Worker
+
+_log = logging.getLogger(__name__)
+
+STOP_S = 5
+"""Longest wait for threads to end the tile in hand: one may be sending to a server that is silent.
+"""
 
 
 class LocalEngine:
@@ -28,7 +36,12 @@ class LocalEngine:
         self._running: list[Thread] = []
 
     def run(
-        self, call: Call, units: Sequence[Unit], *args: Any, before: Callable[[Unit], None]
+        self,
+        call: Call,
+        units: Sequence[Unit],
+        *args: Any,
+        before: Callable[[Unit], None],
+        meanwhile: Callable[[], None] = lambda: None,
     ) -> Iterator[tuple[Unit, Any]]:
         """See `Engine.run`."""
         queue = deque(units)
@@ -54,19 +67,32 @@ class LocalEngine:
         for thread in self._running:
             thread.start()
         for _ in units:
-            unit, result = results.get()
+            unit, result = _next(results, meanwhile)
             if isinstance(result, BaseException):
                 raise result
             yield unit, result
-        self._join()
-        self._worker.check_sources()
-
-    def _join(self) -> None:
         for thread in self._running:
             thread.join()
+        self._worker.check_sources()
 
     def close(self) -> None:
         """Stop after the tile in hand and close the sources."""
         self._stop.set()
-        self._join()
-        self._worker.close()
+        give_up = monotonic() + STOP_S
+        for thread in self._running:
+            thread.join(max(0.0, give_up - monotonic()))
+        if any(thread.is_alive() for thread in self._running):
+            # What such a thread sends is never completed: it looks before every further tile.
+            _log.warning("left a request to storage that had no answer for %g s", STOP_S)
+        else:
+            self._worker.close()
+
+
+def _next(
+    results: SimpleQueue[tuple[Unit, Any]], meanwhile: Callable[[], None]
+) -> tuple[Unit, Any]:
+    while True:
+        try:
+            return results.get(timeout=LOOK_S)
+        except Empty:
+            meanwhile()

@@ -1,7 +1,7 @@
 """Whose a destination in an object store is: one small object that changes by compare-and-swap.
 
 running     its driver replaces it every `beat_s`: whoever watches sees that it lives
-committing  the index is about to be written; others wait until that is over
+committing  what is seen is being written, the index last; others wait until that is over
 left        its driver ended without publishing: the next run of the same plan goes on
 """
 
@@ -31,6 +31,8 @@ BEAT_S = 10.0
 """Between two signs of life: seldom enough to cost nothing, so often that nobody waits long."""
 SILENT_BEATS = 3
 """Beats without a sign of life after which a driver on another machine is taken for dead."""
+LEAVE_S = 5.0
+"""Longest wait for a store to hear that a driver has left."""
 
 State = Literal["running", "committing", "left"]
 
@@ -57,6 +59,9 @@ class ObjectClaim:
         self._driver = secrets.token_hex(8)
         self._beats = 0
         self._lost = False
+        self._state: State = "running"
+        self.is_new = False
+        """Whether nobody has claimed the place before."""
         self._lock = Lock()
         self._ended = Event()
         self._pin = self._take(overwrite=overwrite)
@@ -74,31 +79,33 @@ class ObjectClaim:
             )
 
     def begin_commit(self) -> None:
-        """Keep other drivers away until the index is written.
+        """Keep other drivers away until the checkpoint is there; also before its index is written.
 
         Raises:
             ConflictError: One has the destination already.
         """
-        self._ended.set()
-        self._heart.join()
-        self._replace("committing")
+        self._state = "committing"
+        self._replace()
         self.check()
 
     def remove(self) -> None:
-        """The checkpoint exists: nobody has to be kept away any more."""
+        """The checkpoint exists, or will never: nobody has to be kept away any more."""
+        self._ended.set()
+        self._heart.join()
         self._store.delete(CLAIM_NAME)
 
     def release(self) -> None:
         """Let go of what was not published, so that the next run need not watch for our life."""
         if not self._ended.is_set():
+            self._state = "left"
             self._ended.set()
-            self._heart.join()
-            with suppress(StorageError):
-                self._replace("left")
+            # A courtesy, and not worth a long wait for a store that does not answer.
+            self._heart.join(LEAVE_S)
 
     def _take(self, *, overwrite: bool) -> Pin:
         while True:
-            if pin := self._store.create(CLAIM_NAME, self._content("running")):
+            if pin := self._store.create(CLAIM_NAME, self._content()):
+                self.is_new = True
                 return pin
             found, pin = self._found()
             if pin is None:
@@ -107,7 +114,7 @@ class ObjectClaim:
                 self._refuse(found, pin)
             elif found.get("state") == "committing" and self._changes(pin):
                 continue
-            if taken := self._store.replace(CLAIM_NAME, self._content("running"), pin):
+            if taken := self._store.replace(CLAIM_NAME, self._content(), pin):
                 if (
                     overwrite
                     and found.get("state") == "running"
@@ -156,17 +163,20 @@ class ObjectClaim:
     def _live(self) -> None:
         while not self._ended.wait(self._beat_s):
             try:
-                self._replace("running")
+                self._replace()
             except StorageError as error:
                 # The next beat may come through; whoever takes us for dead has the same plan.
                 _log.warning("the claim of %s was not renewed: %s", self._store.location, error)
             if self._lost:
                 return
+        if self._state == "left":
+            with suppress(StorageError):
+                self._replace()
 
-    def _replace(self, state: State) -> None:
+    def _replace(self) -> None:
         with self._lock:
             self._beats += 1
-            pin = self._store.replace(CLAIM_NAME, self._content(state), self._pin)
+            pin = self._store.replace(CLAIM_NAME, self._content(), self._pin)
             if pin is None:
                 self._lost = self._lost or not self._is_ours()
             else:
@@ -191,11 +201,11 @@ class ObjectClaim:
             return {}, pin
         return (claim if isinstance(claim, dict) else {}), pin
 
-    def _content(self, state: State) -> bytes:
+    def _content(self) -> bytes:
         claim = {
             "digest": self._digest,
             "driver": self._driver,
-            "state": state,
+            "state": self._state,
             "beats": self._beats,
             "host": socket.gethostname(),
             "machine": _machine(),

@@ -6,15 +6,15 @@
     OUT/model.safetensors.index.json  written last: this is the commit
 
 A claim changes hands by compare-and-swap alone. Its driver replaces it every few seconds, which
-shows that it lives, and once more to say that it is about to write the index: whoever comes with
-`--overwrite` then waits until that is done. Nobody finds a checkpoint where there is no index.
+shows that it lives, and before it publishes to say so: whoever comes with `--overwrite` then waits
+until that is done. Nobody finds a checkpoint where there is no index.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -51,17 +51,24 @@ class ObjectDestination:
     ) -> None:
         store = ObjectStore(out, access)
         self._store: Store = store
+        self._abort_leftovers = store.abort_leftovers
         self.location = self.units_at = store.location
         self._state = f"{STATE_FOLDER}/{digest}/"
-        present = self._store.pins()
         if not overwrite:
-            _refuse_taken(present, names, self.location)
+            _refuse_taken(self._store.pins(), names, self.location)
         self._claim = ObjectClaim(self._store, digest=digest, overwrite=overwrite)
         try:
+            # Listed anew: until the claim was ours another driver may have written, or committed.
+            present = self._store.pins()
             if overwrite:
                 self._clear(present)
+            elif self._claim.is_new:
+                _refuse_taken(present.keys() - {CLAIM_NAME}, names, self.location)
             for advice in store.abort_leftovers(names):
                 _log.warning("%s", advice)
+        except ConflictError:
+            self._claim.remove()
+            raise
         except BaseException:
             self._claim.release()
             raise
@@ -140,12 +147,14 @@ class ObjectDestination:
                     f"{found}; run the same command again",
                     file=unit.shard,
                 )
+        self._claim.begin_commit()
         with ThreadPoolExecutor(PARALLEL_REQUESTS) as pool:
             list(pool.map(self._store.put, files.keys(), files.values()))
         self._claim.begin_commit()
         if self._store.create(INDEX_NAME, build_index(plan.shards)) is None:
             raise ConflictError(f"{self.location} was published by another run meanwhile")
         # From here on the checkpoint exists; what is left is tidying up.
+        self._abort_leftovers([shard.name for shard in plan.shards])
         self._claim.remove()
         _delete(self._store, [n for n in self._store.pins() if n.startswith(f"{STATE_FOLDER}/")])
 
@@ -184,7 +193,7 @@ def _delete(store: Store, names: Iterable[str]) -> None:
         list(pool.map(store.delete, names))
 
 
-def _refuse_taken(present: Mapping[str, object], names: list[str], location: str) -> None:
+def _refuse_taken(present: Collection[str], names: list[str], location: str) -> None:
     if CLAIM_NAME in present:
         return
     if taken := next((name for name in (INDEX_NAME, SINGLE_NAME, *names) if name in present), None):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import resource
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import contextmanager
 from copy import copy
 from pathlib import Path
@@ -17,6 +17,7 @@ from raymerge.plan.graph import Derived, Input, PlannedSource, Read
 from raymerge.plan.memory import Budget
 from raymerge.plan.ranges import Need, ranges
 from raymerge.runtime.fetching import Prefetch
+from raymerge.runtime.stopping import LoosePool
 from raymerge.storage import SourceFolder, open_folder
 from raymerge.storage.posix import PosixFolder, PosixReader
 from raymerge.storage.store import Access
@@ -128,7 +129,7 @@ class Readers:
         self._folders: dict[int, SourceFolder] = {}
         self._open: dict[_File, PosixReader] = {}
         self._copies: dict[_File, Future[Path]] = {}
-        self._copiers = ThreadPoolExecutor(COPIED_AT_ONCE)
+        self._copiers = LoosePool(COPIED_AT_ONCE)
         self._lock = Lock()
         # Every file of every source stays open: three of 163 shards each are past a usual limit.
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -213,7 +214,7 @@ class Readers:
 
     def close(self) -> None:
         """Close all files."""
-        self._copiers.shutdown(wait=False, cancel_futures=True)
+        self._copiers.close()
         for reader in self._open.values():
             reader.close()
         self._open.clear()

@@ -7,6 +7,7 @@ twice, or again after a crash.
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import socket
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from raymerge.errors import StorageError
 from raymerge.kernels.constants import HIGH_BINS, LOW_BINS, LOW_COLUMNS
 from raymerge.kernels.threshold import Threshold
 from raymerge.kernels.tile import Bytes, Counts, Kernels, Selectors, Tile
@@ -37,6 +39,11 @@ from raymerge.runtime.tensor import TensorMerge
 
 if TYPE_CHECKING:
     from hashlib import _Hash
+
+_log = logging.getLogger(__name__)
+
+TRIES = 4
+"""Of a unit that a store does not take, each after the store's own patience."""
 
 
 class Worker:
@@ -62,7 +69,22 @@ class Worker:
         self._name = f"{socket.gethostname()}:{os.getpid()}"
 
     def merge(self, unit: Unit) -> Receipt:
-        """Write the unit's bytes and return once they are safe."""
+        """Write the unit's bytes and return once they are safe.
+
+        What a store does not take is written again from the start: an upload whose last answer was
+        lost can be neither trusted nor taken up.
+        """
+        for left in reversed(range(TRIES)):
+            try:
+                return self._merge(unit)
+            except StorageError as error:
+                if not (error.retryable and left) or self._stop.is_set():
+                    raise
+                _log.warning("writing %s again: %s", unit.shard, error)
+            self._on_progress(Progress(retries=1))
+        raise AssertionError("the last try returns or raises")
+
+    def _merge(self, unit: Unit) -> Receipt:
         began, clock = time(), perf_counter()
         surveyed = largest(unit.thresholds, unit.ties_before) if unit.thresholds else None
         needs = merge_needs(unit.nodes, self._settings.budget)

@@ -100,6 +100,8 @@ _BY_CODE = {
     "SlowDown": Cause.BUSY,
     "ConditionalRequestConflict": Cause.BUSY,
     "OperationAborted": Cause.BUSY,
+    # Of an upload that ended when its answer was lost on the way.
+    "NoSuchUpload": Cause.BROKEN,
 }
 """Codes that say more than the status they come with."""
 _BY_STATUS = {
@@ -126,6 +128,8 @@ _BY_WORDS = {
     "kind: Connect,": Cause.UNREACHABLE,
     "HttpError {": Cause.BROKEN,
     "UnexpectedRange": Cause.BROKEN,
+    "body error": Cause.BROKEN,
+    "multipart response": Cause.BROKEN,
     "redirect without LOCATION": Cause.REGION,
     "Account must be specified": Cause.NO_ACCOUNT,
 }

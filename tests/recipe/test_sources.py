@@ -63,6 +63,8 @@ def test_a_model_is_a_string_or_one_of_mergekits_mappings(
         ("org/name+org/lora", ("org/name", None, "org/lora", None)),
         ("org/name@v1+org/lora@v2", ("org/name", "v1", "org/lora", "v2")),
         ("./m+s3://bucket/lora@3", ("./m", None, "s3://bucket/lora@3", None)),
+        ("s3://bucket/m+az://c/lora@3", ("s3://bucket/m", None, "az://c/lora@3", None)),
+        ("hf://org/m@v1+hf://org/lora@v2", ("hf://org/m", "v1", "hf://org/lora", "v2")),
         ("{model: org/name+org/lora}", ("org/name", None, "org/lora", None)),
         ("{model: org/name, lora: org/lora@v2}", ("org/name", None, "org/lora", "v2")),
         ("{path: x+y@z, lora: {path: v+w}}", ("x+y@z", None, "v+w", None)),

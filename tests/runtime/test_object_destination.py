@@ -6,13 +6,15 @@ import hashlib
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from itertools import count
+from typing import Any
 
 import pytest
 
 import raymerge
 from raymerge.errors import CommitError, ConflictError
 from raymerge.plan.build import Plan
-from raymerge.runtime.object_claim import CLAIM_NAME
+from raymerge.runtime import object_destination
+from raymerge.runtime.object_claim import CLAIM_NAME, ObjectClaim
 from raymerge.runtime.object_destination import ObjectDestination, finished_objects
 from raymerge.runtime.receipt import Receipt, TensorReceipt
 from raymerge.runtime.record import ShardRecord, run_record
@@ -152,6 +154,36 @@ def test_what_lies_there_is_not_written_over(out: Location, store: ObjectStore) 
     with pytest.raises(ConflictError, match=r"a file of that name \(README.md\)"):
         ObjectDestination(out, Access(), digest="d", names=["README.md"], overwrite=False)
     assert set(store.pins()) == {"README.md"}
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_checkpoint_that_came_while_we_claimed_is_seen(
+    out: Location, store: ObjectStore, monkeypatch: pytest.MonkeyPatch, *, overwrite: bool
+) -> None:
+    def late(*arguments: Any, **options: Any) -> ObjectClaim:
+        store.put(INDEX, b"{}")
+        return ObjectClaim(*arguments, **options)
+
+    monkeypatch.setattr(object_destination, "ObjectClaim", late)
+    if not overwrite:
+        with pytest.raises(ConflictError, match="already holds a checkpoint"):
+            ObjectDestination(out, Access(), digest="d", names=[], overwrite=False)
+        assert set(store.pins()) == {INDEX}
+        return
+    with claimed(out, "d", overwrite=True):
+        assert set(store.pins()) == {CLAIM_NAME}
+
+
+def test_a_commit_that_failed_may_be_taken_up_at_once(
+    plan: Plan, out: Location, store: ObjectStore
+) -> None:
+    with claimed(out, plan.digest) as found:
+        receipts = fill(plan, store)
+        with pytest.raises(TypeError):
+            found.publish(plan, receipts, {"config.json": None})  # type: ignore[dict-item]
+    with claimed(out, plan.digest) as found:
+        found.publish(plan, receipts, {})
+    assert INDEX in store.pins()
 
 
 def test_overwriting_leaves_nothing_stale(out: Location, store: ObjectStore) -> None:

@@ -1,0 +1,249 @@
+"""What happens to a merge from bucket to bucket: killed, contested, its sources replaced.
+
+Runs are processes of their own behind a proxy that lets so little through that what is done to them
+meets them in the middle.
+"""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+import pytest
+import torch
+
+import raymerge
+from raymerge.errors import SourceError
+from tests import sites
+from tests.conftest import Done, Place, finish
+from tests.servers.faults import Exchange, Fault, Kind, never
+from tests.servers.proxy import Proxy
+from tests.servers.seaweed import S3
+
+INDEX = "model.safetensors.index.json"
+OPTIONS = ("--engine", "local", "--device", "cpu", "--workers", 2, "--json", "--shard-size", "9MB")
+SLOW = 12e6
+"""Bytes a second on each connection: a shard goes up in 0.8 s."""
+BEAT_S = 0.4
+"""A claim's, in the runs that contest it; else they would wait for 15 s."""
+QUICKLY = (
+    "from raymerge.runtime.object_claim import ObjectClaim;"
+    f"ObjectClaim.__init__.__kwdefaults__['beat_s'] = {BEAT_S};"
+    "from raymerge.cli import main; main()"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Bench:
+    """A bucket with two models, recipes over them, and what a merge of each has to give."""
+
+    place: Place
+    s3: S3
+    proxy: Proxy
+    expected: Mapping[str, Mapping[str, str]]
+
+    @property
+    def out(self) -> str:
+        return self.s3.url("out")
+
+    @property
+    def names(self) -> list[str]:
+        return sites.names(self.out)
+
+    def merged(self, *more: object, method: str = "linear") -> Done:
+        """A merge in this process."""
+        recipe = self.place / f"{method}.yaml"
+        return self.place.run("merge", recipe, self.out, *OPTIONS, *more)
+
+    def process(self, *more: object, method: str = "linear") -> subprocess.Popen[str]:
+        """A merge in a process of its own, that gives signs of life in quick succession."""
+        words = ["merge", self.place / f"{method}.yaml", self.out, *OPTIONS, *more]
+        return subprocess.Popen(
+            [sys.executable, "-c", QUICKLY, *map(str, words)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def until(self, ready: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+        """Wait for something to happen while a merge runs."""
+        give_up = time.monotonic() + 30
+        while not ready():
+            assert process.poll() is None, finish(process)
+            assert time.monotonic() < give_up
+            time.sleep(0.01)
+
+    def check_whole(self, method: str = "linear") -> None:
+        """The merge is there, and nothing else of any run."""
+        found = sites.stored(self.out)
+        assert sites.hashes(found) == self.expected[method]
+        assert not [name for name in found if name.startswith(".raymerge")]
+        assert b"<UploadId>" not in self.s3.uploads().body
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Place:
+    """Two models of six shards' worth of tensors, and the merges of them on this disk."""
+    place = Place(tmp_path_factory.mktemp("six"))
+    for seed, name in enumerate(("a", "b")):
+        generator = torch.Generator().manual_seed(seed)
+        tensors = {
+            f"model.layers.{i}.weight": torch.randn(1100, 2000, generator=generator).bfloat16()
+            for i in range(12)
+        }
+        place.model(name, tensors, max_shard_bytes=18_000_000)
+    for method, weight in (("linear", 0.3), ("slerp", None)):
+        knobs = {"weight": weight} if weight else {"t": 0.4}
+        top = {} if weight else {"base": "a"}
+        recipe = place.recipe(method, ("a", "b")[bool(top) :], parameters=knobs, **top)
+        done = place.run("merge", recipe, place / f"ref-{method}", *OPTIONS)
+        assert done.rc == 0, done.err
+        recipe.rename(place / f"{method}.path")
+    return place
+
+
+@pytest.fixture
+def bench(models: Place, s3: S3, s3_proxy: Proxy) -> Iterator[Bench]:
+    """The models in a bucket, reached through a slow proxy."""
+    expected = {}
+    for name in ("a", "b"):
+        sites.store(models / name, s3.url(name))
+    for method in ("linear", "slerp"):
+        text = (models / f"{method}.path").read_text()
+        (models / f"{method}.yaml").write_text(text.replace(f"{models.path}/", s3.url()))
+        reference = models / f"ref-{method}"
+        files = {path.name: path.read_bytes() for path in reference.iterdir()}
+        expected[method] = sites.hashes(files)
+    s3_proxy.bytes_per_s = SLOW
+    yield Bench(models, s3, s3_proxy, expected)
+    sites.remove(s3.url("a"))
+    sites.remove(s3.url("b"))
+
+
+def uploading(bench: Bench) -> bool:
+    """A shard is on its way while another has landed."""
+    landed = any("/unit-" in name for name in bench.names)
+    return landed and b"<UploadId>" in bench.s3.uploads().body
+
+
+def test_a_killed_merge_is_finished_by_the_same_command(bench: Bench) -> None:
+    process = bench.process()
+    bench.until(lambda: uploading(bench), process)
+    process.kill()
+    assert finish(process).rc == -9
+    landed = [name for name in bench.names if "/unit-" in name]
+    assert INDEX not in bench.names
+    assert b"<UploadId>" in bench.s3.uploads().body
+
+    bench.proxy.bytes_per_s = None
+    bench.proxy.log.clear()
+    done = bench.merged()
+
+    assert done.rc == 0, done.err
+    assert done.json["resumed_units"] == len(landed) > 0
+    assert done.json["bytes_written"] < sum(s["bytes"] for s in done.json["shards"])
+    bench.check_whole()
+
+
+def test_a_second_driver_and_another_recipe_are_refused(bench: Bench) -> None:
+    process = bench.process()
+    bench.until(lambda: ".raymerge/claim.json" in bench.names, process)
+    same, other = bench.merged(), bench.merged(method="slerp")
+
+    assert (same.rc, other.rc) == (2, 2)
+    assert "is being written by process" in same.json["error"]["message"]
+    assert "unfinished merge of another recipe" in other.json["error"]["message"]
+    bench.proxy.bytes_per_s = None
+    assert finish(process).rc == 0
+    bench.check_whole()
+
+
+def test_a_driver_that_is_overwritten_stops_and_publishes_nothing(bench: Bench) -> None:
+    first = bench.process()
+    bench.until(lambda: uploading(bench), first)
+    # Its units take for ever now: it has to notice in the midst of one.
+    bench.proxy.bytes_per_s = 1e5
+    began = time.monotonic()
+    second = bench.process("--overwrite", method="slerp")
+    told = finish(first, 30)
+    took_s = time.monotonic() - began
+    bench.proxy.bytes_per_s = None
+
+    assert told.rc == 2, told.err
+    assert "was taken over by process" in told.json["error"]["message"]
+    assert took_s < 15
+    done = finish(second)
+    assert done.rc == 0, done.err
+    bench.check_whole("slerp")
+
+
+def test_of_two_that_begin_at_once_one_wins(bench: Bench) -> None:
+    racers = [bench.process() for _ in range(2)]
+    told = sorted((finish(racer) for racer in racers), key=lambda done: done.rc)
+
+    assert [done.rc for done in told] == [0, 2]
+    assert "is being written by process" in told[1].json["error"]["message"]
+    bench.check_whole()
+
+
+def test_a_source_that_is_replaced_before_it_is_read_is_named(bench: Bench) -> None:
+    bench.proxy.bytes_per_s = None
+    url = bench.s3.url("b/model-00001-of-00003.safetensors")
+    content = sites.stored(bench.s3.url("b"))["model-00001-of-00003.safetensors"]
+
+    def replace(*_: object) -> None:
+        sites.put(url, content[:-4] + bytes(4))
+
+    with pytest.raises(SourceError, match="changed since it was planned") as caught:
+        raymerge.merge(bench.place / "linear.yaml", bench.out, engine="local", on_plan=replace)
+    assert url in caught.value.message
+    assert not [name for name in bench.names if not name.startswith(".raymerge")]
+
+
+def test_a_source_that_is_replaced_between_two_ranges_is_named(bench: Bench) -> None:
+    name = "b/model-00002-of-00003.safetensors"
+    content = sites.stored(bench.s3.url("b"))["model-00002-of-00003.safetensors"]
+    ranges = 0
+
+    def replace(exchange: Exchange) -> None:
+        nonlocal ranges
+        ranges += exchange.method == "GET" and exchange.path.endswith(name)
+        # Headers take two requests.
+        if ranges == 4:
+            assert bench.s3.request("PUT", name, content[:-4] + bytes(4)).status == 200
+
+    bench.proxy.bytes_per_s = None
+    bench.proxy.choose = replace
+    done = bench.merged()
+
+    assert done.rc == 3
+    assert bench.s3.url(name) in done.json["error"]["message"]
+    assert "changed since it was planned" in done.json["error"]["message"]
+    assert INDEX not in bench.names
+    again = bench.merged()
+    assert again.rc == 2, "what is there is of the old sources"
+    assert "sources that have changed" in again.json["error"]["message"]
+
+
+@pytest.mark.parametrize("method", ["GET", "PUT"])
+def test_an_interrupted_run_does_not_wait_for_a_silent_server(bench: Bench, method: str) -> None:
+    process = bench.process()
+    bench.until(lambda: uploading(bench), process)
+
+    def hang(exchange: Exchange) -> Fault | None:
+        return Fault(Kind.DELAY, 100) if exchange.method == method else None
+
+    bench.proxy.choose = hang
+    time.sleep(1)
+    process.send_signal(signal.SIGINT)
+    began = time.monotonic()
+    done = finish(process, 100)
+    assert done.rc == 130, done.err
+    assert time.monotonic() - began < 15
+    bench.proxy.choose = never
+    assert bench.merged().rc == 0
+    bench.check_whole()
