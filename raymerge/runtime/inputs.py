@@ -7,14 +7,15 @@ any other is read again for each.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from threading import Event
 
 import numpy as np
 
+from raymerge.checkpoint.layout import Slot
 from raymerge.kernels.constants import LANES
 from raymerge.kernels.tile import Bytes, Tile
-from raymerge.plan.graph import Read, TensorNode
+from raymerge.plan.graph import Input, Read, TensorNode
 from raymerge.plan.memory import SAMPLE_ELEMENTS, Budget, tile_of
 from raymerge.runtime.readers import AHEAD_BYTES, Readers
 from raymerge.runtime.stopping import StoppedError
@@ -35,41 +36,44 @@ class Arena:
         self._address = 0
         self._used = 0
 
-    def reserve(self, sizes: Sequence[int]) -> None:
-        """Take everything back, and have buffers of at least these sizes to hand out."""
+    def reserve(self, *sizes: int) -> None:
+        """Take everything back, and have buffers of these sizes, in this order, to hand out."""
         self._used = 0
-        # What is lost before each: up to one line to begin at one, and one to stay apart.
-        nbytes = sum(sizes) + 2 * ALIGNMENT * len(sizes)
+        # Lost before each: up to a line to begin at one, and up to two lines to stay apart.
+        nbytes = sum(sizes) + 3 * ALIGNMENT * len(sizes)
         if nbytes > self._memory.nbytes:
             # Freed before the new one is made: the two must not add up.
             self._memory = np.empty(0, np.uint8)
             self._memory = np.empty(nbytes, np.uint8)
             self._address = self._memory.__array_interface__["data"][0]
 
-    def take(self, nbytes: int, *, filled_from: int | None = None, goes_to: int = 0) -> Bytes:
+    def take(
+        self, nbytes: int, *, source: Input | None = None, target: Slot | None = None
+    ) -> Bytes:
         """The next `nbytes`, at the start of a cache line, with whatever they held before.
 
         Args:
             nbytes: The buffer's size.
-            filled_from: Where in a file the bytes begin that it is filled with.
-            goes_to: Where in a file they will begin if it is written; looked at without the other.
+            source: What it is filled from.
+            target: Where it is written to.
         """
         start = self._used + -(self._address + self._used) % ALIGNMENT
-        if _collide(self._address + start, filled_from, goes_to):
+        while (isinstance(source, Read) and _lags(source.entry.start, self._address + start)) or (
+            target is not None and _lags(self._address + start, target.start)
+        ):
             start += ALIGNMENT
         self._used = start + nbytes
         assert self._used <= self._memory.nbytes, (self._used, self._memory.nbytes)
         return self._memory[start : self._used]
 
 
-def _collide(address: int, filled_from: int | None, goes_to: int) -> bool:
-    """Whether a copy between this address and this place in a file would be slow.
+def _lags(source: int, target: int) -> bool:
+    """Whether bytes copied from one place to another, in memory or in a file, go slowly.
 
-    The kernel copies with `rep movsb`, which on AMD's Zen 4 took up to four times as long where the
-    target lies 1 to 63 bytes beyond the source, both counted within their pages.
+    The kernel copies page by page with `rep movsb`. On AMD's Zen 4 that took 1.3 to 4 times as long
+    where, counted within pages, the target lies 1 to 63 bytes beyond the source.
     """
-    beyond = goes_to - address if filled_from is None else address - filled_from
-    return 0 < beyond % PAGE < ALIGNMENT
+    return 0 < (target - source) % PAGE < ALIGNMENT
 
 
 class Inputs:
@@ -102,12 +106,11 @@ class Inputs:
         buffered = self.elements if self._held else self.tile_elements
         sizes = [dtype.num_bytes((buffered,)) for dtype in self.dtypes]
         out_bytes = node.slot.dtype.num_bytes((self.tile_elements,))
-        arena.reserve([*sizes, out_bytes])
+        arena.reserve(*sizes, out_bytes)
         self._buffers = [
-            arena.take(size, filled_from=one.entry.start if isinstance(one, Read) else 0)
-            for one, size in zip(node.inputs, sizes, strict=True)
+            arena.take(size, source=one) for one, size in zip(node.inputs, sizes, strict=True)
         ]
-        self.out = arena.take(out_bytes, goes_to=node.slot.start)
+        self.out = arena.take(out_bytes, target=node.slot)
         """Room for a tile of the output."""
 
     def sweep(self) -> Iterator[Tile]:
