@@ -23,7 +23,6 @@ from raymerge.runtime.stopping import StoppedError
 ALIGNMENT = 64
 """Buffers start at cache lines."""
 PAGE = 4096
-
 PROBES = 16
 """Places a sample is taken from."""
 
