@@ -18,7 +18,7 @@ from raymerge.runtime.inputs import Arena
 places = st.lists(st.tuples(st.integers(0, 9000), st.integers(0, 9000)), min_size=1, max_size=6)
 
 
-@given(places=places, size=st.integers(0, 5000))
+@given(places=places, size=st.integers(1, 5000))
 def test_buffers_are_apart_from_what_is_copied_to_and_from_them(
     places: list[tuple[int, int]], size: int
 ) -> None:
