@@ -60,6 +60,64 @@ def subtract(values: Any, base: Any, count: int) -> None:
         values[k] -= base[k]
 
 
+@part
+def add_two(lanes: Any, x: Any, y: Any, count: int) -> None:
+    """What `add_products` does for the 3 pairs of two vectors, each value widened once."""
+    xx, xy, yy = lanes[0], lanes[1], lanes[2]
+    for start in range(0, count, LANES):
+        a, b = x[start : start + LANES], y[start : start + LANES]
+        for lane in range(min(LANES, count - start)):
+            p, q = np.float64(a[lane]), np.float64(b[lane])
+            xx[lane] += p * p
+            xy[lane] += p * q
+            yy[lane] += q * q
+
+
+@part
+def add_three(lanes: Any, x: Any, y: Any, z: Any, count: int) -> None:
+    """What `add_products` does for the 6 pairs of three vectors, each value widened once."""
+    xx, xy, xz = lanes[0], lanes[1], lanes[2]
+    yy, yz, zz = lanes[3], lanes[4], lanes[5]
+    for start in range(0, count, LANES):
+        a, b, c = x[start : start + LANES], y[start : start + LANES], z[start : start + LANES]
+        for lane in range(min(LANES, count - start)):
+            p, q, r = np.float64(a[lane]), np.float64(b[lane]), np.float64(c[lane])
+            xx[lane] += p * p
+            xy[lane] += p * q
+            xz[lane] += p * r
+            yy[lane] += q * q
+            yz[lane] += q * r
+            zz[lane] += r * r
+
+
+@part
+def add_pairs(lanes: Any, values: Any, count: int) -> None:
+    """Add the products of all pairs of vectors, row by row of the upper triangle."""
+    vectors = values.shape[0]
+    if vectors == 2:  # noqa: PLR2004 - as the names say
+        add_two(lanes, values[0], values[1], count)
+    elif vectors == 3:  # noqa: PLR2004
+        add_three(lanes, values[0], values[1], values[2], count)
+    else:
+        row = 0
+        for i in range(vectors):
+            for j in range(i, vectors):
+                add_products(lanes, row, values[i], values[j], count)
+                row += 1
+
+
+@part
+def new_lanes(rows: int) -> Any:
+    """Room for the open block of so many sums, each row at the start of a cache line.
+
+    Where lines are crossed, which rows of `LANES + 1` make them, `add_three` takes three times as
+    long.
+    """
+    memory = np.zeros(rows * LANES + 8, np.float64)
+    first = -memory.ctypes.data // 8 % 8
+    return memory[first : first + rows * LANES].reshape(rows, LANES)
+
+
 @kernel("int64(int64[::1], int64[::1], boolean, int64, int64, float64[:, ::1])")
 def gram_tile(addresses: Any, codes: Any, relative: bool, first: int, count: int, sums: Any) -> int:
     """Add a tile of `count` elements, the first at flat index `first`, to a Gram matrix.
@@ -77,8 +135,9 @@ def gram_tile(addresses: Any, codes: Any, relative: bool, first: int, count: int
     """
     inputs = addresses.shape[0]
     skip = 1 if relative else 0
-    vectors = inputs - skip
     values = np.empty((inputs, BLOCK), np.float32)
+    lanes = new_lanes(sums.shape[0])
+    lanes[:] = sums[:, :LANES]
     bad = inputs
     start = 0
     while start < count:
@@ -90,14 +149,13 @@ def gram_tile(addresses: Any, codes: Any, relative: bool, first: int, count: int
                 bad = min(bad, i)
             if relative and i > 0:
                 subtract(values[i], values[0], width)
-        row = 0
-        for i in range(vectors):
-            for j in range(i, vectors):
-                add_products(sums, row, values[i + skip], values[j + skip], width)
-                row += 1
+        add_pairs(lanes, values[skip:], width)
         if width == room:
+            sums[:, :LANES] = lanes
             close_block(sums)
+            lanes[:] = 0.0
         start += width
+    sums[:, :LANES] = lanes
     return bad if bad < inputs else -1
 
 

@@ -7,24 +7,41 @@ from threading import Event
 
 import numpy as np
 
+from raymerge.checkpoint.layout import Slot
 from raymerge.errors import SourceError
 from raymerge.kernels.tile import Bytes
 from raymerge.plan.graph import Input, PlannedSource, TensorNode
 from raymerge.plan.needs import COPY_BYTES
 from raymerge.plan.steps import COPY
 from raymerge.runtime.finite import is_finite, refuse
+from raymerge.runtime.inputs import Arena
 from raymerge.runtime.readers import Filler, Readers
 from raymerge.runtime.settings import RunSettings
 from raymerge.runtime.stopping import StoppedError
 
 
 def pieces(
-    one: Input, readers: Readers, *, stop: Event, on_read: Callable[[int], None]
+    one: Input,
+    readers: Readers,
+    *,
+    target: Slot | None = None,
+    stop: Event,
+    on_read: Callable[[int], None],
 ) -> Iterator[tuple[int, Bytes]]:
-    """A tensor's bytes in order, each piece with its offset and valid until the next."""
+    """A tensor's bytes in order, each piece with its offset and valid until the next.
+
+    Args:
+        one: The tensor.
+        readers: The open files.
+        target: Where the pieces are written, if they are.
+        stop: Ends it with StoppedError.
+        on_read: Told of bytes read.
+    """
     nbytes = one.dtype.num_bytes(one.shape)
     filler = readers.filler(one)
-    buffer = np.empty(min(nbytes, COPY_BYTES), np.uint8)
+    arena = Arena()
+    arena.reserve(min(nbytes, COPY_BYTES))
+    buffer = arena.take(min(nbytes, COPY_BYTES), source=one, target=target)
     for offset in range(0, nbytes, COPY_BYTES):
         if stop.is_set():
             raise StoppedError("stopped")

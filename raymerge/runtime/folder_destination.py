@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from mmap import mmap
 from pathlib import Path
 
 from raymerge.checkpoint.layout import Shard
@@ -103,7 +104,8 @@ class FolderDestination:
 
 def _sha256(path: Path, start: int, stop: int) -> str:
     digest = hashlib.sha256()
-    piece = bytearray(2**20)
+    # It begins at a page: elsewhere the kernel may copy into it at half the speed.
+    piece = mmap(-1, 2**20)
     with path.open("rb", buffering=0) as file:
         file.seek(start)
         while start < stop:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from raymerge.checkpoint.layout import Slot
 from raymerge.errors import StorageError
 from raymerge.kernels.constants import HIGH_BINS, LOW_BINS, LOW_COLUMNS
 from raymerge.kernels.threshold import Threshold
@@ -241,7 +242,7 @@ class Worker:
     def _copy(self, node: TensorNode, readers: Readers, write: Callable[[Bytes], None]) -> None:
         donor, *others = node.inputs
         fillers = [readers.filler(other) for other in others]
-        for offset, piece in self._pieces(donor, readers):
+        for offset, piece in self._pieces(donor, readers, node.slot):
             check_copied(
                 node, piece, offset, fillers, settings=self._settings, on_read=self._on_read
             )
@@ -253,8 +254,10 @@ class Worker:
             for offset, piece in self._pieces(embedding, readers):
                 self._require_equal(embedding, head, piece, offset, filler)
 
-    def _pieces(self, one: Input, readers: Readers) -> Iterator[tuple[int, Bytes]]:
-        return pieces(one, readers, stop=self._stop, on_read=self._on_read)
+    def _pieces(
+        self, one: Input, readers: Readers, target: Slot | None = None
+    ) -> Iterator[tuple[int, Bytes]]:
+        return pieces(one, readers, target=target, stop=self._stop, on_read=self._on_read)
 
     def _require_equal(
         self, one: Input, other: Input, piece: Bytes, offset: int, filler: Filler
