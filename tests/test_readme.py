@@ -193,7 +193,7 @@ def test_the_table_of_methods_is_the_registry() -> None:
 
 
 def test_every_key_of_a_recipe_is_in_its_table() -> None:
-    section = TEXT.partition("## The recipe")[2].partition("## Methods")[0]
+    section = TEXT.partition("## The recipe")[2].partition("## Where models lie")[0]
     rows = [line.split("|")[1] for line in section.splitlines() if line.startswith("| `")]
     keys = set(re.findall(r"`(\w+)`", "".join(row for row in rows if "raymerge" not in row)))
     assert keys == set(TOP_KEYS)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import raymerge
+from raymerge.runtime.driver import MergeResult
 from tests import sites
 from tests.adapters import factors, modules_of, write_adapter
 from tests.conftest import METHOD_KNOBS, NUM_SOURCES, WITHOUT_BASE, Place
@@ -121,7 +122,7 @@ def write_all(place: Place) -> None:
     write_models(words)
 
 
-def merge(recipe: Path, out: str, **options: Any) -> raymerge.MergeResult:
+def merge(recipe: Path, out: str, **options: Any) -> MergeResult:
     """Merge on two CPU threads or workers into several shards."""
     options = {"engine": "local", "workers": 2, "memory_bytes": 2**30, **options}
     return raymerge.merge(recipe, out, device="cpu", shard_bytes=SHARD_BYTES, **options)

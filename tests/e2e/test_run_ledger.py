@@ -10,6 +10,7 @@ import os
 import socket
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +82,7 @@ def staged(place: Place) -> Path:
 
 
 CASES: dict[str, Callable[[Place], Path]] = {
-    **{method: lambda place, method=method: plain(place, method) for method in METHOD_KNOBS},
+    **{method: partial(plain, method=method) for method in METHOD_KNOBS},
     "adapters": adapted,
     "FP8": coded,
     "stages": staged,

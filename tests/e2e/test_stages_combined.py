@@ -13,6 +13,7 @@ from raymerge.plan import memory
 from raymerge.plan.memory import Budget
 from raymerge.runtime import inputs
 from tests.checkpoints import fine_tune, llama_config, tiny_llama_tensors
+from raymerge.runtime.ledger import LEDGER_NAMES
 from tests.conftest import METHOD_KNOBS, NUM_SOURCES, WITHOUT_BASE, Place, shard_hashes
 from tests.e2e.test_adapters import prepare
 from tests.e2e.test_stages import MODELS, Document, fused, in_turn, merge, stage
@@ -275,7 +276,8 @@ def test_a_template_may_be_chosen_in_the_last_stage(place: Place) -> None:
     expected = in_turn(place, documents)
     merge(fused(place, documents), place / "fused")
 
-    names = {path.name for path in expected.iterdir()} - {"README.md", "raymerge.json"}
+    told = {"README.md", "raymerge.json", *LEDGER_NAMES.values()}
+    names = {path.name for path in expected.iterdir()} - told
     assert "chat_template.jinja" in names
     for name in names:
         assert (place / "fused" / name).read_bytes() == (expected / name).read_bytes(), name

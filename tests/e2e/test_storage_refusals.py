@@ -123,7 +123,7 @@ def test_a_bucket_of_google(
     ],
 )
 def test_a_repository(place: Place, hub: Hub, role: str, repo: str, cause: str) -> None:
-    for name in ("private", "gated"):
-        hub.add(f"org/{name}", {"config.json": b"{}"}, **{name: True})
+    hub.add("org/private", {"config.json": b"{}"}, private=True)
+    hub.add("org/gated", {"config.json": b"{}"}, gated=True)
     url = f"hf://{repo}"
     check(attempt(place, role, url), repo, cause)

@@ -56,7 +56,12 @@ class ScriptedEngine:
         self.called: list[tuple[Call, int]] = []
 
     def run(
-        self, call: Call, units: Sequence[Unit], *args: Any, before: Callable[[Unit], None]
+        self,
+        call: Call,
+        units: Sequence[Unit],
+        *args: Any,
+        before: Callable[[Unit], None],
+        meanwhile: Callable[[], None] = lambda: None,  # noqa: ARG002 - nothing takes long here
     ) -> Iterator[tuple[Unit, Any]]:
         """See `Engine.run`."""
         ordered = self._order(units) if call == "merge" else units

@@ -22,6 +22,7 @@ def test_the_record_has_what_a_check_and_a_repeat_need() -> None:
         "sources",
         "dropped",
         "shards",
+        "ledger",
         "versions",
         "kernels",
     ]

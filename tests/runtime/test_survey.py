@@ -34,7 +34,12 @@ class CountingEngine:
         self.calls: list[Call] = []
 
     def run(
-        self, call: Call, units: Sequence[Unit], *args: Any, before: Callable[[Unit], None]
+        self,
+        call: Call,
+        units: Sequence[Unit],
+        *args: Any,
+        before: Callable[[Unit], None],
+        meanwhile: Callable[[], None] = lambda: None,  # noqa: ARG002 - nothing takes long here
     ) -> Iterator[tuple[Unit, Any]]:
         """See `Engine.run`."""
         self.calls.append(call)
