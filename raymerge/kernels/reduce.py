@@ -74,30 +74,11 @@ def add_two(lanes: Any, x: Any, y: Any, count: int) -> None:
 
 
 @part
-def add_three(lanes: Any, x: Any, y: Any, z: Any, count: int) -> None:
-    """What `add_products` does for the 6 pairs of three vectors, each value widened once."""
-    xx, xy, xz = lanes[0], lanes[1], lanes[2]
-    yy, yz, zz = lanes[3], lanes[4], lanes[5]
-    for start in range(0, count, LANES):
-        a, b, c = x[start : start + LANES], y[start : start + LANES], z[start : start + LANES]
-        for lane in range(min(LANES, count - start)):
-            p, q, r = np.float64(a[lane]), np.float64(b[lane]), np.float64(c[lane])
-            xx[lane] += p * p
-            xy[lane] += p * q
-            xz[lane] += p * r
-            yy[lane] += q * q
-            yz[lane] += q * r
-            zz[lane] += r * r
-
-
-@part
 def add_pairs(lanes: Any, values: Any, count: int) -> None:
     """Add the products of all pairs of vectors, row by row of the upper triangle."""
     vectors = values.shape[0]
-    if vectors == 2:  # noqa: PLR2004 - as the names say
+    if vectors == 2:  # noqa: PLR2004 - as the name says
         add_two(lanes, values[0], values[1], count)
-    elif vectors == 3:  # noqa: PLR2004
-        add_three(lanes, values[0], values[1], values[2], count)
     else:
         row = 0
         for i in range(vectors):
@@ -110,8 +91,7 @@ def add_pairs(lanes: Any, values: Any, count: int) -> None:
 def new_lanes(rows: int) -> Any:
     """Room for the open block of so many sums, each row at the start of a cache line.
 
-    Where lines are crossed, which rows of `LANES + 1` make them, `add_three` takes three times as
-    long.
+    Rows of `LANES + 1` cross lines; `add_two` took up to twice as long over such.
     """
     memory = np.zeros(rows * LANES + 8, np.float64)
     first = -memory.ctypes.data // 8 % 8
