@@ -28,7 +28,8 @@ resumed                      whether an earlier run has written it
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from datetime import UTC, datetime
 from io import BytesIO
 from typing import Any
 
@@ -52,14 +53,10 @@ def ledger(
         receipts: One of every unit.
         resumed: Units that an earlier run has written.
     """
-    import pyarrow as pa
-
     units = (_unit_row(unit, receipts[unit.number], resumed) for unit in plan.units)
     rows = {TENSORS_NAME: _tensor_rows(plan, receipts), UNITS_NAME: units}
     return {
-        name: _parquet(
-            pa.Table.from_pylist([{"digest": plan.digest, **row} for row in rows[name]], schema)
-        )
+        name: _parquet(({"digest": plan.digest, **row} for row in rows[name]), schema)
         for name, schema in _schemas().items()
     }
 
@@ -104,9 +101,17 @@ def _schemas() -> dict[str, Any]:
     return {TENSORS_NAME: pa.schema(tensors), UNITS_NAME: pa.schema(units)}
 
 
-def _parquet(table: Any) -> bytes:
+def _parquet(rows: Iterable[dict[str, Any]], schema: Any) -> bytes:
+    from pyarrow import json as arrow_json
     from pyarrow import parquet
 
+    # As lines of JSON: pyarrow loads pandas, if there is one, to look at Python's own lists.
+    lines = "".join(f"{json.dumps(row)}\n" for row in rows).encode()
+    table = arrow_json.read_json(
+        BytesIO(lines),
+        arrow_json.ReadOptions(use_threads=False, block_size=len(lines) + 1),
+        arrow_json.ParseOptions(explicit_schema=schema),
+    )
     content = BytesIO()
     parquet.write_table(table, content, compression="zstd")
     return content.getvalue()
@@ -166,7 +171,7 @@ def _unit_row(unit: Unit, receipt: Receipt, resumed: Collection[int]) -> dict[st
         "stop": unit.stop,
         "bytes": unit.nbytes,
         "tensors": len(unit.nodes),
-        "began": int(receipt.began * 1_000_000),
+        "began": datetime.fromtimestamp(receipt.began, UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ"),
         "seconds": receipt.seconds,
         "worker": receipt.worker,
         "resumed": unit.number in resumed,

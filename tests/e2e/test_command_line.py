@@ -61,8 +61,8 @@ def test_plan_prints_its_document_and_writes_nothing(place: Place) -> None:
     document = done.json
     assert list(document) == [
         "digest", "method", "recipe", "seed", "nan", "sources", "stages", "steps", "tensors",
-        "shards", "units", "stats", "results", "memory", "totals", "vocabulary", "chat_template", "tie",
-        "stacks", "config", "dropped", "notes",
+        "shards", "units", "stats", "results", "memory", "totals", "vocabulary", "chat_template",
+        "tie", "stacks", "config", "dropped", "notes",
     ]  # fmt: skip
     assert {tensor["name"] for tensor in document["tensors"]} == base.keys()
     merged = place.merge(recipe, "out", "--json", "--shard-size", "6kB").json
