@@ -31,7 +31,10 @@ class PosixFolder(Folder):
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self._path = Path(path).expanduser()
         if not self._path.exists():
-            why = "does not exist; give a folder with a checkpoint or a .safetensors file"
+            why = (
+                "does not exist; give a folder with a checkpoint or a .safetensors file, or "
+                "hf://org/name for a repository of the Hub"
+            )
             raise SourceError(f"{self._path} {why}", source=str(self._path))
         self._only = self._path.name if self._path.is_file() else None
         self._root = self._path.parent if self._only else self._path

@@ -86,6 +86,8 @@ class Location:
 def source(text: str, *, exists: Callable[[str], bool] = os.path.exists) -> Location:
     """The location of a source. `org/name` is a repository of the Hub where no such path exists.
 
+    Where a folder `org` is here and has no `name`, the path was meant, and is missing.
+
     Raises:
         StorageError: The text is no location that raymerge reads; it says what to write instead.
 
@@ -94,7 +96,7 @@ def source(text: str, *, exists: Callable[[str], bool] = os.path.exists) -> Loca
     """
     if not _URL.fullmatch(text) and not exists(text):
         repository = _HUB_ID.fullmatch(text)
-        if repository:
+        if repository and not exists(text.partition("/")[0]):
             return Location(Scheme.HUB, repository[1], "", repository[2])
     return destination(text)
 
