@@ -64,8 +64,9 @@ class ObjectDestination:
                 self._clear(present)
             elif self._claim.is_new:
                 _refuse_taken(present.keys() - {CLAIM_NAME}, names, self.location)
-            for advice in store.abort_leftovers(names):
-                _log.warning("%s", advice)
+            if overwrite or not self._claim.is_new:
+                for advice in store.abort_leftovers(names):
+                    _log.warning("%s", advice)
         except ConflictError:
             self._claim.remove()
             raise
