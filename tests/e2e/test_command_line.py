@@ -244,7 +244,8 @@ from raymerge.cli import main
 try:
     main()
 finally:
-    sys.stderr.write(json.dumps(sorted({name.partition(".")[0] for name in sys.modules})))
+    loaded = {name.partition(".")[0] for name, module in sys.modules.items() if module}
+    sys.stderr.write(json.dumps(sorted(loaded)))
 """
 
 
@@ -272,6 +273,8 @@ def test_neither_torch_nor_ray_is_loaded_by_what_needs_neither(place: Place) -> 
     compared = modules_loaded_by("inspect", place / "a", "--base", place / "base")
     assert not compared & (HEAVY | {"matplotlib"})
     assert not modules_loaded_by("methods") & (HEAVY | {"numba"})
+    tried = modules_loaded_by("doctor", place / "a", "--write", place / "new")
+    assert not tried & (HEAVY | {"numba", "obstore", "huggingface_hub", "pyarrow"})
     assert not modules_loaded_by("merge", recipe, out, "--quiet", *machine) & (HEAVY | {"numba"})
 
 
