@@ -139,10 +139,9 @@ class Place:
         from raymerge.cli import main
 
         result = CliRunner().invoke(main, [str(argument) for argument in arguments])
-        # The command keeps these from being imported, which others in this process may want.
-        for name in ("scipy", "pandas"):
-            if name in sys.modules and sys.modules[name] is None:
-                del sys.modules[name]
+        # The command keeps numba from importing scipy, which others in this process may want.
+        if "scipy" in sys.modules and sys.modules["scipy"] is None:
+            del sys.modules["scipy"]
         if result.exception is not None and not isinstance(result.exception, SystemExit):
             raise result.exception
         return Done(result.exit_code, result.stdout, result.stderr)

@@ -84,10 +84,8 @@ def merge(
         from raymerge.runtime.submit import check_version
 
         check_version(expect_version)
-        # numba looks for BLAS in scipy, pyarrow for data frames in pandas: a quarter and half a
-        # second of imports that nothing here uses.
-        for unused in ("scipy", "pandas"):
-            sys.modules.setdefault(unused, None)  # type: ignore[arg-type]
+        # numba looks for BLAS in scipy: a quarter of a second of imports that no kernel here uses.
+        sys.modules.setdefault("scipy", None)  # type: ignore[arg-type]
         # A plan has millions of objects and all of them stay: the collector need not walk them.
         gc.disable()
         display = Display()

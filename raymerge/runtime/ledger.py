@@ -28,7 +28,8 @@ resumed                      whether an earlier run has written it
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from datetime import UTC, datetime
 from io import BytesIO
 from typing import Any
 
@@ -52,14 +53,10 @@ def ledger(
         receipts: One of every unit.
         resumed: Units that an earlier run has written.
     """
-    import pyarrow as pa
-
     units = (_unit_row(unit, receipts[unit.number], resumed) for unit in plan.units)
     rows = {TENSORS_NAME: _tensor_rows(plan, receipts), UNITS_NAME: units}
     return {
-        name: _parquet(
-            pa.Table.from_pylist([{"digest": plan.digest, **row} for row in rows[name]], schema)
-        )
+        name: _parquet(({"digest": plan.digest, **row} for row in rows[name]), schema)
         for name, schema in _schemas().items()
     }
 
@@ -104,10 +101,16 @@ def _schemas() -> dict[str, Any]:
     return {TENSORS_NAME: pa.schema(tensors), UNITS_NAME: pa.schema(units)}
 
 
-def _parquet(table: Any) -> bytes:
+def _parquet(rows: Iterable[Mapping[str, Any]], schema: Any) -> bytes:
+    from pyarrow import json as arrow_json
     from pyarrow import parquet
 
+    # By way of text: an array that is made of Python's objects has pyarrow import pandas first, a
+    # second where it is installed.
+    text = BytesIO("\n".join(map(json.dumps, rows)).encode())
+    options = arrow_json.ParseOptions(explicit_schema=schema, unexpected_field_behavior="error")
     content = BytesIO()
+    table = arrow_json.read_json(text, parse_options=options)
     parquet.write_table(table, content, compression="zstd")
     return content.getvalue()
 
@@ -166,7 +169,7 @@ def _unit_row(unit: Unit, receipt: Receipt, resumed: Collection[int]) -> dict[st
         "stop": unit.stop,
         "bytes": unit.nbytes,
         "tensors": len(unit.nodes),
-        "began": int(receipt.began * 1_000_000),
+        "began": datetime.fromtimestamp(receipt.began, UTC).isoformat(),
         "seconds": receipt.seconds,
         "worker": receipt.worker,
         "resumed": unit.number in resumed,

@@ -61,8 +61,8 @@ def test_plan_prints_its_document_and_writes_nothing(place: Place) -> None:
     document = done.json
     assert list(document) == [
         "digest", "method", "recipe", "seed", "nan", "sources", "stages", "steps", "tensors",
-        "shards", "units", "stats", "results", "memory", "totals", "vocabulary", "chat_template", "tie",
-        "stacks", "config", "dropped", "notes",
+        "shards", "units", "stats", "results", "memory", "totals", "vocabulary", "chat_template",
+        "tie", "stacks", "config", "dropped", "notes",
     ]  # fmt: skip
     assert {tensor["name"] for tensor in document["tensors"]} == base.keys()
     merged = place.merge(recipe, "out", "--json", "--shard-size", "6kB").json
@@ -244,8 +244,7 @@ from raymerge.cli import main
 try:
     main()
 finally:
-    loaded = {name.partition(".")[0] for name, module in sys.modules.items() if module}
-    sys.stderr.write(json.dumps(sorted(loaded)))
+    sys.stderr.write(json.dumps(sorted({name.partition(".")[0] for name in sys.modules})))
 """
 
 

@@ -12,8 +12,8 @@ import raymerge
 from raymerge.plan import memory
 from raymerge.plan.memory import Budget
 from raymerge.runtime import inputs
-from tests.checkpoints import fine_tune, llama_config, tiny_llama_tensors
 from raymerge.runtime.ledger import LEDGER_NAMES
+from tests.checkpoints import fine_tune, llama_config, tiny_llama_tensors
 from tests.conftest import METHOD_KNOBS, NUM_SOURCES, WITHOUT_BASE, Place, shard_hashes
 from tests.e2e.test_adapters import prepare
 from tests.e2e.test_stages import MODELS, Document, fused, in_turn, merge, stage
