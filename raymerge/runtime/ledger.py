@@ -110,7 +110,7 @@ def _parquet(rows: Iterable[dict[str, Any]], schema: Any) -> bytes:
     table = arrow_json.read_json(
         BytesIO(lines),
         arrow_json.ReadOptions(use_threads=False, block_size=len(lines) + 1),
-        arrow_json.ParseOptions(explicit_schema=schema),
+        arrow_json.ParseOptions(explicit_schema=schema, unexpected_field_behavior="error"),
     )
     content = BytesIO()
     parquet.write_table(table, content, compression="zstd")

@@ -272,6 +272,8 @@ def test_neither_torch_nor_ray_is_loaded_by_what_needs_neither(place: Place) -> 
     compared = modules_loaded_by("inspect", place / "a", "--base", place / "base")
     assert not compared & (HEAVY | {"matplotlib"})
     assert not modules_loaded_by("methods") & (HEAVY | {"numba"})
+    tried = modules_loaded_by("doctor", place / "a", "--write", place / "new")
+    assert not tried & (HEAVY | {"numba", "obstore", "huggingface_hub", "pyarrow"})
     assert not modules_loaded_by("merge", recipe, out, "--quiet", *machine) & (HEAVY | {"numba"})
 
 
