@@ -26,7 +26,7 @@ from pyarrow import parquet
 import raymerge
 from raymerge.errors import RaymergeError
 from raymerge.runtime.ledger import LEDGER_NAMES
-from raymerge.runtime.settings import run_settings
+from raymerge.runtime.settings import Progress, run_settings
 from raymerge.storage import open_folder
 from raymerge.storage.objects import ObjectStore
 from raymerge.storage.store import Access
@@ -182,7 +182,7 @@ class StoppedError(Exception):
 def test_what_a_stopped_merge_leaves_holds_none(planted: Planted, recipe: Path, s3: S3) -> None:
     written = 0
 
-    def stop(progress: raymerge.runtime.settings.Progress) -> None:
+    def stop(progress: Progress) -> None:
         nonlocal written
         written += progress.written_bytes
         if written > 10_000:
@@ -268,8 +268,9 @@ def test_errors_of_the_hub_hold_none(hub: Hub, planted: Planted) -> None:
 def test_a_secret_on_the_command_line_is_refused_and_not_said(
     place: Place, command: str, name: str
 ) -> None:
-    places = [place.any_recipe("linear")] if command in {"plan", "merge"} else ["s3://bucket/m"]
-    places += [place / "out"] if command == "merge" else []
+    needs_recipe = command in {"plan", "merge"}
+    places = [str(place.any_recipe("linear"))] if needs_recipe else ["s3://bucket/m"]
+    places += [str(place / "out")] if command == "merge" else []
     value = secret_of(name)
     done = place.run(command, *places, "--storage-option", f"{name}={value}", "--json")
 

@@ -194,6 +194,24 @@ def test_stats_are_norms_and_cosines_and_change_no_byte(place: Place, method: st
             check_stats(row, [x - inputs[0] for x in inputs[1:]] if relative else inputs)
 
 
+@pytest.mark.parametrize("tile_elements", [256, None])
+@pytest.mark.parametrize("case", ["adapters", "FP8", "stages"])
+def test_stats_are_taken_of_what_is_worked_out(
+    place: Place, case: str, tile_elements: int | None
+) -> None:
+    recipe = CASES[case](place)
+    merged(recipe, place / "without")
+    plan, tensors, _ = merged(recipe, place / "out", stats=True, tile_elements=tile_elements)
+
+    assert shard_hashes(place / "out") == shard_hashes(place / "without")
+    for node, row in zip(plan.nodes, tensors, strict=True):
+        if not isinstance(node.step, CopyStep):
+            vectors = len(node.inputs) - node.step.relative
+            assert len(row["norms"]) == vectors
+            assert len(row["cosines"]) == vectors * (vectors - 1) // 2
+            assert min(row["norms"]) >= 0
+
+
 def check_stats(row: Row, vectors: list[torch.Tensor]) -> None:
     exact = [vector.double() for vector in vectors]
     norms = [float(vector.norm()) for vector in exact]
