@@ -21,8 +21,8 @@ MAX_FAILURES = 3
 """Times that a unit may take its worker with it, or not fit, before it is the suspect."""
 STRAGGLING = 2.0
 """A unit that has taken so many times what its bytes take elsewhere is given to another as well."""
-STRAGGLING_S = 3.0
-"""But not before this long: what a worker needs to begin, and then some."""
+STRAGGLING_S = 10.0
+"""But not before this long: a machine that is busy for a moment is no straggler."""
 PREFETCH_UNITS = 2
 """Units left for each worker above which one waits its turn in it: below that it could be the last
 of all, and wait there while others have nothing to do."""
@@ -105,7 +105,9 @@ class Schedule:
         self._shrink: Counter[int] = Counter()
         self._rates: list[float] = []
         self.redone = 0
-        """Units given out again after they were lost, and copies of stragglers."""
+        """How often a unit was given out that had been begun: lost ones, and stragglers."""
+        self._begun: set[int] = set()
+        """Units that were begun and lost, or have taken too long."""
         self.given_up: list[int] = []
         """Units that failed too often."""
 
@@ -117,6 +119,11 @@ class Schedule:
     def holds(self, worker: int) -> tuple[int, ...]:
         """Units that a worker has, those that landed elsewhere included."""
         return tuple(self._seats[worker].holds)
+
+    def is_idle_and_going(self, worker: int) -> bool:
+        """Whether nobody needs a worker any more: its node is about to go, and it has nothing."""
+        seat = self._seats[worker]
+        return seat.node in self._draining and not seat.holds
 
     def join(self, worker: int, node: str, threads: int) -> None:
         """Take in a worker that runs `threads` units at once."""
@@ -158,6 +165,7 @@ class Schedule:
     def cramp(self, worker: int, unit: int, now: float) -> None:
         """Take back a unit for which memory did not suffice."""
         self._seats[worker].drop(unit, now)
+        self._begun.add(unit)
         self._failures[unit] += 1
         self._shrink[unit] += 1
         self._set_apart([unit], worker)
@@ -166,6 +174,7 @@ class Schedule:
         """Let a lost worker go; what it had and nobody else has is given out again."""
         seat = self._seats.pop(worker)
         running = seat.running
+        self._begun.update(running)
         waiting = [unit for unit in seat.holds if unit not in running]
         if why is Loss.PREEMPTED or seat.node in self._draining:
             self._redo([*running, *waiting], worker, self._left)
@@ -191,7 +200,6 @@ class Schedule:
             if not holders:
                 again.append(unit)
         queue.extendleft(reversed(again))
-        self.redone += len(again)
         return again
 
     def _open(self) -> dict[int, _Seat]:
@@ -209,6 +217,7 @@ class Schedule:
         return bool(self._shrink[unit]) or self._failures[unit] >= MAX_FAILURES - 1
 
     def _give(self, worker: int, unit: int, now: float) -> Order:
+        self.redone += unit in self._begun
         self._seats[worker].take(unit, now)
         self._holders[unit].append(worker)
         return Order(worker, unit, self._shrink[unit])
@@ -242,7 +251,7 @@ class Schedule:
             # Rather on another node: what slows one worker often slows its neighbours.
             for worker in (away or [w for w in idle if w != holder])[:1]:
                 idle.remove(worker)
-                self.redone += 1
+                self._begun.add(unit)
                 yield self._give(worker, unit, now)
 
     def _late(self, now: float) -> list[tuple[float, int]]:
