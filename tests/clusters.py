@@ -6,12 +6,12 @@ import os
 import random
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Event, Thread
-from typing import Any, Self
+from typing import Any
 
 import ray
 from ray.cluster_utils import Cluster
@@ -23,6 +23,8 @@ from raymerge.storage.store import Access
 from tests.distant import DistantFolder
 
 OBJECT_STORE_BYTES = 80_000_000
+NOTICE_S = 2.0
+"""Between a notice and the end of a node; clouds give 30 to 120."""
 PREEMPTION = 2
 """Ray's number of the reason."""
 ENVIRONMENT = {
@@ -55,6 +57,9 @@ class Nodes:
                 "object_store_memory": OBJECT_STORE_BYTES,
             },
         )
+        # For the others it would set signal handlers, which only the main thread can, and nodes
+        # join from any. Without a head they end by themselves.
+        self._cluster._shutdown_at_exit = False  # noqa: SLF001
         self.there: list[Any] = [self._add() for _ in range(number)]
         self.address: str = self._cluster.address
 
@@ -66,12 +71,14 @@ class Nodes:
         self.there.append(self._add())
 
     def kill(self, node: Any) -> None:
-        """End a node without a word."""
-        self.there.remove(node)
+        """End a node without a word, unless that was said before."""
+        if node in self.there:
+            self.there.remove(node)
         self._cluster.remove_node(node, allow_graceful=False)
 
     def drain(self, node: Any, deadline_s: float) -> None:
         """Give notice that a node is going to be taken away."""
+        self.there.remove(node)
         deadline_ms = int((time.time() + deadline_s) * 1000)
         client = ray._raylet.GcsClient(address=self.address)  # noqa: SLF001
         assert client.drain_node(node.node_id, PREEMPTION, "spot reclaim", deadline_ms)[0]
@@ -130,7 +137,7 @@ class Killer:
         self._engine = engine
         self._random = random.Random(seed)
         self._over = Event()
-        self._thread = Thread(target=self._go_on)
+        self._threads = [Thread(target=self._go_on)]
 
     def _go_on(self) -> None:
         while not self._over.wait(self._random.uniform(1, 2)):
@@ -140,7 +147,7 @@ class Killer:
             acts += [self._join] if number < self.MOST else []
             act = self._random.choice(acts)
             act()
-            self.done.append(act.__name__)
+            self.done.append(act.__name__.strip("_"))
 
     def _kill_worker(self) -> None:
         reports = [member.report for member in list(self._engine.crew.members.values())]
@@ -154,17 +161,27 @@ class Killer:
 
     def _preempt(self) -> None:
         node = self._random.choice(self._cluster.there)
-        self._cluster.drain(node, 2)
-        self._over.wait(2)
-        self._cluster.kill(node)
+        self._cluster.drain(node, NOTICE_S)
+
+        def reclaim() -> None:
+            self._over.wait(NOTICE_S)
+            self._cluster.kill(node)
+
+        self._meanwhile(reclaim)
 
     def _join(self) -> None:
-        self._cluster.join()
+        self._meanwhile(self._cluster.join)
 
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
+    def _meanwhile(self, act: Callable[[], None]) -> None:
+        self._threads.append(Thread(target=act))
+        self._threads[-1].start()
 
-    def __exit__(self, *error: object) -> None:
+    def start(self) -> None:
+        """Begin."""
+        self._threads[0].start()
+
+    def stop(self) -> None:
+        """Return once nothing more happens."""
         self._over.set()
-        self._thread.join()
+        while self._threads:
+            self._threads.pop(0).join()
