@@ -225,9 +225,9 @@ class _Work:
             return
         tensor = self._units[self.schedule.given_up[0]].nodes[0].slot.name
         raise ClusterError(
-            f"{MAX_FAILURES} workers died over the unit of {tensor} or had no room for it, the "
-            f"last time alone and in smaller tiles if it was for memory: {error} If it ran out of "
-            "memory, lower --memory or --workers.",
+            f"at least {MAX_FAILURES} workers died over the unit of {tensor} or had no room for "
+            f"it, at last alone with it and in smaller tiles: {error} If it ran out of memory, "
+            "lower --memory or --workers.",
             tensor=tensor,
         ) from error
 

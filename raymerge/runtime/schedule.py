@@ -18,7 +18,10 @@ from math import inf
 from statistics import median
 
 MAX_FAILURES = 3
-"""Times that a unit may take its worker with it, or not fit, before it is the suspect."""
+"""Times that a unit may not fit, or may be there when a worker dies. Deaths without it are evidence
+for it: only so many more are too many. On a bad day any unit is there at three of thirty."""
+MAX_DEATHS = 10
+"""Deaths that are too many whatever else dies."""
 STRAGGLING = 2.0
 """A unit that has taken so many times what its bytes take elsewhere is given to another as well."""
 STRAGGLING_S = 10.0
@@ -101,8 +104,12 @@ class Schedule:
         self._seats: dict[int, _Seat] = {}
         self._holders: dict[int, list[int]] = {unit: [] for unit in sizes}
         self._draining: frozenset[str] = frozenset()
-        self._failures: Counter[int] = Counter()
+        self._lost = 0
+        """Workers that died at work."""
+        self._deaths: Counter[int] = Counter()
+        """How many of them over each unit."""
         self._shrink: Counter[int] = Counter()
+        """Times that a unit did not fit."""
         self._rates: list[float] = []
         self.redone = 0
         """How often a unit was given out that had been begun: lost ones, and stragglers."""
@@ -166,7 +173,6 @@ class Schedule:
         """Take back a unit for which memory did not suffice."""
         self._seats[worker].drop(unit, now)
         self._begun.add(unit)
-        self._failures[unit] += 1
         self._shrink[unit] += 1
         self._set_apart([unit], worker)
 
@@ -179,15 +185,17 @@ class Schedule:
         if why is Loss.PREEMPTED or seat.node in self._draining:
             self._redo([*running, *waiting], worker, self._left)
             return
-        self._failures.update(running)
         if why is Loss.MEMORY:
             self._shrink.update(running)
+        elif running:
+            self._lost += 1
+            self._deaths.update(running)
         self._redo([u for u in seat.holds if not self._is_suspect(u)], worker, self._left)
         self._set_apart([u for u in seat.holds if self._is_suspect(u)], worker)
 
     def _set_apart(self, units: Iterable[int], worker: int) -> None:
         again = self._redo(units, worker, self._apart)
-        self.given_up += [unit for unit in again if self._failures[unit] >= MAX_FAILURES]
+        self.given_up += filter(self._is_hopeless, again)
 
     def _redo(self, units: Iterable[int], worker: int, queue: deque[int]) -> list[int]:
         """Queue units that a worker had and nobody else has, before all others."""
@@ -214,7 +222,13 @@ class Schedule:
 
         Whoever dies with it then does not die for its neighbour's sake.
         """
-        return bool(self._shrink[unit]) or self._failures[unit] >= MAX_FAILURES - 1
+        return bool(self._shrink[unit]) or self._deaths[unit] >= MAX_FAILURES - 1
+
+    def _is_hopeless(self, unit: int) -> bool:
+        deaths = self._deaths[unit]
+        more = deaths - (self._lost - deaths)
+        too_many = deaths >= MAX_DEATHS or more >= MAX_FAILURES
+        return self._shrink[unit] >= MAX_FAILURES or too_many
 
     def _give(self, worker: int, unit: int, now: float) -> Order:
         self.redone += unit in self._begun

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
 import pytest
+from pyarrow import parquet
 
 import raymerge
+from raymerge.runtime.ledger import TENSORS_NAME, UNITS_NAME
 from tests.clusters import nodes
 from tests.conftest import METHOD_KNOBS, Place, finish, shard_hashes, spawn
 
@@ -56,6 +60,31 @@ def test_ray_gives_the_bytes_of_the_local_engine(place: Place, case: str) -> Non
     assert {(m.tensors, m.bytes_read, m.bytes_written) for m in merges} == {
         (merges[0].tensors, merges[0].bytes_read, merges[0].bytes_written)
     }
+
+
+@pytest.mark.usefixtures("_four_nodes")
+def test_a_ledger_names_the_workers_of_ray(place: Place) -> None:
+    place.llamas()
+    out = place / "out"
+    raymerge.merge(
+        place.any_recipe("ties"),
+        out,
+        engine="ray",
+        device="cpu",
+        workers=2,
+        memory_bytes=2**30,
+        shard_bytes=SHARD_BYTES,
+        stats=True,
+    )
+    units = parquet.read_table(out / UNITS_NAME).to_pylist()
+    tensors = parquet.read_table(out / TENSORS_NAME).to_pylist()
+    workers = {unit["unit"]: unit["worker"] for unit in units}
+
+    assert 1 <= len(set(workers.values())) <= 2
+    assert f"{socket.gethostname()}:{os.getpid()}" not in workers.values()
+    assert all(worker.startswith(f"{socket.gethostname()}:") for worker in workers.values())
+    assert all(tensor["worker"] == workers[tensor["unit"]] for tensor in tensors)
+    assert all(len(tensor["norms"]) == 2 and len(tensor["cosines"]) == 1 for tensor in tensors)
 
 
 def test_the_command_line_starts_a_ray_of_its_own(place: Place) -> None:

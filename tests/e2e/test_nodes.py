@@ -2,37 +2,25 @@
 
 from __future__ import annotations
 
-import os
-import sys
 import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Iterator
 from threading import Thread
 
 import pyarrow.parquet as pq
 import pytest
 
-import raymerge
 from raymerge.errors import ClusterError
 from raymerge.plan.build import Plan
 from raymerge.runtime import ray_cluster
 from raymerge.runtime.cluster import ClusterEngine
-from raymerge.runtime.destination import Destination
-from raymerge.runtime.driver import MergeResult, execute
-from raymerge.runtime.engine import LOOK_S, Engine
-from raymerge.runtime.local import LocalEngine
+from raymerge.runtime.engine import LOOK_S
 from raymerge.runtime.placement import Hiring, one_worker, spread
-from raymerge.runtime.preflight import leave_nonce
-from raymerge.runtime.settings import OnProgress, run_settings
-from raymerge.storage.store import Access
-from tests.clusters import Far, Killer, Nodes, nodes
+from tests.chaos import chaos, run, sixty_units
+from tests.clusters import Nodes, nodes
 from tests.conftest import Place, shard_hashes
-from tests.distant import remotely
 
 # Ray leaves its processes' handles and pipes to the garbage collector.
 pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("ignore::ResourceWarning")]
-
-LATENCY_S = 0.25
 
 
 @pytest.fixture(scope="module")
@@ -43,49 +31,7 @@ def cluster() -> Iterator[Nodes]:
 
 @pytest.fixture
 def plan(place: Place) -> Plan:
-    """Some sixty units of far sources, half a second each."""
-    place.llamas(2, layers=7)
-    recipe = place.any_recipe("ties")
-    planned = raymerge.plan(recipe, engine="local", device="cpu", workers=2, shard_bytes=700)
-    assert 55 <= len(planned.units) <= 70
-    return remotely(planned)
-
-
-def run(
-    plan: Plan,
-    out: Path,
-    watch: Callable[[ClusterEngine], None] | None = None,
-    *,
-    hiring: Hiring | None = None,
-    latency_s: float = LATENCY_S,
-) -> MergeResult:
-    """Merge on the cluster that this process is part of, or here if nobody watches."""
-
-    def start(destination: Destination, report: OnProgress) -> Engine:
-        settings = run_settings(
-            plan,
-            destination.units_at,
-            "cpu",
-            open_source=Far(latency_s if watch else 0),
-            nonce=leave_nonce(destination),
-        )
-        if watch is None:
-            return LocalEngine(settings, threads=2, on_progress=report)
-        engine = ClusterEngine(
-            settings,
-            workers=None,
-            threads=2,
-            address=None,
-            memory_bytes=None,
-            on_progress=report,
-            hiring=hiring,
-        )
-        watch(engine)
-        return engine
-
-    return execute(
-        plan, str(out), start, overwrite=True, on_progress=lambda _: None, access=Access()
-    )
+    return sixty_units(place)
 
 
 def test_each_gpu_has_a_worker_of_its_own(cluster: Nodes) -> None:
@@ -165,42 +111,14 @@ def test_a_node_that_joins_gets_work(cluster: Nodes, plan: Plan, place: Place) -
     assert len({unit["worker"] for unit in units}) == len(cluster.there)
 
 
-def chaos(cluster: Nodes, plan: Plan, out: Path, seed: int) -> tuple[MergeResult, list[str]]:
-    """A merge to the end while its cluster is harmed."""
-    killers: list[Killer] = []
-
-    def watch(engine: ClusterEngine) -> None:
-        killers.append(Killer(cluster, engine, seed=seed))
-        killers[0].start()
-
-    try:
-        result = run(plan, out, watch)
-    finally:
-        killers[0].stop()
-    return result, killers[0].done
-
-
-RUNS = int(os.environ.get("CHAOS_RUNS", "2"))
-FIRST_SEED = int(os.environ.get("CHAOS_SEED", "0"))
-
-
-@pytest.mark.timeout(120 + 60 * RUNS)
+@pytest.mark.timeout(240)
 def test_nothing_is_lost_while_workers_and_nodes_come_and_go(
-    cluster: Nodes, plan: Plan, place: Place, capsys: pytest.CaptureFixture[str]
+    cluster: Nodes, plan: Plan, place: Place
 ) -> None:
-    """`make soak` has it 50 times."""
+    """Twice here; `make soak` does it fifty times."""
     expected = run(plan, place / "local").shards
-    redone = lost = events = 0
-    for seed in range(FIRST_SEED, FIRST_SEED + RUNS):
+    for seed in range(2):
         result, done = chaos(cluster, plan, place / "out", seed)
+        assert done
         assert result.shards == expected
         assert shard_hashes(place / "out") == {shard.name: shard.sha256 for shard in expected}
-        redone, lost = redone + result.redone_units, lost + result.lost_workers
-        events += len(done)
-        with capsys.disabled():
-            sys.stderr.write(
-                f"{seed}: {result.seconds:.1f} s, {result.lost_workers} workers lost, "
-                f"{result.redone_units} units redone: {', '.join(done)}\n"
-            )
-    assert events >= RUNS
-    assert redone <= 0.15 * RUNS * len(plan.units), (redone, lost, events)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raymerge.runtime.schedule import MAX_FAILURES, Loss, Order, Schedule
+from raymerge.runtime.schedule import MAX_DEATHS, MAX_FAILURES, Loss, Order, Schedule
 
 
 def schedule(
@@ -101,6 +101,20 @@ def test_a_unit_that_takes_three_workers_with_it_is_given_up(why: Loss) -> None:
         assert play.given_up == []
         play.leave(worker, why)
     assert play.given_up == [0]
+
+
+def test_deaths_without_a_unit_speak_for_it() -> None:
+    """Workers die every other moment whatever they do; at last only one unit is left."""
+    play = schedule([1] * 4)
+    for worker in range(MAX_DEATHS):
+        play.join(worker, "a", 1)
+        play.join(100 + worker, "b", 1)
+        assert play.given_up == []
+        play.orders(0)
+        assert play.holds(worker)[0] == 0
+        play.leave(100 + worker, Loss.DIED)
+        play.leave(worker, Loss.DIED)
+    assert sorted(play.given_up) == [0, 1]
 
 
 def test_preemption_is_never_blamed_on_a_unit() -> None:
