@@ -6,7 +6,14 @@ import os
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Literal, Unpack
 
-from raymerge.options import RunOptions, StorageOptions, access_of, checked_access, machine_of
+from raymerge.options import (
+    RunOptions,
+    StorageOptions,
+    access_of,
+    checked_access,
+    hiring_of,
+    machine_of,
+)
 
 # Everything else is imported where it is used: `raymerge --help` needs none of it.
 if TYPE_CHECKING:
@@ -15,6 +22,7 @@ if TYPE_CHECKING:
     from raymerge.plan.build import Plan
     from raymerge.recipe import Recipe
     from raymerge.runtime.convert import Conversion
+    from raymerge.runtime.destination import Destination
     from raymerge.runtime.doctor.report import Diagnosis
     from raymerge.runtime.driver import MergeResult
     from raymerge.runtime.engine import Engine
@@ -94,8 +102,8 @@ def merge(
     on_plan(planned, machine)
     access = access_of(options)
 
-    def start_engine(units_at: str, report: OnProgress) -> Engine:
-        return _start_engine(planned, machine, units_at, access, report)
+    def start_engine(destination: Destination, report: OnProgress) -> Engine:
+        return _start_engine(planned, machine, destination, report, options)
 
     return execute(
         planned,
@@ -275,22 +283,30 @@ def _plan(
 
 
 def _start_engine(
-    planned: Plan, machine: Machine, units_at: str, access: Access, report: OnProgress
+    planned: Plan,
+    machine: Machine,
+    destination: Destination,
+    report: OnProgress,
+    options: RunOptions,
 ) -> Engine:
     from raymerge.runtime.settings import run_settings
 
-    settings = run_settings(planned, units_at, machine.device, access)
+    access = access_of(options)
     if machine.engine == "local":
         from raymerge.runtime.local import LocalEngine
 
+        settings = run_settings(planned, destination.units_at, machine.device, access)
         return LocalEngine(settings, threads=machine.threads, on_progress=report)
     from raymerge.runtime.cluster import ClusterEngine
+    from raymerge.runtime.preflight import leave_nonce
 
+    nonce = leave_nonce(destination)
     return ClusterEngine(
-        settings,
+        run_settings(planned, destination.units_at, machine.device, access, nonce=nonce),
         workers=machine.processes,
         threads=machine.threads,
         address=machine.address,
         memory_bytes=machine.memory_bytes,
         on_progress=report,
+        hiring=hiring_of(options),
     )

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Literal, TypedDict
 
 if TYPE_CHECKING:
     from raymerge.machine import Machine
+    from raymerge.runtime.placement import Hiring
     from raymerge.storage.store import Access
 
 
@@ -37,6 +38,14 @@ class RunOptions(StorageOptions, total=False):
     """Budget of one CUDA device."""
     shard_bytes: int | None
     """Limit of an output shard; None chooses it from the output's size."""
+    gpus_per_worker: float
+    """Of one GPU, for a Ray worker on CUDA: 0.5 puts two on each."""
+    node_labels: Mapping[str, str]
+    """What nodes of the Ray cluster have to be labelled with, in Ray's notation of selectors."""
+    placement_group: str | None
+    """Name of a placement group in whose bundles Ray's workers have to stay."""
+    wait_s: float
+    """How long to wait while the cluster has no worker for the merge."""
     tile_elements: int | None
     """A fixed tile, a multiple of 256, in place of the chosen one."""
     stats: bool
@@ -76,6 +85,18 @@ def checked_access(
             schemes |= NAMES.keys() if text is None else {destination(text).scheme}
         check_options(access.options, schemes)
     return access
+
+
+def hiring_of(options: RunOptions) -> Hiring:
+    """Which workers of a cluster are wanted."""
+    from raymerge.runtime.placement import Hiring
+
+    return Hiring(
+        gpus_each=options.get("gpus_per_worker", 1.0),
+        labels=dict(options.get("node_labels", {})),
+        placement_group=options.get("placement_group"),
+        wait_s=options.get("wait_s", 120.0),
+    )
 
 
 def machine_of(options: RunOptions) -> Machine:

@@ -18,6 +18,7 @@ from raymerge.plan.graph import PlannedSource
 from raymerge.plan.memory import project
 from raymerge.plan.needs import merge_needs, survey_needs
 from raymerge.plan.ranges import Range, ranges
+from raymerge.runtime.destination import Destination
 from raymerge.runtime.driver import MergeResult, execute
 from raymerge.runtime.local import LocalEngine
 from raymerge.runtime.settings import OnProgress, run_settings
@@ -139,8 +140,8 @@ def planned(recipe: Path, tile: int | None = None, *, stats: bool = False) -> Pl
 
 
 def run(plan: Plan, out: Path, distance: Distance) -> MergeResult:
-    def start(folder: str, report: OnProgress) -> LocalEngine:
-        settings = run_settings(plan, folder, "cpu", open_source=distance)
+    def start(destination: Destination, report: OnProgress) -> LocalEngine:
+        settings = run_settings(plan, destination.units_at, "cpu", open_source=distance)
         return LocalEngine(settings, threads=plan.memory.threads, on_progress=report)
 
     return execute(

@@ -2,12 +2,30 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
 import click
 
 from raymerge.units import parse_bytes
+
+
+class Seconds(click.ParamType[float]):
+    """A time such as 120s or 5m."""
+
+    name = "time"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        """Read the time."""
+        if isinstance(value, float):
+            return value
+        found = re.fullmatch(r"(\d+(?:\.\d+)?)(s|m|h|)", value.strip())
+        if not found:
+            self.fail(f"{value!r} is no time; write 120s, 5m or 1h", param, ctx)
+        return float(found[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[found[2]]
 
 
 class Bytes(click.ParamType[int | None]):
@@ -44,6 +62,7 @@ def _pairs(_ctx: click.Context, _param: click.Parameter, values: tuple[str, ...]
 
 
 BYTES = Bytes()
+SECONDS = Seconds()
 # Paths or URLs, and so plain text: pathlib would take the second slash of `s3://` away.
 RECIPE = click.argument("recipe")
 JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout.")
@@ -96,7 +115,40 @@ def storage_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """The flags that say where a merge runs and what it may use."""
-    return ENGINE(ADDRESS(use_options(command)))
+    return ENGINE(ADDRESS(use_options(cluster_options(command))))
+
+
+def cluster_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The flags that say which workers of a Ray cluster are wanted."""
+    options = [
+        click.option(
+            "--wait",
+            "wait_s",
+            type=SECONDS,
+            default="120s",
+            show_default=True,
+            help="For a worker of the Ray cluster, while there is none.",
+        ),
+        click.option(
+            "--gpus-per-worker",
+            type=click.FloatRange(0, 1, min_open=True),
+            default=1.0,
+            show_default=True,
+            help="Of one GPU: 0.5 puts two Ray workers on each.",
+        ),
+        click.option(
+            "--node-label",
+            "node_labels",
+            multiple=True,
+            callback=_pairs,
+            metavar="NAME=VALUE",
+            help="Of Ray nodes to use, such as ray.io/accelerator-type=H100.",
+        ),
+        click.option("--placement-group", metavar="NAME", help="Of Ray, to stay inside."),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
 
 
 def use_options(command: Callable[..., Any]) -> Callable[..., Any]:

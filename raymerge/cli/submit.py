@@ -11,7 +11,7 @@ import click
 from click.core import ParameterSource
 
 from raymerge.cli.endings import TerminatedError, reported
-from raymerge.cli.options import JSON, OVERWRITE, QUIET, RECIPE, use_options
+from raymerge.cli.options import JSON, OVERWRITE, QUIET, RECIPE, cluster_options, use_options
 from raymerge.errors import ClusterError
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ OWN = {"server", "no_wait", "stop_on_interrupt", "submission_id", "working_dir",
 @OVERWRITE
 @QUIET
 @use_options
+@cluster_options
 @click.option(
     "--address",
     "server",

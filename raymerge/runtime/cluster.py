@@ -1,80 +1,33 @@
-"""The Ray engine: one long-lived actor per GPU or slice of CPUs, scheduled by the driver.
+"""The Ray engine: long-lived actors, one per GPU or slice of CPUs, scheduled by the driver.
 
-    driver   queue of units --unit--> actor   `threads` units run; one more waits its turn
-                   ^                          while the disk fetches its inputs
-                   |   <--receipt, figures--
-                   '-- units of a lost actor, for whichever is free
+    driver   schedule --unit--> actor   `threads` units run; one more waits its turn
+                ^               |       while the disk fetches its inputs
+                |<--receipt-----'
+                '-- units of a lost actor, for whichever is free
 
-Ray itself restarts and retries nothing: its retry of a call waits for that very actor, for good if
-the place is gone. Units are pure, so a unit run twice writes the same bytes at the same address.
+`schedule` decides who runs what, `crew` hires and loses workers, `ray_cluster` is what they ask of
+Ray. Units are pure, so a unit run twice writes the same bytes at the same address.
 """
 
 from __future__ import annotations
 
-import logging
-import os
-import pickle
-import signal
-import socket
-from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, field
-from threading import current_thread, main_thread
 from time import monotonic
 from typing import Any
 
-import ray
-from ray import exceptions as failures
-from ray._private import worker as ray_driver
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
 from raymerge.errors import ClusterError, RaymergeError
 from raymerge.plan.graph import Unit
+from raymerge.runtime import ray_cluster
+from raymerge.runtime.crew import Crew, Member
 from raymerge.runtime.engine import LOOK_S, Call
-from raymerge.runtime.placement import Node, Place, asked, place
-from raymerge.runtime.record import raymerge_version
-from raymerge.runtime.remote import RemoteWorker, Report, versions
+from raymerge.runtime.losses import BrokenDeviceError, OutOfRoomError, WorkerLostError
+from raymerge.runtime.placement import Hiring
+from raymerge.runtime.schedule import MAX_FAILURES, Loss, Schedule
 from raymerge.runtime.settings import OnProgress, RunSettings
+from raymerge.runtime.stopping import StoppedError
 from raymerge.storage.posix import PosixFolder, PosixReader
-from raymerge.storage.urls import Scheme
+from raymerge.storage.urls import Scheme, destination
 from raymerge.storage.urls import source as find_source
-from raymerge.units import format_bytes
-
-_log = logging.getLogger(__name__)
-
-ANNOUNCE_S = 10
-"""Workers on a free cluster answer in 1 to 3 s; after this long the user is told of the wait."""
-START_S = 120
-"""Longest wait for a worker to start: Ray itself waits for free CPUs for ever, in silence."""
-STOP_S = 3
-"""Longest wait for workers to end the tile in hand, before they are killed."""
-CONNECT_S = 5
-"""Longest wait for a cluster's port. Ray would try for 122 s and then end the process."""
-MAX_DEATHS = 3
-"""Workers a unit may take with it before it is the suspect. Preempted nodes do not count."""
-OBJECT_STORE_BYTES = 100_000_000
-"""Near Ray's least: units and histograms pass through it, never tensors."""
-
-_LOST = (
-    failures.RayActorError,  # dead or unreachable
-    failures.WorkerCrashedError,
-    failures.NodeDiedError,
-    failures.OutOfMemoryError,
-    failures.ObjectLostError,  # its node died between the end of the call and our look at it
-)
-
-
-@dataclass(eq=False, slots=True)
-class _Member:
-    """A worker as the driver sees it."""
-
-    place: Place
-    threads: int
-    actor: Any
-    starting: Any
-    report: Report | None = None
-    running: dict[Any, Unit] = field(default_factory=dict)
 
 
 class ClusterEngine:
@@ -89,9 +42,11 @@ class ClusterEngine:
             that uses Ray already stays with the cluster it has.
         memory_bytes: What a worker reserves on a cluster that is not ours; None reserves nothing.
         on_progress: Told of the bytes moved whenever a unit lands.
+        hiring: Which workers are wanted.
 
     Raises:
         ClusterError: No cluster, no room on it, or a node with other code than this one.
+        RaymergeError: A node does not see what the driver sees.
     """
 
     name = "ray"
@@ -105,26 +60,39 @@ class ClusterEngine:
         address: str | None,
         memory_bytes: int | None,
         on_progress: OnProgress,
+        hiring: Hiring | None = None,
     ) -> None:
-        self.retries = 0
+        self.redone_units = 0
         self._settings = settings
-        self._threads = threads
         self._on_progress = on_progress
-        self._deaths: Counter[int] = Counter()
-        self._members: list[_Member] = []
-        self._connected = not ray.is_initialized()
+        self._hiring = hiring or Hiring()
+        self._connected = not ray_cluster.is_connected()
         if self._connected:
-            connect(address, workers=workers)
+            ray_cluster.connect(address, workers=workers)
+        ours = self._connected and address is None
+        self.crew = Crew(
+            settings,
+            workers=workers,
+            threads=threads,
+            memory_bytes=None if ours else memory_bytes,
+            hiring=self._hiring,
+        )
+        """The workers."""
         try:
-            ours = self._connected and address is None
-            reserved = None if ours else memory_bytes
-            places = place(_nodes(), settings.device, workers=workers, memory_bytes=reserved)
-            self.workers = len(places)
-            self._members = [self._hire(spot) for spot in places]
-            self._await_start()
+            self.crew.start()
         except BaseException:
             self.close()
             raise
+
+    @property
+    def workers(self) -> int:
+        """See `Engine.workers`: the most that there were at once."""
+        return self.crew.most
+
+    @property
+    def lost_workers(self) -> int:
+        """See `Engine.lost_workers`."""
+        return self.crew.lost
 
     def run(
         self,
@@ -135,153 +103,24 @@ class ClusterEngine:
         meanwhile: Callable[[], None] = lambda: None,
     ) -> Iterator[tuple[Unit, Any]]:
         """See `Engine.run`."""
-        left = deque(units)
-        begun: set[int] = set()
-
-        def begin(unit: Unit) -> None:
-            if unit.number not in begun:
-                begun.add(unit.number)
-                before(unit)
-
+        copies = call == "merge" and _bears_copies(self._settings.units_at)
+        work = _Work(self.crew, call, units, args, copies=copies)
         try:
-            while left or any(member.running for member in self._members):
-                self._hand_out(call, left, args, begin)
-                landed = self._land(self._next(meanwhile), left)
-                if landed is not None:
-                    yield landed
+            for unit, (result, moved) in work.results(before, meanwhile):
+                self._on_progress(moved)
+                yield unit, result
         except BaseException:
-            self._stop()
+            self.crew.stop(work.calls)
             raise
+        finally:
+            self.redone_units += work.schedule.redone
         self._check_sources()
 
     def close(self) -> None:
         """Stop the workers, and Ray if this engine started or joined it."""
-        self._stop()
-        if self._connected and ray.is_initialized():
-            ray.shutdown()
-            ray_driver._worker_logs_enabled = True  # noqa: SLF001 - see `connect`
-
-    def _hire(self, spot: Place) -> _Member:
-        """Have Ray start a worker; `starting` answers once it has."""
-        threads = self._threads or spot.num_cpus
-        actor = (
-            ray.remote(RemoteWorker)
-            .options(
-                num_cpus=spot.num_cpus,
-                num_gpus=spot.num_gpus,
-                memory=spot.memory_bytes,
-                max_restarts=0,
-                max_task_retries=0,
-                # The unit that waits its turn, and `stop`, need threads of their own.
-                max_concurrency=threads + 2,
-                # Soft: where its node is gone, a replacement may go anywhere.
-                scheduling_strategy=NodeAffinitySchedulingStrategy(spot.node, soft=True),
-            )
-            .remote(threads)
-        )
-        starting = actor.start.remote(versions(), pickle.dumps(self._settings))
-        return _Member(spot, threads, actor, starting)
-
-    def _await_start(self) -> None:
-        starting = [member.starting for member in self._members]
-        _, pending = ray.wait(starting, num_returns=self.workers, timeout=ANNOUNCE_S)
-        if pending:
-            free = _free()
-            text = "waiting for %d of %d Ray workers, %g s at most; free now: %s"
-            _log.warning(text, len(pending), self.workers, START_S, free)
-            _, pending = ray.wait(starting, num_returns=self.workers, timeout=START_S)
-        if pending:
-            raise ClusterError(
-                f"{len(pending)} of {self.workers} Ray workers did not start within "
-                f"{ANNOUNCE_S + START_S} s. Each asks for {asked(self._members[0].place)}, free "
-                f"on the cluster: {_free()}. Wait for it, or lower --workers.",
-                retryable=True,
-            )
-        for ref in starting:
-            self._land(ref, deque())
-        self.workers = len(self._members)
-
-    def _hand_out(
-        self,
-        call: Call,
-        left: deque[Unit],
-        args: tuple[Any, ...],
-        begin: Callable[[Unit], None],
-    ) -> None:
-        """Give units to the least busy until each has one more than it may run at once."""
-        started = [member for member in self._members if member.report]
-        while left and started:
-            member = min(started, key=lambda member: len(member.running))
-            if len(member.running) > member.threads:
-                return
-            begin(left[0])
-            unit = left.popleft()
-            member.running[member.actor.run.remote(call, unit, args)] = unit
-
-    def _next(self, meanwhile: Callable[[], None]) -> Any:
-        """The next call to end, of those that run and of workers that start."""
-        refs = [ref for member in self._members for ref in member.running]
-        refs += [member.starting for member in self._members if not member.report]
-        give_up = monotonic() + START_S
-        while True:
-            ready, _ = ray.wait(refs, timeout=LOOK_S)
-            if ready:
-                return ready[0]
-            meanwhile()
-            started = any(member.report for member in self._members)
-            if not started and monotonic() > give_up:
-                raise ClusterError(
-                    f"every Ray worker was lost and none came back within {START_S} s; free on the "
-                    f"cluster: {_free()}. Run the same command again to go on.",
-                    retryable=True,
-                )
-
-    def _land(self, ref: Any, left: deque[Unit]) -> tuple[Unit, Any] | None:
-        """A unit's result; None where `ref` told of a worker that has started or was lost."""
-        member = next(m for m in self._members if ref == m.starting or ref in m.running)
-        unit = member.running.get(ref)
-        try:
-            answer = ray.get(ref)
-        except failures.RayTaskError as failure:
-            raise _translated(failure, member, unit) from failure
-        except _LOST as failure:
-            left.extendleft(reversed(self._replace(member, failure)))
-            return None
-        if unit is None:
-            _check_versions(answer)
-            member.report = answer
-            return None
-        del member.running[ref]
-        result, moved = answer
-        self._on_progress(moved)
-        return unit, result
-
-    def _replace(self, member: _Member, failure: Exception) -> list[Unit]:
-        """Let a lost worker go and hire another; returns the units to run again."""
-        self._members.remove(member)
-        # One that is only out of reach would keep its GPU.
-        ray.kill(member.actor)
-        if member.report is None:
-            if not self._members:
-                raise ClusterError(f"no Ray worker could be started: {_line(failure)}")
-            _log.warning("a Ray worker did not start: %s", _line(failure))
-            return []
-        where = f"{member.report.host} (process {member.report.pid})"
-        _log.warning("lost the Ray worker on %s: %s", where, _line(failure))
-        units = list(member.running.values())
-        if not getattr(failure, "preempted", False):
-            self._deaths.update(unit.number for unit in units)
-        for unit in units:
-            if self._deaths[unit.number] >= MAX_DEATHS:
-                tensor = unit.nodes[0].slot.name
-                raise ClusterError(
-                    f"{MAX_DEATHS} workers died over the unit of {tensor}, the last one on {where}:"
-                    f" {_line(failure)} If it ran out of memory, lower --memory or --workers.",
-                    tensor=tensor,
-                )
-        self.retries += len(units)
-        self._members.append(self._hire(member.place))
-        return units
+        self.crew.close()
+        if self._connected:
+            ray_cluster.disconnect()
 
     def _check_sources(self) -> None:
         """Raise SourceError if a source is not the planned one any more, whoever has read it."""
@@ -295,123 +134,135 @@ class ClusterEngine:
             for name, pin in source.pins.items():
                 PosixReader(folder.path(name), pin, source=source.label).close()
 
-    def _stop(self) -> None:
-        """End what is under way: after the tile in hand, or else at once."""
-        members, self._members = self._members, []
-        if not ray.is_initialized():
+
+class _Work:
+    """One call of `run`: what has been given to whom."""
+
+    def __init__(
+        self, crew: Crew, call: Call, units: Sequence[Unit], args: tuple[Any, ...], *, copies: bool
+    ) -> None:
+        self.calls: dict[Any, tuple[Member, Unit]] = {}
+        """What is under way."""
+        self.schedule = Schedule({unit.number: unit.nbytes for unit in units}, copies=copies)
+        self._crew = crew
+        self._call = call
+        self._args = args
+        self._units = {unit.number: unit for unit in units}
+        self._begun: set[int] = set()
+        self._alone_since: float | None = None
+        for member in crew.started:
+            self._join(member)
+
+    def results(
+        self, before: Callable[[Unit], None], meanwhile: Callable[[], None]
+    ) -> Iterator[tuple[Unit, Any]]:
+        """Hand out units and give what comes back, until all have landed."""
+        while not self.schedule.done:
+            for order in self.schedule.orders(monotonic()):
+                unit = self._units[order.unit]
+                if order.unit not in self._begun:
+                    self._begun.add(order.unit)
+                    before(unit)
+                member = self._crew.members[order.worker]
+                ref = member.actor.run.remote(self._call, unit, self._args, order.shrink)
+                self.calls[ref] = member, unit
+            ended = ray_cluster.ended([*self.calls, *self._crew.starting], LOOK_S)
+            if not ended:
+                meanwhile()
+            for ref in ended:
+                yield from self._take(ref)
+            if self._crew.is_due:
+                self._look()
+        yield from self._take_late()
+
+    def _take(self, ref: Any) -> Iterator[tuple[Unit, Any]]:
+        """What a call that has ended gave, if it is the result of a unit."""
+        if ref in self._crew.starting:
+            if member := self._crew.settle(ref):
+                self._join(member)
             return
-        with suppress(failures.RayError):
-            for member in members:
-                member.actor.stop.remote()
-            refs = [ref for member in members for ref in member.running]
-            if refs:
-                ray.wait(refs, num_returns=len(refs), timeout=STOP_S)
-            for member in members:
-                ray.kill(member.actor)
-
-
-def connect(address: str | None, *, workers: int | None) -> None:
-    """Start a small, silent Ray here, or join the cluster at `address`.
-
-    Raises:
-        ClusterError: There is no cluster, or it cannot be used from here.
-    """
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    # Else Ray hides the GPUs from workers that ask for none, and warns that it will stop doing so.
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    # A stopped run drops calls unread; Ray would print the error of each.
-    os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")
-    # Ray prints lost workers to stdout, which is for data; the engine logs them itself.
-    ray_driver._worker_logs_enabled = False  # noqa: SLF001 - no public switch in Ray 2.60
-    previous = signal.getsignal(signal.SIGTERM)
-    try:
-        if address is None:
-            # More workers than CPUs are the user's choice here: both are counts of Ray's alone.
-            num_cpus = max(len(os.sched_getaffinity(0)), workers or 0)
-            ray.init(
-                "local",
-                num_cpus=num_cpus,
-                include_dashboard=False,
-                dashboard_host="127.0.0.1",
-                object_store_memory=OBJECT_STORE_BYTES,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-            )
+        if ref not in self.calls:
+            return  # its worker was lost meanwhile, as another call of it has told
+        member, unit = self.calls.pop(ref)
+        worker, now = member.number, monotonic()
+        try:
+            answer = ray_cluster.answer(ref)
+        except StoppedError:
+            self.schedule.give_back(worker, unit.number, now)
+        except OutOfRoomError as error:
+            self.schedule.cramp(worker, unit.number, now)
+            self._check_given_up(error)
+        except BrokenDeviceError as error:
+            self._leave(member, Loss.BROKEN)
+            self._crew.quarantine(member, error)
+            self._check_given_up(error)
+        except WorkerLostError as lost:
+            self.calls[ref] = member, unit
+            self._leave(member, lost.why)
+            self._crew.lose(member, lost)
+            self._check_given_up(lost)
+        except ClusterError as error:
+            tensor = unit.nodes[0].slot.name
+            raise ClusterError(
+                f"the worker on {member.where} failed at {tensor}.\n{error}", tensor=tensor
+            ) from error
         else:
-            _knock(address)
-            ray.init(address, log_to_driver=False, logging_level=logging.ERROR)
-    # SystemExit: Ray gives up on a port that is no cluster's by a SIGTERM to its own process.
-    except (OSError, RuntimeError, ValueError, failures.RayError, SystemExit) as error:
-        what = f"join the Ray cluster at {address}" if address else "start Ray on this machine"
+            # A copy that lands later counts too: what is stored is what was written last.
+            self.schedule.land(worker, unit.number, now)
+            yield unit, answer
+
+    def _join(self, member: Member) -> None:
+        self.schedule.join(member.number, member.place.node, member.threads)
+
+    def _leave(self, member: Member, why: Loss) -> None:
+        self.schedule.leave(member.number, why)
+        for ref in [ref for ref, (other, _) in self.calls.items() if other is member]:
+            del self.calls[ref]
+
+    def _check_given_up(self, error: Exception) -> None:
+        """Raise if a unit has failed too often."""
+        if not self.schedule.given_up:
+            return
+        tensor = self._units[self.schedule.given_up[0]].nodes[0].slot.name
         raise ClusterError(
-            f"cannot {what}: {_line(error)} Check --address and `ray status` there, and that this "
-            "machine is a node of it; `--engine local` needs no Ray.",
-            retryable=True,
+            f"at least {MAX_FAILURES} workers died over the unit of {tensor} or had no room for "
+            f"it, at last alone with it and in smaller tiles: {error} If it ran out of memory, "
+            "lower --memory or --workers.",
+            tensor=tensor,
         ) from error
-    finally:
-        # Ray's handler would exit with a code of its own in place of the caller's.
-        if callable(previous) and current_thread() is main_thread():
-            signal.signal(signal.SIGTERM, previous)
+
+    def _look(self) -> None:
+        """See which nodes have come and which are about to go."""
+        for worker in self.schedule.drain(self._crew.look()):
+            self._crew.members[worker].actor.hand_back.remote()
+        for member in self._crew.started:
+            if self.schedule.is_idle_and_going(member.number):
+                self.schedule.leave(member.number, Loss.PREEMPTED)
+                self._crew.dismiss(member)
+        if self._crew.started:
+            self._alone_since = None
+        elif self._alone_since is None:
+            self._alone_since = monotonic()
+        elif monotonic() > self._alone_since + self._crew.wait_s:
+            raise self._crew.missing()
+
+    def _take_late(self) -> Iterator[tuple[Unit, Any]]:
+        """End whoever still has a copy of what has landed, and take what they bring."""
+        if not self.calls:
+            return
+        for ref in self._crew.stop(self.calls):
+            try:
+                answer = ray_cluster.answer(ref)
+            except RaymergeError:
+                continue  # whatever became of it, the unit has landed
+            yield self.calls[ref][1], answer
 
 
-def _knock(address: str) -> None:
-    """Raise OSError or ValueError where no cluster can be, long before Ray would."""
-    if address == "auto":
-        return
-    host, _, port = address.rpartition(":")
-    if "://" in address or not host or not port.isdigit():
-        raise ValueError(f"{address!r} is neither `auto` nor host:port.")
-    socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_S).close()
+def _bears_copies(units_at: str) -> bool:
+    """Whether a unit may be written by two workers at once, where units are written.
 
-
-def _check_versions(report: Report) -> None:
-    skewed = [
-        f"{name} {report.versions.get(name)} there, {version} here"
-        for name, version in versions().items()
-        if report.versions.get(name) != version
-    ]
-    if skewed:
-        raise ClusterError(
-            f"node {report.host} does not run this driver's code: {'; '.join(skewed)}. Install the "
-            "same versions on every node."
-        )
-
-
-def _translated(failure: Any, member: _Member, unit: Unit | None) -> RaymergeError:
-    """What a worker raised, as it raised it; anything unforeseen with its traceback."""
-    if isinstance(failure.cause, RaymergeError):
-        return failure.cause
-    if unit is None:
-        return ClusterError(
-            f"a Ray worker could not start; raymerge {raymerge_version()} has to be installed on "
-            f"every node.\n{failure}"
-        )
-    tensor = unit.nodes[0].slot.name
-    host = member.report.host if member.report else "a node"
-    return ClusterError(f"the worker on {host} failed at {tensor}.\n{failure}", tensor=tensor)
-
-
-def _nodes() -> list[Node]:
-    alive = [node for node in ray.nodes() if node["Alive"]]
-    return [
-        Node(
-            id=node["NodeID"],
-            host=node["NodeManagerHostname"],
-            num_cpus=int(node["Resources"].get("CPU", 0)),
-            num_gpus=int(node["Resources"].get("GPU", 0)),
-            memory_bytes=int(node["Resources"].get("memory", 0)),
-        )
-        for node in alive
-    ]
-
-
-def _free() -> str:
-    free = ray.available_resources()
-    memory = format_bytes(int(free.get("memory", 0)))
-    return f"{free.get('GPU', 0):g} GPU, {free.get('CPU', 0):g} CPU, {memory}"
-
-
-def _line(error: BaseException) -> str:
-    """The gist of what Ray says over several lines."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return " ".join(line.split(" Some common causes")[0] for line in lines) or repr(error)
+    In a file both write the same bytes at the same address, and it has its length before. In an
+    object store either upload is seen whole, and the later one counts. On the Hub a unit waits on
+    the disk of its node under one name.
+    """
+    return destination(units_at).scheme is not Scheme.HUB

@@ -44,6 +44,9 @@ class Destination(Figures, Protocol):
     """Path or URL, as messages print it."""
     units_at: str
     """Path or URL of the place where workers write their units."""
+    figures_at: str | None
+    """Path or URL of the place where workers can read what `keep_figures` keeps; None where it is
+    the driver's alone."""
 
     def check(self) -> None:
         """Raise ConflictError if another driver has taken the destination."""

@@ -54,7 +54,11 @@ class MergeResult:
     engine: str
     workers: int
     retries: int
-    """Requests to storage that were made again, and units whose worker was lost."""
+    """Requests to storage that were made again, and units that were begun again."""
+    lost_workers: int
+    """Workers that were lost on the way."""
+    redone_units: int
+    """Units that were begun again, because a worker was lost or took too long over them."""
     resumed_units: int
     """Units of an earlier run that were found whole and not run again."""
     shards: tuple[ShardRecord, ...]
@@ -62,6 +66,9 @@ class MergeResult:
     def as_json(self) -> dict[str, Any]:
         """The document of `raymerge merge --json`."""
         return asdict(self)
+
+
+StartEngine = Callable[[Destination, OnProgress], Engine]
 
 
 class Meter:
@@ -86,7 +93,7 @@ class Meter:
 def execute(
     plan: Plan,
     out: str,
-    start_engine: Callable[[str, OnProgress], Engine],
+    start_engine: StartEngine,
     *,
     overwrite: bool,
     on_progress: OnProgress,
@@ -97,8 +104,8 @@ def execute(
     Args:
         plan: What to run.
         out: Path or URL.
-        start_engine: Makes the engine, given the place where units are written and where to report
-            progress. Called once the destination is ours.
+        start_engine: Makes the engine, given the destination once it is ours, and where to report
+            progress.
         overwrite: Replace whatever `out` holds.
         on_progress: Told of every piece of work done, from any thread.
         access: How storage is reached.
@@ -118,7 +125,7 @@ def execute(
     record = None if overwrite else finished(out, plan.digest, access=access)
     if record is not None:
         shards = tuple(ShardRecord(**shard) for shard in record["shards"])
-        return _result(plan, out, shards, engine="none", resumed=len(plan.units), began=began)
+        return _result(plan, out, shards, resumed=len(plan.units), began=began)
     meter = Meter(on_progress)
     names = [*(shard.name for shard in plan.shards), CARD_NAME, RECORD_NAME, *LEDGER_NAMES.values()]
     destination = claim(out, plan, names=names, overwrite=overwrite, access=access)
@@ -133,11 +140,9 @@ def execute(
         plan,
         out,
         shards,
-        engine=engine.name,
         resumed=resumed,
         began=began,
-        workers=engine.workers,
-        retries=engine.retries + meter.retries,
+        ran=engine,
         meter=meter,
     )
 
@@ -145,7 +150,7 @@ def execute(
 def _perform(
     plan: Plan,
     destination: Destination,
-    start_engine: Callable[[str, OnProgress], Engine],
+    start_engine: StartEngine,
     meter: Meter,
     access: Access,
 ) -> tuple[Engine, int, tuple[ShardRecord, ...]]:
@@ -157,7 +162,7 @@ def _perform(
     with closing(_Run(plan, destination)) as run:
         resumed = run.trust(found)
         run.prepare_ahead()
-        with closing(start_engine(destination.units_at, meter.add)) as engine:
+        with closing(start_engine(destination, meter.add)) as engine:
             units = plan.units
             if plan.surveyed and len(resumed) < len(units):
                 units = surveyed_units(plan, engine, destination)
@@ -218,10 +223,12 @@ class _Run:
 
     def land(self, unit: Unit, receipt: Receipt) -> None:
         """Keep a unit's receipt, and hash its shard if it was the last one."""
-        if unit.number in self.receipts:
-            return
+        again = unit.number in self.receipts
+        # Of two writers of an object it is the later one's tag that is found there.
         self.receipts[unit.number] = receipt
         self._destination.keep(receipt)
+        if again:
+            return
         self._left[unit.shard] -= 1
         if not self._left[unit.shard]:
             shard = self._shards[unit.shard]
@@ -247,11 +254,9 @@ def _result(
     out: str,
     shards: Sequence[ShardRecord],
     *,
-    engine: str,
     resumed: int,
     began: float,
-    workers: int = 0,
-    retries: int = 0,
+    ran: Engine | None = None,
     meter: Meter | None = None,
 ) -> MergeResult:
     return MergeResult(
@@ -262,9 +267,11 @@ def _result(
         bytes_read=meter.read_bytes if meter else 0,
         bytes_written=meter.written_bytes if meter else 0,
         seconds=round(perf_counter() - began, 3),
-        engine=engine,
-        workers=workers,
-        retries=retries,
+        engine=ran.name if ran else "none",
+        workers=ran.workers if ran else 0,
+        retries=(ran.redone_units if ran else 0) + (meter.retries if meter else 0),
+        lost_workers=ran.lost_workers if ran else 0,
+        redone_units=ran.redone_units if ran else 0,
         resumed_units=resumed,
         shards=tuple(shards),
     )

@@ -15,13 +15,27 @@ Call = Literal["merge", "count_high", "count_low", "count_ties"]
 
 
 class Engine(Protocol):
-    """Workers that run units, in any order, each at least once, and report each once."""
+    """Workers that run units, in any order, each at least once, and report each.
+
+    Where a unit that is merged was written twice it is reported twice, the later last.
+    """
 
     name: str
-    workers: int
-    """Processes, or for the local engine threads, that run units."""
-    retries: int
-    """Units that were run again because a worker was lost."""
+
+    @property
+    def workers(self) -> int:
+        """Processes, or for the local engine threads, that run units."""
+        ...
+
+    @property
+    def lost_workers(self) -> int:
+        """Workers that were lost, whose units others have run."""
+        ...
+
+    @property
+    def redone_units(self) -> int:
+        """Units that were begun again, because a worker was lost or took too long over them."""
+        ...
 
     def run(
         self,

@@ -27,7 +27,7 @@ class LocalEngine:
     """Runs units on `threads` threads that share one worker."""
 
     name = "local"
-    retries = 0
+    lost_workers = redone_units = 0
 
     def __init__(self, settings: RunSettings, *, threads: int, on_progress: OnProgress) -> None:
         self.workers = threads

@@ -6,21 +6,29 @@ import os
 import pickle
 import platform
 import socket
-from collections.abc import Mapping
-from dataclasses import dataclass
-from threading import Event, Lock, Semaphore
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from threading import Condition, Event, Lock
 from typing import Any
 
 import numba
 import numpy as np
 
+from raymerge.errors import RaymergeError
 from raymerge.kernels.identity import kernel_hash
 from raymerge.plan.graph import Unit
+from raymerge.plan.memory import SMALLEST_TILE
 from raymerge.runtime.engine import Call
+from raymerge.runtime.losses import BrokenDeviceError, OutOfRoomError
+from raymerge.runtime.preflight import preflight
 from raymerge.runtime.record import raymerge_version
 from raymerge.runtime.settings import Progress, RunSettings
 from raymerge.runtime.stopping import StoppedError
 from raymerge.runtime.unit import Worker
+
+SHRINK = 4
+"""How much smaller the tiles are each time that a unit did not fit."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,6 +38,8 @@ class Report:
     host: str
     pid: int
     versions: Mapping[str, str]
+    devices: str
+    """What Ray lets it see, in CUDA's words."""
 
 
 class RemoteWorker:
@@ -37,37 +47,99 @@ class RemoteWorker:
 
     def __init__(self, threads: int) -> None:
         self._stop = Event()
-        self._turns = Semaphore(threads)
+        self._threads = threads
+        self._running = 0
+        self._leaving = False
+        self._turn = Condition()
         self._lock = Lock()
         self._moved = Progress()
+        self._workers: dict[int, Worker] = {}
 
     def start(self, expected: Mapping[str, str], settings: bytes) -> Report:
-        """Get ready if this node runs the driver's code; the report says whether it does."""
-        report = Report(host=socket.gethostname(), pid=os.getpid(), versions=versions())
+        """Get ready if this node runs the driver's code; the report says whether it does.
+
+        Raises:
+            RaymergeError: It does not see what the driver sees.
+        """
+        report = Report(
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            versions=versions(),
+            devices=os.environ.get("CUDA_VISIBLE_DEVICES", ""),
+        )
         if report.versions == expected:
             # Pickled by hand: other code may not be able to read it, and has to say so itself.
-            run: RunSettings = pickle.loads(settings)  # noqa: S301 - from our own driver
-            self._worker = Worker(run, stop=self._stop, on_progress=self._add)
+            self._settings: RunSettings = pickle.loads(settings)  # noqa: S301 - from our own driver
+            try:
+                preflight(self._settings)
+                self._worker(0)
+            except RaymergeError as error:
+                error.message = f"node {report.host}: {error.message}"
+                raise
         return report
 
-    def run(self, call: Call, unit: Unit, args: tuple[Any, ...]) -> tuple[Any, Progress]:
-        """Run a unit; the bytes moved since the last report come with its result."""
-        if not self._turns.acquire(blocking=False):
-            self._worker.will_need(unit)
-            self._turns.acquire()
-        try:
-            if self._stop.is_set():
-                raise StoppedError("stopped")
-            result = getattr(self._worker, call)(unit, *args)
-        finally:
-            self._turns.release()
+    def run(
+        self, call: Call, unit: Unit, args: tuple[Any, ...], shrink: int = 0
+    ) -> tuple[Any, Progress]:
+        """Run a unit; the bytes moved since the last report come with its result.
+
+        Raises:
+            StoppedError: It was not begun, or not finished.
+            OutOfRoomError: It needs more memory than there is.
+            BrokenDeviceError: It is not the unit's fault.
+        """
+        worker = self._worker(shrink)
+        with self._in_turn(worker, unit):
+            try:
+                result = getattr(worker, call)(unit, *args)
+            except (MemoryError, RuntimeError) as error:
+                raise _device_failure(error) from error
         with self._lock:
             moved, self._moved = self._moved, Progress()
         return result, moved
 
+    def hand_back(self) -> None:
+        """Begin no more units; those that wait their turn are given back."""
+        with self._turn:
+            self._leaving = True
+            self._turn.notify_all()
+
     def stop(self) -> None:
         """End every unit after the tile in hand."""
         self._stop.set()
+        self.hand_back()
+
+    @contextmanager
+    def _in_turn(self, worker: Worker, unit: Unit) -> Iterator[None]:
+        """While no more units run than there is memory for."""
+        with self._turn:
+            if self._running == self._threads:
+                worker.will_need(unit)
+            self._turn.wait_for(lambda: self._leaving or self._running < self._threads)
+            if self._leaving:
+                raise StoppedError("not begun: the worker is about to go")
+            self._running += 1
+        try:
+            yield
+        finally:
+            with self._turn:
+                self._running -= 1
+                self._turn.notify()
+
+    def _worker(self, shrink: int) -> Worker:
+        """What runs units, in tiles so many times smaller. Tiles change no byte."""
+        with self._lock:
+            if shrink not in self._workers:
+                budget = self._settings.budget
+                tile = max(SMALLEST_TILE, budget.tile_elements // SHRINK**shrink)
+                if shrink:
+                    budget = replace(
+                        budget, tile_elements=min(tile, budget.tile_elements), hold=False
+                    )
+                self._workers[shrink] = Worker(
+                    replace(self._settings, budget=budget), stop=self._stop, on_progress=self._add
+                )
+            return self._workers[shrink]
 
     def _add(self, more: Progress) -> None:
         with self._lock:
@@ -83,3 +155,14 @@ def versions() -> dict[str, str]:
         "numba": numba.__version__,
         "kernels": kernel_hash(),
     }
+
+
+def _device_failure(error: MemoryError | RuntimeError) -> Exception:
+    """What torch and numpy raise where the fault is not the unit's; any other as it is."""
+    # By name: torch is not loaded for this, and before 2.8 its errors had no class of their own.
+    kinds = {kind.__name__ for kind in type(error).__mro__}
+    if kinds & {"MemoryError", "OutOfMemoryError"}:
+        return OutOfRoomError(f"not enough memory: {error}")
+    if "AcceleratorError" in kinds or str(error).startswith("CUDA error"):
+        return BrokenDeviceError(str(error))
+    return error

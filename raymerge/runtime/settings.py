@@ -10,6 +10,7 @@ from raymerge.plan.build import Plan
 from raymerge.plan.graph import PlannedSource
 from raymerge.plan.memory import Budget
 from raymerge.plan.stages import Terms, terms
+from raymerge.runtime.preflight import Nonce
 from raymerge.runtime.readers import OpenSource, open_planned
 from raymerge.storage.store import Access
 
@@ -30,6 +31,8 @@ class RunSettings:
     """How storage is reached."""
     open_source: OpenSource = open_planned
     """Gives the folder of a source, in every worker."""
+    nonce: Nonce | None = None
+    """What every process of the run has to find in the destination."""
     stage: str | None = None
     """The stage that these are the settings of; None of the one that is written."""
     stages: tuple[Terms, ...] = ()
@@ -49,7 +52,9 @@ def run_settings(
     units_at: str,
     device: Literal["cpu", "cuda"],
     access: Access | None = None,
+    *,
     open_source: OpenSource = open_planned,
+    nonce: Nonce | None = None,
 ) -> RunSettings:
     """The settings of a plan whose units are written to a place."""
     settings = RunSettings(
@@ -61,6 +66,7 @@ def run_settings(
         budget=plan.memory.budget,
         device=device,
         open_source=open_source,
+        nonce=nonce,
     )
     if not plan.stages:
         return settings

@@ -14,7 +14,7 @@ Result = TypeVar("Result")
 
 
 class StoppedError(RaymergeError):
-    """The run was told to stop; what is finished stays finished."""
+    """The run was told to stop, or the unit was not begun; what is finished stays finished."""
 
 
 class LoosePool:

@@ -20,7 +20,7 @@ import raymerge
 from raymerge.errors import SourceError
 from raymerge.machine import Machine
 from raymerge.plan.build import Plan
-from raymerge.runtime import cluster
+from raymerge.runtime import ray_cluster
 from tests.adapters import factors, modules_of, with_adapter, write_adapter
 from tests.checkpoints import fine_tune, llama_config, tiny_llama_tensors
 from tests.conftest import METHOD_KNOBS, WITHOUT_BASE, Place, finish, raw, shard_hashes, spawn
@@ -120,7 +120,7 @@ def test_ray_gives_the_bytes_of_the_local_engine(place: Place) -> None:
     recipe = ties_over_two(place)
     options = ["--device", "cpu", "--workers", 2, "--shard-size", 4000, "--memory", "1GiB"]
     local = place.run("merge", recipe, place / "local", "--engine", "local", "--json", *options)
-    cluster.connect(None, workers=2)
+    ray_cluster.connect(None, workers=2)
     try:
         done = place.run("merge", recipe, place / "ray", "--engine", "ray", "--json", *options)
     finally:

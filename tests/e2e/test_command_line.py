@@ -36,7 +36,7 @@ def test_merge_prints_its_document(place: Place) -> None:
 
     assert list(document) == [
         "output", "digest", "tensors", "parameters", "bytes_read", "bytes_written", "seconds",
-        "engine", "workers", "retries", "resumed_units", "shards",
+        "engine", "workers", "retries", "lost_workers", "redone_units", "resumed_units", "shards",
     ]  # fmt: skip
     assert document["output"] == str(place / "out")
     assert document["tensors"] == len(base)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 import ray
 
-from raymerge.runtime import cluster
+from raymerge.runtime import ray_cluster
 from tests import sites
 from tests.e2e.elsewhere import Elsewhere, merge
 
@@ -27,7 +27,7 @@ CASES = [
 @pytest.fixture(scope="module")
 def on_ray(elsewhere: Elsewhere) -> Iterator[Elsewhere]:
     """A Ray of this machine, whose workers have the environment that leads to all places."""
-    cluster.connect(None, workers=2)
+    ray_cluster.connect(None, workers=2)
     yield elsewhere
     ray.shutdown()
 

@@ -11,11 +11,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from itertools import takewhile
 from pathlib import Path
-from threading import Lock
 from typing import Any
 
 import pytest
@@ -26,13 +24,12 @@ import raymerge
 from raymerge.errors import ClusterError, NonFiniteError, SourceError
 from raymerge.plan.build import Plan
 from raymerge.plan.graph import Unit
-from raymerge.runtime import cluster
+from raymerge.runtime import crew, ray_cluster
 from raymerge.runtime.cluster import ClusterEngine
 from raymerge.runtime.engine import Engine
 from raymerge.runtime.local import LocalEngine
-from raymerge.runtime.placement import Node
-from raymerge.runtime.placement import place as place_workers
-from raymerge.runtime.remote import RemoteWorker, versions
+from raymerge.runtime.placement import Hiring
+from raymerge.runtime.remote import versions
 from raymerge.runtime.settings import OnProgress, Progress, RunSettings
 from raymerge.runtime.survey import surveyed_units
 from raymerge.storage.posix import PosixShard
@@ -50,7 +47,7 @@ GIB = 2**30
 
 @pytest.fixture(scope="module", autouse=True)
 def _local_ray() -> Iterator[None]:
-    cluster.connect(None, workers=CPUS)
+    ray_cluster.connect(None, workers=CPUS)
     yield
     ray.shutdown()
 
@@ -95,6 +92,7 @@ def clustered(
     threads: int = 1,
     memory_bytes: int | None = None,
     on_progress: OnProgress = ignore,
+    hiring: Hiring | None = None,
 ) -> ClusterEngine:
     return ClusterEngine(
         settings_of(plan, folder),
@@ -103,6 +101,7 @@ def clustered(
         address=None,
         memory_bytes=memory_bytes,
         on_progress=on_progress,
+        hiring=hiring,
     )
 
 
@@ -134,7 +133,7 @@ def fill(
 
 
 def pids(engine: ClusterEngine) -> list[int]:
-    return [member.report.pid for member in engine._members if member.report]  # noqa: SLF001
+    return [member.report.pid for member in engine.crew.started if member.report]
 
 
 def ended(pid: int, timeout_s: float = 10) -> bool:
@@ -158,7 +157,7 @@ def test_the_bytes_are_those_of_the_local_engine(place: Place, planned: Plan, wo
     engine = clustered(planned, place / "ray", workers, threads=2)
     assert (engine.name, engine.workers) == ("ray", workers)
     assert fill(planned, engine, place / "ray") == expected
-    assert engine.retries == 0
+    assert engine.redone_units == 0
 
 
 def test_a_survey_gives_the_same_figures_and_bytes(place: Place) -> None:
@@ -196,7 +195,7 @@ def test_units_of_a_killed_worker_land_elsewhere(
             os.kill(doomed, signal.SIGKILL)
 
     assert fill(planned, engine, place / "ray", during=kill) == expected
-    assert 1 <= engine.retries <= 2
+    assert 1 <= engine.redone_units <= 2
     time.sleep(1)  # Ray's own account of the death comes late
     assert capfd.readouterr().out == ""
 
@@ -211,11 +210,13 @@ class Poison:
 def test_a_unit_that_kills_every_worker_is_given_up(place: Place, planned: Plan) -> None:
     with closing(clustered(planned, place / "ray")) as engine:
         results = engine.run("count_low", planned.units[:1], Poison(), before=lambda _: None)
-        with pytest.raises(ClusterError, match="3 workers died over the unit of") as caught:
+        with pytest.raises(
+            ClusterError, match="3 workers died over the unit of"
+        ) as caught:
             list(results)
 
     assert caught.value.tensor == planned.units[0].nodes[0].slot.name
-    assert engine.retries == 2
+    assert engine.redone_units == 2
 
 
 def test_a_unit_is_prepared_once_however_often_it_runs(place: Place, planned: Plan) -> None:
@@ -229,7 +230,7 @@ def test_a_unit_is_prepared_once_however_often_it_runs(place: Place, planned: Pl
         assert len(list(results)) == 3
 
     assert begun == [unit.number for unit in planned.units[:3]]
-    assert engine.retries > 0
+    assert engine.redone_units > 0
 
 
 def test_a_worker_s_own_errors_come_out_as_raised(place: Place) -> None:
@@ -291,7 +292,7 @@ def test_a_node_with_other_code_is_refused(
 ) -> None:
     here = {**versions(), "numba": "0.1"}
     there = versions()["numba"]
-    monkeypatch.setattr(cluster, "versions", lambda: here)
+    monkeypatch.setattr(crew, "versions", lambda: here)
 
     with pytest.raises(
         ClusterError, match=f"node {os.uname().nodename} .*numba {there} there, 0.1"
@@ -313,16 +314,18 @@ def test_a_busy_cluster_is_waited_for_aloud_but_not_for_ever(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     with closing(clustered(planned, place / "ray")):
-        monkeypatch.setattr(cluster, "ANNOUNCE_S", 0.5)
-        monkeypatch.setattr(cluster, "START_S", 0.5)
+        monkeypatch.setattr(crew, "ANNOUNCE_S", 0.3)
+        monkeypatch.setattr(crew, "LOOK_S", 0.1)
         with (
             caplog.at_level(logging.WARNING),
-            pytest.raises(ClusterError, match="1 of 1 Ray workers did not start within") as caught,
+            pytest.raises(ClusterError, match=r"none has started within 1 s\. Each asks") as caught,
         ):
-            clustered(planned, place / "ray", workers=1)
+            clustered(planned, place / "ray", workers=1, hiring=Hiring(wait_s=1))
 
     assert caught.value.retryable
-    assert "waiting for 1 of 1 Ray workers, 0.5 s at most; free now: 0 GPU, 0 CPU" in caplog.text
+    assert "free on the cluster: 0 GPU, 0 CPU, " in caught.value.message
+    assert "(held: 0 GPU, 2 CPU, " in caught.value.message
+    assert "waiting for 1 Ray workers, 1 s at most; free now: 0 GPU, 0 CPU" in caplog.text
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "here", "ray://127.0.0.1:10001", "a:b"])
@@ -330,85 +333,9 @@ def test_an_address_without_a_cluster_is_refused_within_seconds(address: str) ->
     began = time.monotonic()
 
     with pytest.raises(ClusterError, match=f"cannot join the Ray cluster at {address}: "):
-        cluster.connect(address, workers=None)
+        ray_cluster.connect(address, workers=None)
 
     assert time.monotonic() - began < 10
-
-
-def node(name: str, num_cpus: int, num_gpus: int = 0, gib: int = 64) -> Node:
-    return Node(id=name, host=name, num_cpus=num_cpus, num_gpus=num_gpus, memory_bytes=gib * GIB)
-
-
-@pytest.mark.parametrize(
-    ("nodes", "device", "workers", "expected"),
-    [
-        ([node("a", 8), node("b", 4)], "cpu", None, ["a8", "b4"]),
-        ([node("head", 0), node("b", 4)], "cpu", None, ["b4"]),
-        ([node("a", 8), node("b", 4)], "cpu", 3, ["a4", "a4", "b4"]),
-        ([node("a", 2)], "cpu", 2, ["a1", "a1"]),
-        ([node("a", 7)], "cpu", 2, ["a3", "a3"]),
-        ([node("a", 8, 2), node("b", 4)], "cuda", None, ["a1", "a1"]),
-        ([node("a", 8, 2), node("b", 8, 1)], "cuda", 2, ["a1", "b1"]),
-        ([node("a", 8, gib=20), node("b", 8)], "cpu", 3, ["a8", "b4", "b4"]),
-    ],
-)
-def test_workers_share_the_nodes(
-    nodes: list[Node], device: str, workers: int | None, expected: list[str]
-) -> None:
-    places = place_workers(nodes, device, workers=workers, memory_bytes=16 * GIB)
-
-    assert [f"{place.node}{place.num_cpus}" for place in places] == expected
-    assert {place.num_gpus for place in places} == {int(device == "cuda")}
-
-
-@pytest.mark.parametrize(
-    ("nodes", "device", "workers"),
-    [
-        ([], "cpu", None),
-        ([node("a", 0)], "cpu", None),
-        ([node("a", 8)], "cuda", None),
-        ([node("a", 8, 4)], "cuda", 5),
-        ([node("a", 8, 4, gib=40)], "cuda", None),
-        ([node("a", 8, gib=8), node("b", 8)], "cpu", None),
-    ],
-)
-def test_what_fits_nowhere_is_refused(nodes: list[Node], device: str, workers: int | None) -> None:
-    with pytest.raises(ClusterError, match="do not fit on the cluster"):
-        place_workers(nodes, device, workers=workers, memory_bytes=16 * GIB)
-
-
-class Slow:
-    """Stands for a worker: counts the calls that run at once."""
-
-    def __init__(self) -> None:
-        self.lock = Lock()
-        self.running = self.most = self.advised = 0
-
-    def will_need(self, _unit: object) -> None:
-        with self.lock:
-            self.advised += 1
-
-    def merge(self, _unit: object) -> int:
-        with self.lock:
-            self.running += 1
-            self.most = max(self.most, self.running)
-        time.sleep(0.05)
-        with self.lock:
-            self.running -= 1
-        return 7
-
-
-def test_no_more_units_run_at_once_than_the_plan_has_memory_for(planned: Plan) -> None:
-    remote = RemoteWorker(2)
-    slow: Any = Slow()
-    remote._worker = slow  # noqa: SLF001
-
-    with ThreadPoolExecutor(6) as pool:
-        calls = [pool.submit(remote.run, "merge", unit, ()) for unit in planned.units[:6]]
-        assert [call.result() for call in calls] == [(7, Progress())] * 6
-
-    assert slow.most == 2
-    assert slow.advised >= 1
 
 
 SCRIPT = """

@@ -14,6 +14,7 @@ from raymerge.errors import ClusterError, CommitError, StorageError
 from raymerge.plan import units as unit_sizes
 from raymerge.plan.build import Plan
 from raymerge.plan.graph import Unit
+from raymerge.runtime.destination import Destination
 from raymerge.runtime.driver import MergeResult, execute
 from raymerge.runtime.engine import Call
 from raymerge.runtime.settings import OnProgress
@@ -37,7 +38,7 @@ class ScriptedEngine:
 
     name = "scripted"
     workers = 1
-    retries = 0
+    lost_workers = redone_units = 0
 
     def __init__(
         self,
@@ -102,8 +103,8 @@ def engines() -> list[ScriptedEngine]:
 def run(
     plan: Plan, out: Path, engines: list[ScriptedEngine] | None = None, **script: Any
 ) -> MergeResult:
-    def start(folder: str, report: OnProgress) -> ScriptedEngine:
-        engine = ScriptedEngine(plan, folder, report, **script)
+    def start(destination: Destination, report: OnProgress) -> ScriptedEngine:
+        engine = ScriptedEngine(plan, destination.units_at, report, **script)
         if engines is not None:
             engines.append(engine)
         return engine

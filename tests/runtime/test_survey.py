@@ -27,7 +27,7 @@ class CountingEngine:
 
     name = "counting"
     workers = 1
-    retries = 0
+    lost_workers = redone_units = 0
 
     def __init__(self, plan: Plan) -> None:
         self._worker = Worker(run_settings(plan, Path("/nowhere")), stop=Event())

@@ -10,7 +10,7 @@ import pytest
 import ray
 import torch
 
-from raymerge.runtime import cluster
+from raymerge.runtime import ray_cluster
 from tests import sites
 from tests.conftest import Place
 from tests.servers.proxy import proxy
@@ -46,7 +46,7 @@ def soak(tmp_path_factory: pytest.TempPathFactory, s3_server: S3) -> Iterator[So
         for name in ("base", "a", "b"):
             sites.store(place / name, s3.url(name))
         recipe.write_text(recipe.read_text().replace(f"{place.path}/", s3.url()))
-        cluster.connect(None, workers=2)
+        ray_cluster.connect(None, workers=2)
         yield Soak(recipe, s3, between, expected)
         ray.shutdown()
 
