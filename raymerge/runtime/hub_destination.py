@@ -49,7 +49,7 @@ class RepositoryDestination:
         del access  # the Hub takes no options
         self._branch = HubDestination(str(out))
         self.location = self.units_at = str(out)
-        self.figures_at = None
+        self.figures_at: str | None = None
         # Files of the branch are looked for on the branch, so the claim has no names to protect.
         self._claim = Claim(state_folder(self._branch.location), digest=digest, overwrite=overwrite)
         try:

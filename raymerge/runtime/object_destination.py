@@ -54,7 +54,7 @@ class ObjectDestination:
         self._abort_leftovers = store.abort_leftovers
         self.location = self.units_at = store.location
         self._state = f"{STATE_FOLDER}/{digest}/"
-        self.figures_at = f"{store.location}/{STATE_FOLDER}/{digest}"
+        self.figures_at: str | None = f"{store.location}/{STATE_FOLDER}/{digest}"
         if not overwrite:
             _refuse_taken(self._store.pins(), names, self.location)
         self._claim = ObjectClaim(self._store, digest=digest, overwrite=overwrite)
