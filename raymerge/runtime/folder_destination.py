@@ -29,7 +29,8 @@ class FolderDestination:
         self._claim = Claim(out, digest=digest, overwrite=overwrite, names=names)
         self._folder = self._claim.folder
         self.location = str(out)
-        self.units_at = self.figures_at = str(self._folder)
+        self.units_at = str(self._folder)
+        self.figures_at: str | None = self.units_at
 
     def check(self) -> None:
         """See `Destination.check`."""
