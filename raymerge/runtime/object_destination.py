@@ -28,6 +28,7 @@ from raymerge.plan.build import Plan
 from raymerge.plan.graph import Unit
 from raymerge.runtime.object_claim import CLAIM_NAME, STATE_FOLDER, ObjectClaim
 from raymerge.runtime.receipt import Receipt, read_receipt
+from raymerge.runtime.stopping import LoosePool
 from raymerge.storage.objects import ObjectStore
 from raymerge.storage.store import Access, Store
 from raymerge.storage.urls import Location
@@ -54,6 +55,7 @@ class ObjectDestination:
         self._abort_leftovers = store.abort_leftovers
         self.location = self.units_at = store.location
         self._state = f"{STATE_FOLDER}/{digest}/"
+        self._errands = LoosePool(1)
         self.figures_at: str | None = f"{store.location}/{STATE_FOLDER}/{digest}"
         if not overwrite:
             _refuse_taken(self._store.pins(), names, self.location)
@@ -112,7 +114,8 @@ class ObjectDestination:
     def keep(self, receipt: Receipt) -> None:
         """See `Destination.keep`."""
         name = f"{self._state}unit-{receipt.unit:06}.json"
-        self._store.put(name, receipt.as_json())
+        # On another thread: an interruption would have to wait for the answer of this one's.
+        self._errands.submit(self._store.put, name, receipt.as_json()).result()
 
     def read_figures(self, name: str) -> bytes | None:
         """See `Figures.read_figures`."""
@@ -162,6 +165,7 @@ class ObjectDestination:
 
     def close(self) -> None:
         """See `Destination.close`."""
+        self._errands.close()
         self._claim.release()
 
 
