@@ -22,7 +22,7 @@ def try_repository(visit: Visit, where: Location) -> None:
     """
     visit.facts["endpoint"] = hub_account.hub_address()
     place = str(where)
-    HubDestination(place)
+    HubDestination(place)  # a commit is no place to write to, which it says
     if hub_account.is_offline():
         visit.problem("HF_HUB_OFFLINE forbids to write to the Hub; unset it")
         return
