@@ -34,6 +34,9 @@ SILENT_BEATS = 3
 LEAVE_S = 5.0
 """Longest wait for a store to hear that a driver has left."""
 
+_ours: set[object] = set()
+"""Drivers of this process that have not ended; a store may not have heard of those that have."""
+
 State = Literal["running", "committing", "left"]
 
 
@@ -64,7 +67,12 @@ class ObjectClaim:
         """Whether nobody has claimed the place before."""
         self._lock = Lock()
         self._ended = Event()
-        self._pin = self._take(overwrite=overwrite)
+        _ours.add(self._driver)
+        try:
+            self._pin = self._take(overwrite=overwrite)
+        except BaseException:
+            _ours.discard(self._driver)
+            raise
         self._heart = Thread(target=self._live, daemon=True)
         self._heart.start()
 
@@ -90,12 +98,14 @@ class ObjectClaim:
 
     def remove(self) -> None:
         """The checkpoint exists, or will never: nobody has to be kept away any more."""
+        _ours.discard(self._driver)
         self._ended.set()
         self._heart.join()
         self._store.delete(CLAIM_NAME)
 
     def release(self) -> None:
         """Let go of what was not published, so that the next run need not watch for our life."""
+        _ours.discard(self._driver)
         if not self._ended.is_set():
             self._state = "left"
             self._ended.set()
@@ -224,6 +234,8 @@ def _lives_here(claim: Mapping[str, Any]) -> bool | None:
     """Whether a claim's driver is alive, if it ran where this process can tell."""
     if claim.get("machine") != _machine():
         return None
+    if claim.get("pid") == os.getpid():
+        return claim.get("driver") in _ours
     return claim.get("started") == _started(claim.get("pid"))
 
 

@@ -90,8 +90,17 @@ def test_what_a_driver_left_is_taken_up_at_once(store: ObjectStore) -> None:
         assert time.monotonic() - began < 1
 
 
+def test_a_driver_of_this_process_that_left_unheard_is_succeeded_at_once(
+    store: ObjectStore,
+) -> None:
+    leave(store)
+    began = time.monotonic()
+    with claimed(store, beat_s=60):
+        assert time.monotonic() - began < 1
+
+
 def test_a_dead_driver_of_this_machine_is_known_to_be_dead(store: ObjectStore) -> None:
-    leave(store, started="1")
+    leave(store, pid=1, started="1")
     began = time.monotonic()
     with claimed(store, beat_s=60):
         assert time.monotonic() - began < 1

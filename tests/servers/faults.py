@@ -15,6 +15,8 @@ class Kind(StrEnum):
 
     REFUSE = "refuse"
     """503 SlowDown; the server never hears of it."""
+    EXPIRE = "expire"
+    """400 ExpiredToken, for good; the server never hears of it."""
     LOSE = "lose"
     """Reset in the middle of what the client sends; the server never hears of it."""
     RESET = "reset"

@@ -19,13 +19,18 @@ from tests.servers.faults import Choice, Exchange, Fault, Kind, never
 from tests.servers.http_stream import Head, body_of, read_head
 from tests.servers.process import LOOPBACK
 
-_SLOW_DOWN = (
-    b'<?xml version="1.0" encoding="UTF-8"?>\n'
-    b"<Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>"
-)
-_REFUSAL = (
-    b"HTTP/1.1 503 Slow Down\r\nContent-Type: application/xml\r\nContent-Length: %d\r\n\r\n%s"
-) % (len(_SLOW_DOWN), _SLOW_DOWN)
+
+def _refusal(status: bytes, code: bytes, message: bytes) -> bytes:
+    """An answer in the words of S3."""
+    body = b"<Error><Code>%s</Code><Message>%s</Message></Error>" % (code, message)
+    head = b"HTTP/1.1 %s\r\nContent-Type: application/xml\r\nContent-Length: %d\r\n\r\n"
+    return head % (status, len(body)) + body
+
+
+_REFUSALS = {
+    Kind.REFUSE: (503, _refusal(b"503 Slow Down", b"SlowDown", b"Reduce your request rate.")),
+    Kind.EXPIRE: (400, _refusal(b"400 Bad Request", b"ExpiredToken", b"The token has expired.")),
+}
 
 
 class Proxy:
@@ -106,11 +111,11 @@ class Proxy:
             await client.read((head.length or 0) // 2)
             _reset(to)
             return False
-        if fault.kind is Kind.REFUSE:
+        if fault.kind in _REFUSALS:
             async for piece in body_of(head, client):
                 exchange.bytes_up += len(piece)
-            exchange.status = 503
-            to.write(_REFUSAL)
+            exchange.status, answer = _REFUSALS[fault.kind]
+            to.write(answer)
             await to.drain()
             return True
         return await self._pass_on(exchange, fault, head, client, to)

@@ -1,6 +1,7 @@
 """One merge from bucket to bucket on a bad day, and what became of it. Seeded: a day comes again.
 
     faults        requests are refused, reset, cut short, stalled, delayed, at a random rate
+    expiry        from a random request on the token has expired
     driver kill   the driver, a process of its own, dies at a random request
     worker kill   on Ray: a worker dies at a random request
 
@@ -43,7 +44,7 @@ FAULTS = (
 )
 STORAGE = {"read_timeout": "1s", "timeout": "10s"}
 """Stalls are given up soon: a trial has not the patience of a merge of hours."""
-EVENTS = {"faults": 0.6, "driver kill": 0.25, "worker kill": 0.15}
+EVENTS = {"faults": 0.5, "expiry": 0.15, "driver kill": 0.2, "worker kill": 0.15}
 MOST_REQUESTS = 80
 """A merge makes some 70; one that is to be killed at a later one is not."""
 WORKER = b"ray::RemoteWorker"
@@ -91,6 +92,7 @@ class Soak:
         self._proxy.log.clear()
         first, retries = {
             "faults": self._here,
+            "expiry": self._expiring,
             "driver kill": self._in_a_process,
             "worker kill": self._on_ray,
         }[event](out, faults, fatal)
@@ -104,12 +106,21 @@ class Soak:
         self._proxy.choose = faults
         return self._merge(out, engine="local")
 
+    def _expiring(self, out: str, faults: Choice, fatal: int) -> tuple[str, int]:
+        numbers = count(1)
+
+        def choose(exchange: Exchange) -> Fault | None:
+            return faults(exchange) if next(numbers) < fatal else Fault(Kind.EXPIRE)
+
+        self._proxy.choose = choose
+        return self._merge(out, engine="local")
+
     def _in_a_process(self, out: str, faults: Choice, fatal: int) -> tuple[str, int]:
         options = [
             word for pair in STORAGE.items() for word in ("--storage-option", "=".join(pair))
         ]
         process = spawn(
-            "merge", self._recipe, out, "--engine", "local", "--device", "cpu", "--workers", 2,
+            "merge", self._recipe, out, "--engine", "local", "--device", "cpu", "--workers", 1,
             "--shard-size", SHARD_BYTES, "--json", *options,
         )  # fmt: skip
         self._proxy.choose = _at(fatal, faults, process.kill)
