@@ -14,8 +14,8 @@ from raymerge.errors import SourceError
 from raymerge.plan.build import Plan
 from raymerge.plan.graph import PlannedSource
 from raymerge.plan.vocabulary import PlannedVocabulary
+from raymerge.runtime.readers import open_planned
 from raymerge.runtime.side_files import side_files
-from raymerge.storage import open_folder
 from raymerge.storage.store import Access
 from raymerge.tokenizer.files import (
     ADDED_TOKENS,
@@ -42,7 +42,7 @@ def files_beside(plan: Plan, access: Access) -> dict[str, bytes]:
     Raises:
         SourceError: One of them is gone or changed since the merge was planned.
     """
-    donor = open_folder(plan.donor.location, label=plan.donor.label, access=access)
+    donor = open_planned(plan.donor, access)
     return with_tokenizer(plan, side_files(plan, donor), access)
 
 
@@ -71,7 +71,7 @@ def with_tokenizer(
 
 def _copied(source: PlannedSource, access: Access | None) -> dict[str, bytes]:
     """The tokenizer files of a source, as they were when the merge was planned."""
-    folder = open_folder(source.location, label=source.label, access=access)
+    folder = open_planned(source, access or Access())
     sizes = folder.sizes()
     copied = {}
     for name in source.side_files:

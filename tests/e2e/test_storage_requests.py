@@ -79,10 +79,10 @@ def test_a_plan_asks_the_hub_once_and_a_merge_once_more(
 
     assert len(plan.nodes) == TENSORS
     asked = Counter(hub.counts)
-    assert asked["info"] == len(SOURCES)
+    assert asked["api"] == len(SOURCES)
     files = SHARDS * len(SOURCES)
-    assert asked.total() - asked["info"] <= 3 * files + 3 * len(SOURCES)
+    assert asked.total() - asked["api"] <= 3 * files + 3 * len(SOURCES)
 
     hub.counts.clear()
     raymerge.merge(path, tmp_path / "out", device="cpu", engine="local", workers=2, cache=False)
-    assert hub.counts["info"] <= len(SOURCES)
+    assert hub.counts["api"] <= len(SOURCES)
