@@ -210,9 +210,7 @@ class Poison:
 def test_a_unit_that_kills_every_worker_is_given_up(place: Place, planned: Plan) -> None:
     with closing(clustered(planned, place / "ray")) as engine:
         results = engine.run("count_low", planned.units[:1], Poison(), before=lambda _: None)
-        with pytest.raises(
-            ClusterError, match="3 workers died over the unit of"
-        ) as caught:
+        with pytest.raises(ClusterError, match="3 workers died over the unit of") as caught:
             list(results)
 
     assert caught.value.tensor == planned.units[0].nodes[0].slot.name
