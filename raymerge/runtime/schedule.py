@@ -18,8 +18,10 @@ from math import inf
 from statistics import median
 
 MAX_FAILURES = 3
-"""Times that a unit may not fit, or may be there when a worker dies. Deaths without it are evidence
-for it: only so many more are too many. On a bad day any unit is there at three of thirty."""
+"""Times that a unit may not fit, or that a worker may die with nothing but it at work. Deaths
+without it speak for it, one by one: on a bad day the only worker there is dies over anything."""
+MAX_SHARED = 2
+"""Deaths beside others after which a unit runs alone, to be found guilty or not."""
 MAX_DEATHS = 10
 """Deaths that are too many whatever else dies."""
 STRAGGLING = 2.0
@@ -107,7 +109,9 @@ class Schedule:
         self._lost = 0
         """Workers that died at work."""
         self._deaths: Counter[int] = Counter()
-        """How many of them over each unit."""
+        """How many of them while a unit ran there."""
+        self._alone_deaths: Counter[int] = Counter()
+        """How many while nothing else did."""
         self._shrink: Counter[int] = Counter()
         """Times that a unit did not fit."""
         self._rates: list[float] = []
@@ -190,6 +194,8 @@ class Schedule:
         elif running:
             self._lost += 1
             self._deaths.update(running)
+            if len(running) == 1:
+                self._alone_deaths.update(running)
         self._redo([u for u in seat.holds if not self._is_suspect(u)], worker, self._left)
         self._set_apart([u for u in seat.holds if self._is_suspect(u)], worker)
 
@@ -218,17 +224,16 @@ class Schedule:
         return any(map(self._is_suspect, seat.holds))
 
     def _is_suspect(self, unit: int) -> bool:
-        """Whether a unit runs alone: it did not fit, or has one try left.
+        """Whether a unit runs alone: it did not fit, or workers have died while it ran.
 
         Whoever dies with it then does not die for its neighbour's sake.
         """
-        return bool(self._shrink[unit]) or self._deaths[unit] >= MAX_FAILURES - 1
+        return bool(self._shrink[unit]) or self._deaths[unit] >= MAX_SHARED
 
     def _is_hopeless(self, unit: int) -> bool:
-        deaths = self._deaths[unit]
-        more = deaths - (self._lost - deaths)
-        too_many = deaths >= MAX_DEATHS or more >= MAX_FAILURES
-        return self._shrink[unit] >= MAX_FAILURES or too_many
+        deaths, without = self._deaths[unit], self._lost - self._deaths[unit]
+        guilty = self._alone_deaths[unit] - without >= MAX_FAILURES
+        return guilty or deaths >= MAX_DEATHS or self._shrink[unit] >= MAX_FAILURES
 
     def _give(self, worker: int, unit: int, now: float) -> Order:
         self.redone += unit in self._begun

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raymerge.runtime.schedule import MAX_DEATHS, MAX_FAILURES, Loss, Order, Schedule
+from raymerge.runtime.schedule import MAX_DEATHS, MAX_FAILURES, MAX_SHARED, Loss, Order, Schedule
 
 
 def schedule(
@@ -100,6 +100,17 @@ def test_a_unit_that_takes_three_workers_with_it_is_given_up(why: Loss) -> None:
         assert given == ([0] if worker == MAX_FAILURES - 1 else [0, 1])
         assert play.given_up == []
         play.leave(worker, why)
+    assert play.given_up == [0]
+
+
+def test_a_unit_is_not_judged_by_deaths_beside_others() -> None:
+    play = schedule([1] * 3)
+    for worker in range(5):
+        assert play.given_up == []
+        play.join(worker, "a", 3)
+        given = given_to(play.orders(0))[worker]
+        assert given == ([0, 1, 2] if worker < MAX_SHARED else [0])
+        play.leave(worker, Loss.DIED)
     assert play.given_up == [0]
 
 
