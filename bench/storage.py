@@ -96,7 +96,8 @@ class Course:
             places = dict.fromkeys(
                 ("HOME", "TMPDIR", "HF_HOME", "NUMBA_CACHE_DIR", "XDG_CACHE_HOME"), str(scratch)
             )
-            command = [*self.raymerge, "merge", self._recipe(), self.out, *RAYMERGE_FLAGS]
+            recipe, out = self._recipe(), self.out
+            command: list[str | Path] = [*self.raymerge, "merge", recipe, out, *RAYMERGE_FLAGS]
             env = {**self.s3.at(between.endpoint).env, **places}
             run = measure.run([*_confined(scratch), *command], env=env)
             read = sum(
