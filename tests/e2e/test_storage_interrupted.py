@@ -20,7 +20,7 @@ import raymerge
 from raymerge.errors import SourceError
 from tests import sites
 from tests.conftest import Done, Place, finish
-from tests.servers.faults import Exchange, Fault, Kind, never
+from tests.servers.faults import Exchange, Fault, Kind, in_turn, never
 from tests.servers.proxy import Proxy
 from tests.servers.seaweed import S3
 
@@ -227,6 +227,22 @@ def test_a_source_that_is_replaced_between_two_ranges_is_named(bench: Bench) -> 
     again = bench.merged()
     assert again.rc == 2, "what is there is of the old sources"
     assert "sources that have changed" in again.json["error"]["message"]
+
+
+def test_a_shard_is_written_again_where_the_end_of_its_upload_was_lost(bench: Bench) -> None:
+    bench.proxy.bytes_per_s = None
+    last = in_turn(
+        Fault(Kind.RESET), concerns=lambda one: "uploadId" in one.query and one.method == "POST"
+    )
+    first = in_turn(Fault(Kind.TRUNCATE), concerns=lambda one: "uploads" in one.query)
+    bench.proxy.choose = lambda exchange: first(exchange) or last(exchange)
+
+    done = bench.merged()
+
+    assert done.rc == 0, done.err
+    assert bench.proxy.faults == {Kind.RESET: 1, Kind.TRUNCATE: 1}
+    assert done.json["retries"] >= 2
+    bench.check_whole()
 
 
 @pytest.mark.parametrize("method", ["GET", "PUT"])
