@@ -15,9 +15,12 @@ import numpy as np
 import pytest
 import torch
 
+import raymerge
 from raymerge.checkpoint.dtypes import DType
 from raymerge.checkpoint.header import build_header
+from tests import sites
 from tests.conftest import METHOD_KNOBS, Place, finish, spawn
+from tests.servers.seaweed import S3
 
 ELEMENTS = (24 * 2**20, 10 * 2**20, *[2**20] * 8, *[4096] * 50)
 """84 MB of bfloat16 a source. The largest tensor of three does not fit into the budget whole."""
@@ -88,6 +91,30 @@ def test_measured_memory_is_below_the_projection_and_the_budget(large: Place, me
         assert swept > 0 or trim
     # No interpreter with numba in it is smaller: the sampling has seen the merge.
     assert measured > 60 * MIB
+
+
+@pytest.mark.parametrize("method", ["linear", "ties"])
+def test_what_comes_and_goes_over_a_network_counts(large: Place, s3: S3, method: str) -> None:
+    recipe = large.any_recipe(method)
+    recipe.write_text(recipe.read_text().replace(f"{large.path}/", s3.url()))
+    for name in ("base", "a", "b"):
+        sites.store(large / name, s3.url(name))
+    # Two shards, each of several parts of an upload.
+    shard, budget, out = 50_000_000, BUDGET_MIB * MIB, s3.url("out")
+    plan = raymerge.plan(
+        recipe, out=out, engine="local", device="cpu", workers=2, shard_bytes=shard,
+        memory_bytes=budget,
+    )  # fmt: skip
+    projected = plan.memory.projected_host_bytes
+    local = ["--engine", "local", "--device", "cpu", "--workers", "2", "--shard-size", shard]
+    process = spawn("merge", recipe, out, *local, "--memory", budget, "--json")
+    measured = peak_anonymous_bytes(process)
+    done = finish(process)
+    sites.remove(s3.url("")[:-1])
+
+    assert done.rc == 0, done.err
+    assert len(done.json["shards"]) == 2
+    assert 60 * MIB < measured <= projected <= budget, (measured / MIB, projected / MIB)
 
 
 def convert_peak_bytes(place: Place, megabytes: int) -> int:
