@@ -122,7 +122,7 @@ def _client(session: Any, location: Location, access: Access) -> BaseClient:
     config = Config(
         connect_timeout=5,
         read_timeout=20,
-        retries={"total_max_attempts": 3},
+        retries={"total_max_attempts": 6, "mode": "standard"},
         s3={"addressing_style": "virtual" if virtual else "path"},
         signature_version=None if is_signed(settings) else UNSIGNED,
     )
