@@ -11,7 +11,7 @@ from time import monotonic
 from typing import Any
 
 from raymerge.errors import ClusterError, RaymergeError
-from raymerge.runtime import ray_cluster
+from raymerge.runtime import autoscaler, ray_cluster
 from raymerge.runtime.engine import LOOK_S
 from raymerge.runtime.losses import WorkerLostError
 from raymerge.runtime.placement import (
@@ -113,11 +113,11 @@ class Crew:
                 time, or one runs other code.
             RaymergeError: One does not see what the driver sees.
         """
-        self._grows = self._hiring.placement_group is None and ray_cluster.can_grow()
+        self._grows = self._hiring.placement_group is None and autoscaler.can_grow()
         if not self._grows:
             self._check_room()
         else:
-            ray_cluster.want([self._one] * (self._workers or 1), self._hiring.labels)
+            autoscaler.want([self._one] * (self._workers or 1), self._hiring.labels)
         began, announced = monotonic(), False
         self.look()
         while not self.started or (self.starting and monotonic() < began + ANNOUNCE_S):
@@ -272,7 +272,7 @@ class Crew:
         """End everybody, and have the autoscaler forget what was wanted."""
         self.stop([])
         if self._grows and ray_cluster.is_connected():
-            ray_cluster.want([], {})
+            autoscaler.want([], {})
 
 
 def _check_versions(report: Report) -> None:
