@@ -38,6 +38,7 @@ def run(
     watch: Callable[[ClusterEngine], None] | None = None,
     *,
     hiring: Hiring | None = None,
+    workers: int | None = None,
     latency_s: float = LATENCY_S,
 ) -> MergeResult:
     """Merge on the cluster that this process is part of, or here if nobody watches."""
@@ -54,7 +55,7 @@ def run(
             return LocalEngine(settings, threads=2, on_progress=report)
         engine = ClusterEngine(
             settings,
-            workers=None,
+            workers=workers,
             threads=2,
             address=None,
             memory_bytes=None,

@@ -65,7 +65,7 @@ HUB = {
 THIRD_PARTY: dict[str, set[str]] = {
     "click": {"cli", "cli.options", "cli.submit"},
     # The engine, which joins a cluster, and the way in for those who do not join it.
-    "ray": {"runtime.ray_cluster", "runtime.job_server"},
+    "ray": {"runtime.autoscaler", "runtime.job_server", "runtime.ray_cluster"},
     "aiohttp": {"runtime.job_server"},
     "requests": {"runtime.job_server"},
     # The CUDA kernels, the question whether there is a device, and pickled checkpoints.

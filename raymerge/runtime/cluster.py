@@ -149,7 +149,7 @@ class _Work:
         self._args = args
         self._units = {unit.number: unit for unit in units}
         self._begun: set[int] = set()
-        self._alone_since: float | None = None
+        self._deserted_since: float | None = None
         for member in crew.started:
             self._join(member)
 
@@ -240,10 +240,10 @@ class _Work:
                 self.schedule.leave(member.number, Loss.PREEMPTED)
                 self._crew.dismiss(member)
         if self._crew.started:
-            self._alone_since = None
-        elif self._alone_since is None:
-            self._alone_since = monotonic()
-        elif monotonic() > self._alone_since + self._crew.wait_s:
+            self._deserted_since = None
+        elif self._deserted_since is None:
+            self._deserted_since = monotonic()
+        elif monotonic() > self._deserted_since + self._crew.wait_s:
             raise self._crew.missing()
 
     def _take_late(self) -> Iterator[tuple[Unit, Any]]:

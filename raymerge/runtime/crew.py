@@ -11,7 +11,7 @@ from time import monotonic
 from typing import Any
 
 from raymerge.errors import ClusterError, RaymergeError
-from raymerge.runtime import ray_cluster
+from raymerge.runtime import autoscaler, ray_cluster
 from raymerge.runtime.engine import LOOK_S
 from raymerge.runtime.losses import WorkerLostError
 from raymerge.runtime.placement import (
@@ -113,11 +113,11 @@ class Crew:
                 time, or one runs other code.
             RaymergeError: One does not see what the driver sees.
         """
-        self._grows = self._hiring.placement_group is None and ray_cluster.can_grow()
+        self._grows = self._hiring.placement_group is None and autoscaler.can_grow()
         if not self._grows:
             self._check_room()
-        elif self._workers:
-            ray_cluster.want([self._one] * self._workers, self._hiring.labels)
+        else:
+            autoscaler.want([self._one] * (self._workers or 1), self._hiring.labels)
         began, announced = monotonic(), False
         self.look()
         while not self.started or (self.starting and monotonic() < began + ANNOUNCE_S):
@@ -147,8 +147,7 @@ class Crew:
         return ClusterError(
             f"there is no Ray worker, and none has started within {self._hiring.wait_s:g} s. Each "
             f"asks for {asked(self._one)}; free on the cluster: {ray_cluster.free()}. "
-            "Run the same command again to go on, raise --wait, or lower "
-            "--workers.",
+            "Run the same command again to go on, raise --wait, or lower --workers.",
             retryable=True,
         )
 
@@ -210,21 +209,16 @@ class Crew:
 
     def _nodes(self) -> list[Node]:
         """Where workers may go."""
-        found = ray_cluster.bundles(self._hiring.placement_group) or ray_cluster.nodes()
+        found = ray_cluster.bundles(self._hiring.placement_group)
         return [
             node
-            for node in found
+            for node in (ray_cluster.nodes() if found is None else found)
             if self._false_starts[node.id] < MAX_FALSE_STARTS
             and matches(node.labels, self._hiring.labels)
         ]
 
     def _check_room(self) -> None:
-        check_room(
-            self._nodes(),
-            self._one,
-            workers=self._workers,
-            free=ray_cluster.free(),
-        )
+        check_room(self._nodes(), self._one, workers=self._workers, free=ray_cluster.free())
 
     def _hire(self, spot: Place) -> None:
         threads = self._threads or spot.num_cpus
@@ -277,8 +271,8 @@ class Crew:
     def close(self) -> None:
         """End everybody, and have the autoscaler forget what was wanted."""
         self.stop([])
-        if self._grows and self._workers and ray_cluster.is_connected():
-            ray_cluster.want([], {})
+        if self._grows and ray_cluster.is_connected():
+            autoscaler.want([], {})
 
 
 def _check_versions(report: Report) -> None:

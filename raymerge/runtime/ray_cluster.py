@@ -1,4 +1,4 @@
-"""What the engine asks of Ray. The only place that drives one.
+"""What the engine asks of Ray: to start workers, to call them, and what becomes of them.
 
 Ray itself restarts and retries nothing here: its retry of a call waits for that very actor, for
 good if the place is gone.
@@ -6,21 +6,19 @@ good if the place is gone.
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import signal
 import socket
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
-from threading import current_thread, main_thread
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from threading import Event, current_thread, main_thread
 from typing import Any
 
 import ray
 from ray import exceptions as failures
 from ray._private import state as ray_state
 from ray._private import worker as ray_driver
-from ray.experimental import internal_kv
 from ray.util.scheduling_strategies import (
     NodeAffinitySchedulingStrategy,
     PlacementGroupSchedulingStrategy,
@@ -212,6 +210,26 @@ def hire(spot: Place, threads: int, *, group: str | None) -> Any:
     )
 
 
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Keep a SIGTERM until a call of Ray's has ended, in which what a handler raises gets lost.
+
+    Ray makes a SystemExit of any code one of code 1 there, and of other exceptions a SystemError.
+    """
+    if current_thread() is not main_thread():
+        yield
+        return
+    arrived = Event()
+    previous = signal.signal(signal.SIGTERM, lambda *_: arrived.set())
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+        if arrived.is_set():
+            signal.raise_signal(signal.SIGTERM)
+
+
+@_undisturbed()
 def ended(calls: list[Any], timeout_s: float, *, every: bool = False) -> list[Any]:
     """The calls that have ended, once one has or every one, or the time is up."""
     if not calls:
@@ -222,6 +240,7 @@ def ended(calls: list[Any], timeout_s: float, *, every: bool = False) -> list[An
     return list(ready)
 
 
+@_undisturbed()
 def answer(call: Any) -> Any:
     """What a call of a worker gave.
 
@@ -256,32 +275,6 @@ def free() -> str:
     unused, total = ray.available_resources(), ray.cluster_resources()
     used = {name: count - unused.get(name, 0) for name, count in total.items()}
     return f"{_amount(unused)} (held: {_amount(used)})"
-
-
-def can_grow() -> bool:
-    """Whether an autoscaler may bring nodes."""
-    try:
-        config = ray_state.state.get_cluster_config()
-    except (AttributeError, failures.RayError):
-        config = None
-    if config is not None and config.node_group_configs:
-        return True
-    # Its older version keeps a report. One that starts nothing has a type of its own for each node.
-    report = json.loads(internal_kv._internal_kv_get("__autoscaling_status") or "{}")  # noqa: SLF001
-    types = report.get("autoscaler_report", {}).get("node_type_mapping") or {}
-    return any(kind != f"node_{node}" for node, kind in types.items())
-
-
-def want(places: Sequence[Place], labels: Mapping[str, str]) -> None:
-    """Tell the autoscaler what is wanted, in place of what it was told before; nothing, to forget.
-
-    It remembers until it is told to forget.
-    """
-    from ray.autoscaler.sdk import request_resources
-
-    wanted = [spot.bundle_of_resources for spot in places]
-    selectors = [dict(labels) for _ in places] if labels else None
-    request_resources(bundles=wanted, bundle_label_selectors=selectors)
 
 
 def _amount(resources: Mapping[str, float]) -> str:

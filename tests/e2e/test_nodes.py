@@ -8,6 +8,7 @@ from threading import Thread
 
 import pyarrow.parquet as pq
 import pytest
+import ray
 
 from raymerge.errors import ClusterError
 from raymerge.plan.build import Plan
@@ -61,6 +62,42 @@ def test_only_nodes_with_the_label_are_used(cluster: Nodes, plan: Plan, place: P
     assert used == {node.node_id for node in cluster.there}
     with pytest.raises(ClusterError, match="no node is such as was asked for"):
         run(plan, place / "other", watch, hiring=Hiring(labels={"market": "on-demand"}))
+
+
+def test_an_autoscaler_is_told_what_is_wanted_and_to_forget_it(
+    cluster: Nodes, plan: Plan, place: Place
+) -> None:
+    """What it would bring is not waited for; without one as many workers are refused at once."""
+    number = 2 * len(cluster.there) + 1
+    told: list[int] = []
+
+    def watch(engine: ClusterEngine) -> None:
+        told.append(len(cluster.wanted()))
+        assert len(engine.crew.members) == number - 1
+
+    with pytest.raises(ClusterError, match=rf"{number} workers of 1 CPU each do not fit"):
+        run(plan, place / "out", watch, workers=number, latency_s=0)
+    with cluster.autoscaled():
+        result = run(plan, place / "out", watch, workers=number, latency_s=0)
+    assert result.workers <= number - 1
+    assert told == [number]
+    assert cluster.wanted() == []
+
+
+@pytest.mark.usefixtures("cluster")
+def test_workers_stay_in_a_placement_group(plan: Plan, place: Place) -> None:
+    group = ray.util.placement_group([{"CPU": 1}] * 2, strategy="SPREAD", name="merge")
+    assert group.wait(30)
+    used: list[tuple[int, int | None]] = []
+
+    def watch(engine: ClusterEngine) -> None:
+        used.extend((m.place.num_cpus, m.place.bundle) for m in engine.crew.members.values())
+
+    run(plan, place / "out", watch, hiring=Hiring(placement_group="merge"), latency_s=0)
+    ray.util.remove_placement_group(group)
+    assert sorted(used) == [(1, 0), (1, 1)]
+    with pytest.raises(ClusterError, match="no placement group 'other'"):
+        run(plan, place / "more", watch, hiring=Hiring(placement_group="other"))
 
 
 def test_a_node_with_a_notice_finishes_what_runs_and_gets_no_more(

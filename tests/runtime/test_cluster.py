@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
 from itertools import takewhile
 from pathlib import Path
+from threading import Timer
 from typing import Any
 
 import pytest
@@ -334,6 +335,26 @@ def test_an_address_without_a_cluster_is_refused_within_seconds(address: str) ->
         ray_cluster.connect(address, workers=None)
 
     assert time.monotonic() - began < 10
+
+
+class HandledError(BaseException):
+    """What a handler of signals raises."""
+
+
+def test_what_a_handler_raises_while_ray_waits_comes_out_as_it_is() -> None:
+    def handle(*_: object) -> None:
+        raise HandledError
+
+    endless = ray.remote(lambda: time.sleep(60)).remote()
+    previous = signal.signal(signal.SIGTERM, handle)
+    try:
+        Timer(0.3, os.kill, [os.getpid(), signal.SIGTERM]).start()
+        with pytest.raises(HandledError):
+            ray_cluster.ended([endless], 1)
+        assert signal.getsignal(signal.SIGTERM) is handle
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+        ray.cancel(endless, force=True)
 
 
 SCRIPT = """
