@@ -33,6 +33,7 @@ from raymerge.checkpoint.layout import Shard
 from raymerge.errors import CommitError, ConflictError, RaymergeError, StorageError
 from raymerge.plan.build import Plan
 from raymerge.runtime.receipt import Receipt, read_receipt
+from raymerge.runtime.record import record_of
 from raymerge.storage.posix import move, write_atomically
 
 STATE_FOLDER = ".raymerge"
@@ -237,15 +238,11 @@ class Claim:
 
 def finished_record(out: Path, digest: str) -> dict[str, Any] | None:
     """raymerge.json of a checkpoint in `out` that this very plan has written, if there is one."""
-    record: dict[str, Any]
-    try:
-        record = json.loads((out / RECORD_NAME).read_bytes())
-        written = {shard["name"]: shard["bytes"] for shard in record["shards"]}
-        ours = record["digest"] == digest and (out / INDEX_NAME).exists()
-    except (OSError, ValueError, KeyError, TypeError):
+    sizes = {path.name: path.stat().st_size for path in out.glob("*") if path.is_file()}
+    if RECORD_NAME not in sizes:
         return None
-    sizes = {path.name: path.stat().st_size for path in out.glob("*.safetensors")}
-    if not ours or any(sizes.get(name) != nbytes for name, nbytes in written.items()):
+    record = record_of((out / RECORD_NAME).read_bytes(), digest, sizes)
+    if record is None:
         return None
     # The index is there, so this was published: a driver killed while it tidied up has left its
     # claim or some receipts. Whoever lives holds the claim's lock.

@@ -10,7 +10,6 @@ Another machine that runs the same merge starts anew, and uploads only what the 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -24,6 +23,7 @@ from raymerge.plan.graph import Unit
 from raymerge.runtime.card import CARD_NAME
 from raymerge.runtime.commit import Claim
 from raymerge.runtime.receipt import Receipt
+from raymerge.runtime.record import record_of
 from raymerge.storage.hub import HubFolder
 from raymerge.storage.hub_cache import state_folder
 from raymerge.storage.hub_upload import HubDestination, UploadedFile
@@ -54,7 +54,6 @@ class RepositoryDestination:
         self._claim = Claim(state_folder(self._branch.location), digest=digest, overwrite=overwrite)
         try:
             self._parent = self._branch.open(private=True)
-            self._names = names
             if not overwrite:
                 _refuse_taken(self._parent, names, self.location)
         except BaseException:
@@ -141,16 +140,8 @@ def finished_on_hub(out: Location, digest: str, access: Access) -> dict[str, Any
     except SourceError:
         return None  # it is made, or found to be out of reach, when it is claimed
     sizes = branch.sizes()
-    if RECORD_NAME not in sizes or INDEX_NAME not in sizes:
-        return None
-    try:
-        record: dict[str, Any] = json.loads(branch.read(RECORD_NAME, 0, sizes[RECORD_NAME]))
-        written = {shard["name"]: shard["bytes"] for shard in record["shards"]}
-        ours = record["digest"] == digest
-    except (ValueError, KeyError, TypeError):
-        return None
-    whole = all(sizes.get(name) == nbytes for name, nbytes in written.items())
-    return record if ours and whole else None
+    raw = branch.read(RECORD_NAME, 0, sizes[RECORD_NAME]) if RECORD_NAME in sizes else b""
+    return record_of(raw, digest, sizes)
 
 
 def _uploaded(receipt: Receipt) -> UploadedFile | None:

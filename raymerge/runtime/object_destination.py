@@ -12,7 +12,6 @@ until that is done. Nobody finds a checkpoint where there is no index.
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Collection, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -28,6 +27,7 @@ from raymerge.plan.build import Plan
 from raymerge.plan.graph import Unit
 from raymerge.runtime.object_claim import CLAIM_NAME, STATE_FOLDER, ObjectClaim
 from raymerge.runtime.receipt import Receipt, read_receipt
+from raymerge.runtime.record import record_of
 from raymerge.runtime.stopping import LoosePool
 from raymerge.storage.objects import ObjectStore
 from raymerge.storage.store import Access, Store
@@ -175,16 +175,10 @@ def finished_objects(out: Location, digest: str, access: Access) -> dict[str, An
     found = store.read(RECORD_NAME)
     if found is None:
         return None
-    try:
-        record: dict[str, Any] = json.loads(found[0])
-        written = {shard["name"]: shard["bytes"] for shard in record["shards"]}
-        ours = record["digest"] == digest
-    except (ValueError, KeyError, TypeError):
-        return None
     present = store.pins()
     sizes = {name: pin.size_bytes for name, pin in present.items()}
-    whole = INDEX_NAME in present and all(sizes.get(n) == size for n, size in written.items())
-    if not ours or not whole:
+    record = record_of(found[0], digest, sizes)
+    if record is None:
         return None
     # A driver killed while it tidied up has left its claim or some receipts.
     left = [name for name in present if name.startswith(f"{STATE_FOLDER}/{digest}/")]

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
+from typing import Any
 
+from raymerge.checkpoint.index import INDEX_NAME
 from raymerge.plan.build import Plan
 from raymerge.plan.document import source_document
 from raymerge.runtime.ledger import LEDGER_NAMES
@@ -49,6 +51,25 @@ def run_record(plan: Plan, *, shards: Sequence[ShardRecord], kernels: str) -> by
         "kernels": kernels,
     }
     return json.dumps(record, indent=2).encode() + b"\n"
+
+
+def record_of(raw: bytes, digest: str, sizes: Mapping[str, int]) -> dict[str, Any] | None:
+    """raymerge.json, if a finished merge of this very plan has left it.
+
+    Args:
+        raw: What the file holds.
+        digest: The plan's.
+        sizes: Bytes of every file beside it, by name.
+    """
+    record: dict[str, Any]
+    try:
+        record = json.loads(raw)
+        written = {shard["name"]: shard["bytes"] for shard in record["shards"]}
+        ours = record["digest"] == digest and INDEX_NAME in sizes
+    except (ValueError, KeyError, TypeError):
+        return None
+    whole = all(sizes.get(name) == nbytes for name, nbytes in written.items())
+    return record if ours and whole else None
 
 
 def _stages(plan: Plan) -> dict[str, object]:
