@@ -5,8 +5,10 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, replace
 
+from raymerge.errors import StorageError
+from raymerge.storage.urls import Scheme, source
+
 SCHEME = "hf://"
-_NAME = re.compile(r"(?:hf://(?:models/)?)?([\w-][\w.-]*/[\w-][\w.-]*)(?:@([\w./%-]+))?/?")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _DEFAULT = "main"
 
@@ -47,5 +49,10 @@ def parse_hub_name(text: str) -> HubName | None:
     >>> parse_hub_name("hf://datasets/org/name"), parse_hub_name("s3://bucket/name")
     (None, None)
     """
-    match = _NAME.fullmatch(text)
-    return HubName(match[1], match[2] or _DEFAULT) if match else None
+    try:
+        where = source(text, exists=lambda _: False)
+    except StorageError:
+        return None
+    if where.scheme is not Scheme.HUB:
+        return None
+    return HubName(where.root, where.revision or _DEFAULT)

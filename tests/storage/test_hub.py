@@ -25,7 +25,8 @@ SHARD = "model.safetensors"
     [
         ("hf://org/name", HubName("org/name", "main")),
         ("org/name", HubName("org/name", "main")),
-        ("hf://models/org/name/", HubName("org/name", "main")),
+        ("hf://org/name/", HubName("org/name", "main")),
+        ("hf://models/org/name", None),
         ("org/name@v1.0", HubName("org/name", "v1.0")),
         ("hf://org/name@refs/pr/3", HubName("org/name", "refs/pr/3")),
         ("hf://org/name@feature/x", HubName("org/name", "feature/x")),
