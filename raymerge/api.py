@@ -294,7 +294,9 @@ def _start_engine(
     access = access_of(options)
     if machine.engine == "local":
         from raymerge.runtime.local import LocalEngine
+        from raymerge.runtime.readers import check_copies
 
+        check_copies(planned.sources, access)
         settings = run_settings(planned, destination.units_at, machine.device, access)
         return LocalEngine(settings, threads=machine.threads, on_progress=report)
     from raymerge.runtime.cluster import ClusterEngine

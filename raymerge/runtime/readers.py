@@ -21,6 +21,8 @@ from raymerge.runtime.stopping import LoosePool
 from raymerge.storage import SourceFolder, open_folder
 from raymerge.storage.posix import PosixFolder, PosixReader
 from raymerge.storage.store import Access
+from raymerge.storage.urls import Scheme
+from raymerge.storage.urls import source as find_source
 
 if TYPE_CHECKING:
     from raymerge.runtime.derived.merged import Workshop
@@ -100,6 +102,22 @@ def open_planned(source: PlannedSource, access: Access) -> SourceFolder:
     """A source where the plan has found it."""
     pins = {**source.pins, **source.side_pins}
     return open_folder(source.location, label=source.label, access=access, pins=pins)
+
+
+def check_copies(sources: Iterable[PlannedSource], access: Access) -> None:
+    """See to it, before hours of work, that what is copied to this node first finds room there.
+
+    Raises:
+        StorageError: The Hub's cache has too little; how much is needed and free is in the message.
+    """
+    on_hub = [one for one in sources if find_source(one.location).scheme is Scheme.HUB]
+    if not on_hub or not access.cache:
+        return
+    from raymerge.storage.hub import HubFolder
+    from raymerge.storage.hub_cache import check_room
+
+    folders = [HubFolder(one.location, pins=one.pins) for one in on_hub]
+    check_room(sum(f.uncached_bytes(one.pins) for f, one in zip(folders, on_hub, strict=True)))
 
 
 class Readers:

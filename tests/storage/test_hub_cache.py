@@ -10,7 +10,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+import torch
 
+import raymerge
 from raymerge.checkpoint.catalog import read_catalog
 from raymerge.errors import SourceError, StorageError
 from raymerge.storage import hub_cache
@@ -114,6 +116,21 @@ def test_space_is_looked_for_first(
         folder.cached_path(SHARD, folder.pin(SHARD))
     assert hub.counts["cdn"] == hub.counts["resolve"] == 0
     assert folder.fetch(SHARD, 0, 2**21, folder.pin(SHARD)) == content
+
+
+def test_a_run_looks_for_space_for_all_its_sources(
+    hub: Hub, place: Place, small_disk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for seed, name in enumerate("ab"):
+        place.model(name, {"w": torch.full((170_000,), float(seed))})
+        hub.add(f"o/{name}", {path.name: path.read_bytes() for path in (place / name).iterdir()})
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(small_disk / "hub"))
+    recipe = place / "recipe.yaml"
+    recipe.write_text("merge_method: linear\nmodels: [hf://o/a, hf://o/b]\nparameters: {weight: 1}")
+    with pytest.raises(StorageError, match=r"has .* free, and 1\.3 MiB .*--no-cache"):
+        raymerge.merge(recipe, place / "out", engine="local", device="cpu")
+    assert not [path for path in small_disk.rglob("*") if path.suffix == ".safetensors"]
+    raymerge.merge(recipe, place / "out", engine="local", device="cpu", cache=False)
 
 
 def test_a_pinned_commit_is_asked_for_once(hub: Hub) -> None:
