@@ -40,6 +40,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "plan": MODEL | {"tokenizer"},
     "storage": BASE | {"checkpoint"},
     "runtime": RUN,
+    "sweep": RUN | {"sweep", "api", "options", "planning", "machine"},
     "api": RUN | TOP,
     "progress": RUN | TOP,
     "machine": RUN | TOP,

@@ -127,7 +127,8 @@ class Prefetch:
             return _copied(self._fetched(source, file, offset, stop), 0, buffer)
         self._wait(piece)
         assert piece.view is not None, piece.planned
-        count = _copied(piece.view, offset - piece.planned.start, buffer)
+        # No more than is counted on: a later sweep's range may begin inside this one.
+        count = _copied(piece.view, offset - piece.planned.start, buffer[: piece.left])
         with self._lock:
             piece.left -= count
             if piece.left <= 0:

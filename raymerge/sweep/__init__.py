@@ -1,0 +1,1 @@
+"""Many recipes, one read of their sources, and a decision at the end."""

@@ -1,0 +1,53 @@
+"""What a sweep knows of its trials: the rows of its ledger, and what choice and report work on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from raymerge.sweep.trial import Value
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evaluated:
+    """One evaluation of one checkpoint."""
+
+    trial: str
+    """Name of the trial; of a source that gates compare with, `source:` and its label."""
+    split: Literal["search", "final"]
+    """The examples that choose, or those kept for the report."""
+    subset: int | None
+    """How many of the examples; None for all."""
+    scores: Mapping[str, float]
+    """By task, higher is better; empty where it failed."""
+    error: str | None
+    seconds: float
+    worker: str
+    """Host and process that ran it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrialRecord:
+    """One trial, as far as it has come."""
+
+    name: str
+    digest: str
+    """Of its plan; empty where it could not be planned."""
+    values: Mapping[str, Value]
+    seed: int
+    text: str
+    """The YAML that makes it alone."""
+    out: str
+    state: Literal["merged", "failed", "kept", "removed"]
+    """`merged`: there, not decided on; `kept` and `removed`: by choice."""
+    error: str | None
+    seconds: float
+    bytes_read: int
+    """The sources' bytes that its round has read, shared evenly by the trials of it."""
+    bytes_written: int
+    evaluations: tuple[Evaluated, ...]
+    missed: tuple[str, ...]
+    """Gates that it does not clear, each in words; empty also where nothing was evaluated."""
+    score: float | None
+    """What it is ranked by; None without one."""
