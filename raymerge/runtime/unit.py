@@ -15,7 +15,6 @@ from contextlib import contextmanager
 from itertools import zip_longest
 from threading import Event, Lock, local
 from time import perf_counter, time
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -30,6 +29,7 @@ from raymerge.plan.ranges import Need
 from raymerge.runtime.copies import check_copied, pieces, require_equal
 from raymerge.runtime.derived.merged import Workshop
 from raymerge.runtime.figures import largest
+from raymerge.runtime.hashing import UnitHash, unit_hash
 from raymerge.runtime.inputs import Arena, Inputs
 from raymerge.runtime.readers import Filler, Readers
 from raymerge.runtime.receipt import Receipt, TensorReceipt
@@ -37,9 +37,6 @@ from raymerge.runtime.settings import OnProgress, Progress, RunSettings
 from raymerge.runtime.shards import UnitWriter, unit_writer
 from raymerge.runtime.statistics import Statistics
 from raymerge.runtime.tensor import TensorMerge
-
-if TYPE_CHECKING:
-    from hashlib import _Hash
 
 _log = logging.getLogger(__name__)
 
@@ -94,13 +91,13 @@ class Worker:
             self._during(needs) as readers,
             unit_writer(self._settings.units_at, unit, self._settings.access) as writer,
         ):
-            whole = hashlib.sha256(writer.head) if unit.is_whole_shard else None
+            hashes = unit_hash(writer.head, whole_shard=unit.is_whole_shard)
             for number, (node, following) in enumerate(zip_longest(unit.nodes, unit.nodes[1:])):
                 readers.reach(number)
                 if following:
                     readers.will_need(following.inputs)
-                written.append(self._merge_node(node, readers, surveyed, writer, whole))
-            shard_sha256 = whole.hexdigest() if whole else None
+                written.append(self._merge_node(node, readers, surveyed, writer, hashes))
+            shard_sha256 = hashes.shard()
             stored = writer.finish(shard_sha256)
         # Before the receipt: bytes of a source that changed must not be trusted by a later run.
         self._readers.check_unchanged()
@@ -124,17 +121,15 @@ class Worker:
         readers: Readers,
         surveyed: Selectors | None,
         writer: UnitWriter,
-        whole: _Hash | None,
+        hashes: UnitHash,
     ) -> TensorReceipt:
-        """Merge a tensor into its unit; `whole` is the hash of all of the shard."""
-        clock, digest, num_written = perf_counter(), hashlib.sha256(), 0
+        """Merge a tensor into its unit."""
+        clock, num_written = perf_counter(), 0
 
         def write(piece: Bytes) -> None:
             nonlocal num_written
             writer.write(piece.data)
-            digest.update(piece.data)
-            if whole is not None:
-                whole.update(piece.data)
+            hashes.update(piece)
             num_written += piece.nbytes
             self._on_progress(Progress(written_bytes=piece.nbytes))
 
@@ -142,7 +137,7 @@ class Worker:
         found = self._merge_tensor(node, readers, surveyed, write)
         assert num_written == node.slot.nbytes, (node.slot, num_written)
         return TensorReceipt(
-            sha256=digest.hexdigest(),
+            sha256=hashes.end_tensor(),
             seconds=round(perf_counter() - clock, 6),
             norms=found.norms if found else None,
             cosines=found.cosines if found else None,
