@@ -31,6 +31,12 @@ def pointer(_typing: Any, address: Any) -> Any:
 
 
 @part
+def halves_at(address: int, start: int, count: int) -> Any:
+    """Elements `[start, start + count)` of two bytes, as they are."""
+    return carray(pointer(address + 2 * start), (count,), np.uint16)
+
+
+@part
 def widen(address: int, code: int, start: int, count: int, out: Any) -> bool:
     """Write elements `[start, start + count)` as float32; True if one of them is NaN or Inf."""
     worst = np.uint32(0)
@@ -68,7 +74,7 @@ def widen(address: int, code: int, start: int, count: int, out: Any) -> bool:
 
 
 @intrinsic  # type: ignore[untyped-decorator]
-def _float(_typing: Any, word: Any) -> Any:
+def float_of(_typing: Any, word: Any) -> Any:
     def generate(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
         return builder.bitcast(args[0], ir.FloatType())
 
@@ -76,7 +82,7 @@ def _float(_typing: Any, word: Any) -> Any:
 
 
 @intrinsic  # type: ignore[untyped-decorator]
-def _bits(_typing: Any, value: Any) -> Any:
+def bits_of(_typing: Any, value: Any) -> Any:
     def generate(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
         return builder.bitcast(args[0], ir.IntType(32))
 
@@ -99,8 +105,8 @@ def _half(word: Any) -> Any:
             >> np.uint32(13)
         )
     # Subnormal halves: adding 0.5 leaves the rounded multiple of 2**-24 in the last bits.
-    shifted = _float(magnitude) + np.float32(0.5)
-    return sign | (_bits(shifted) - np.uint32(0x3F000000))
+    shifted = float_of(magnitude) + np.float32(0.5)
+    return sign | (bits_of(shifted) - np.uint32(0x3F000000))
 
 
 @part
