@@ -17,6 +17,8 @@ from raymerge.checkpoint.dtypes import DType
 from raymerge.kernels.jit import part
 
 BF16, F16, F32, F64 = 0, 1, 2, 3
+BEYOND_BF16 = np.uint32(0x7F7F8000)
+"""Bits of the smallest float32 that rounds to an infinite bfloat16."""
 CODES = {DType.BF16: BF16, DType.F16: F16, DType.F32: F32, DType.F64: F64}
 
 
@@ -28,6 +30,36 @@ def pointer(_typing: Any, address: Any) -> Any:
         return builder.inttoptr(args[0], ir.IntType(8).as_pointer())
 
     return types.voidptr(types.int64), generate
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def float_of(_typing: Any, word: Any) -> Any:
+    """The float32 that has these bits."""
+
+    def generate(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        return builder.bitcast(args[0], ir.FloatType())
+
+    return types.float32(types.uint32), generate
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def bits_of(_typing: Any, value: Any) -> Any:
+    """The bits of a float32."""
+
+    def generate(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        return builder.bitcast(args[0], ir.IntType(32))
+
+    return types.uint32(types.float32), generate
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def larger(_typing: Any, left: Any, right: Any) -> Any:
+    """The larger of two uint32. numba's `max` has 64 bits, for which AVX2 knows no instruction."""
+
+    def generate(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        return builder.select(builder.icmp_unsigned(">", *args), *args)
+
+    return types.uint32(types.uint32, types.uint32), generate
 
 
 @part
@@ -42,13 +74,13 @@ def widen(address: int, code: int, start: int, count: int, out: Any) -> bool:
     worst = np.uint32(0)
     bits = out.view(np.uint32)
     if code == BF16:
-        halves = carray(pointer(address + 2 * start), (count,), np.uint16)
+        halves = halves_at(address, start, count)
         for i in range(count):
             bits[i] = np.uint32(halves[i]) << np.uint32(16)
-            worst = max(worst, np.uint32(halves[i]) & np.uint32(0x7FFF))
+            worst = larger(worst, np.uint32(halves[i]) & np.uint32(0x7FFF))
         return bool(worst >= np.uint32(0x7F80))
     if code == F16:
-        halves = carray(pointer(address + 2 * start), (count,), np.uint16)
+        halves = halves_at(address, start, count)
         for i in range(count):
             magnitude = np.uint32(halves[i]) & np.uint32(0x7FFF)
             # Shifted into float32's fields the exponent is short by 127 - 15: scale by 2**112,
@@ -58,35 +90,19 @@ def widen(address: int, code: int, start: int, count: int, out: Any) -> bool:
             if magnitude >= np.uint32(0x7C00):
                 bits[i] = np.uint32(0x7F800000) | (magnitude << np.uint32(13))
             bits[i] |= (np.uint32(halves[i]) & np.uint32(0x8000)) << np.uint32(16)
-            worst = max(worst, magnitude)
+            worst = larger(worst, magnitude)
         return bool(worst >= np.uint32(0x7C00))
     if code == F64:
         doubles = carray(pointer(address + 8 * start), (count,), np.float64)
         for i in range(count):
             out[i] = np.float32(doubles[i])
-            worst = max(worst, bits[i] & np.uint32(0x7FFFFFFF))
+            worst = larger(worst, bits[i] & np.uint32(0x7FFFFFFF))
         return bool(worst >= np.uint32(0x7F800000))
     floats = carray(pointer(address + 4 * start), (count,), np.float32)
     for i in range(count):
         out[i] = floats[i]
-        worst = max(worst, bits[i] & np.uint32(0x7FFFFFFF))
+        worst = larger(worst, bits[i] & np.uint32(0x7FFFFFFF))
     return bool(worst >= np.uint32(0x7F800000))
-
-
-@intrinsic  # type: ignore[untyped-decorator]
-def float_of(_typing: Any, word: Any) -> Any:
-    def generate(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
-        return builder.bitcast(args[0], ir.FloatType())
-
-    return types.float32(types.uint32), generate
-
-
-@intrinsic  # type: ignore[untyped-decorator]
-def bits_of(_typing: Any, value: Any) -> Any:
-    def generate(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
-        return builder.bitcast(args[0], ir.IntType(32))
-
-    return types.uint32(types.float32), generate
 
 
 @part
@@ -110,6 +126,21 @@ def _half(word: Any) -> Any:
 
 
 @part
+def round_halves(values: Any, out: Any) -> Any:
+    """Write float32 as bfloat16, to nearest even, NaNs aside; returns the largest magnitude's bits.
+
+    From `BEYOND_BF16` on, something is not finite.
+    """
+    worst = np.uint32(0)
+    for i in range(out.size):
+        word = bits_of(values[i])
+        worst = larger(worst, word & np.uint32(0x7FFFFFFF))
+        half = (word >> np.uint32(16)) & np.uint32(1)
+        out[i] = np.uint16((word + np.uint32(0x7FFF) + half) >> np.uint32(16))
+    return worst
+
+
+@part
 def narrow(values: Any, count: int, address: int, code: int, start: int) -> bool:
     """Write float32 `values` at elements `[start, start + count)`; True if one became NaN or Inf.
 
@@ -118,28 +149,24 @@ def narrow(values: Any, count: int, address: int, code: int, start: int) -> bool
     worst = np.uint32(0)
     bits = values.view(np.uint32)
     if code == BF16:
-        halves = carray(pointer(address + 2 * start), (count,), np.uint16)
-        for i in range(count):
-            word = bits[i]
-            rounded = (
-                word + np.uint32(0x7FFF) + ((word >> np.uint32(16)) & np.uint32(1))
-            ) >> np.uint32(16)
-            # One NaN for all: which one arithmetic makes differs from device to device.
-            if (word & np.uint32(0x7FFFFFFF)) > np.uint32(0x7F800000):
-                rounded = np.uint32(0x7FC0)
-            halves[i] = np.uint16(rounded)
-            worst = max(worst, rounded & np.uint32(0x7FFF))
-        return bool(worst >= np.uint32(0x7F80))
+        halves = halves_at(address, start, count)
+        magnitude = round_halves(values, halves)
+        if magnitude > np.uint32(0x7F800000):
+            for i in range(count):
+                # One NaN for all: which one arithmetic makes differs from device to device.
+                if (bits[i] & np.uint32(0x7FFFFFFF)) > np.uint32(0x7F800000):
+                    halves[i] = np.uint16(0x7FC0)
+        return bool(magnitude >= BEYOND_BF16)
     if code == F16:
-        halves = carray(pointer(address + 2 * start), (count,), np.uint16)
+        halves = halves_at(address, start, count)
         for i in range(count):
             rounded = _half(bits[i])
             halves[i] = np.uint16(rounded)
-            worst = max(worst, rounded & np.uint32(0x7FFF))
+            worst = larger(worst, rounded & np.uint32(0x7FFF))
         return bool(worst >= np.uint32(0x7C00))
     floats = carray(pointer(address + 4 * start), (count,), np.float32)
     for i in range(count):
         magnitude = bits[i] & np.uint32(0x7FFFFFFF)
         floats[i] = values[i] if magnitude <= np.uint32(0x7F800000) else np.float32(np.nan)
-        worst = max(worst, magnitude)
+        worst = larger(worst, magnitude)
     return bool(worst >= np.uint32(0x7F800000))

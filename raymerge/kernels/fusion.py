@@ -14,7 +14,7 @@ import numpy as np
 
 from raymerge.kernels.constants import BLOCK, ROW_LANES
 from raymerge.kernels.exponential import divergence_terms, exponentials
-from raymerge.kernels.floats import widen
+from raymerge.kernels.floats import larger, widen
 from raymerge.kernels.jit import kernel, part
 
 INPUTS = 2
@@ -40,7 +40,7 @@ def largest_magnitude(values: Any, width: int) -> Any:
     for i in range(INPUTS):
         bits = values[i].view(np.uint32)
         for k in range(width):
-            worst = max(worst, bits[k] & np.uint32(0x7FFFFFFF))
+            worst = larger(worst, bits[k] & np.uint32(0x7FFFFFFF))
     return worst
 
 

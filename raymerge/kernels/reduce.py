@@ -47,7 +47,18 @@ def close_block(sums: Any) -> None:
 def add_products(sums: Any, row: int, left: Any, right: Any, count: int) -> None:
     """Add `left * right` over `count` elements, the first of which belongs to lane 0."""
     lanes = sums[row]
-    for start in range(0, count, LANES):
+    whole = count // (4 * LANES) * 4 * LANES
+    for start in range(0, whole, 4 * LANES):
+        a, b = left[start : start + 4 * LANES], right[start : start + 4 * LANES]
+        for lane in range(LANES):
+            # Four at a time: each lane is loaded and stored once, and added to in the same order.
+            total = lanes[lane]
+            total += np.float64(a[lane]) * np.float64(b[lane])
+            total += np.float64(a[lane + LANES]) * np.float64(b[lane + LANES])
+            total += np.float64(a[lane + 2 * LANES]) * np.float64(b[lane + 2 * LANES])
+            total += np.float64(a[lane + 3 * LANES]) * np.float64(b[lane + 3 * LANES])
+            lanes[lane] = total
+    for start in range(whole, count, LANES):
         a, b = left[start : start + LANES], right[start : start + LANES]
         for lane in range(min(LANES, count - start)):
             lanes[lane] += np.float64(a[lane]) * np.float64(b[lane])
@@ -64,7 +75,18 @@ def subtract(values: Any, base: Any, count: int) -> None:
 def add_two(lanes: Any, x: Any, y: Any, count: int) -> None:
     """What `add_products` does for the 3 pairs of two vectors, each value widened once."""
     xx, xy, yy = lanes[0], lanes[1], lanes[2]
-    for start in range(0, count, LANES):
+    whole = count // (4 * LANES) * 4 * LANES
+    for start in range(0, whole, 4 * LANES):
+        a, b = x[start : start + 4 * LANES], y[start : start + 4 * LANES]
+        for lane in range(LANES):
+            p, q = np.float64(a[lane]), np.float64(b[lane])
+            r, s = np.float64(a[lane + LANES]), np.float64(b[lane + LANES])
+            t, u = np.float64(a[lane + 2 * LANES]), np.float64(b[lane + 2 * LANES])
+            v, w = np.float64(a[lane + 3 * LANES]), np.float64(b[lane + 3 * LANES])
+            xx[lane] = xx[lane] + p * p + r * r + t * t + v * v
+            xy[lane] = xy[lane] + p * q + r * s + t * u + v * w
+            yy[lane] = yy[lane] + q * q + s * s + u * u + w * w
+    for start in range(whole, count, LANES):
         a, b = x[start : start + LANES], y[start : start + LANES]
         for lane in range(min(LANES, count - start)):
             p, q = np.float64(a[lane]), np.float64(b[lane])

@@ -7,11 +7,17 @@ from typing import Any
 import numpy as np
 
 from raymerge.kernels.constants import BLOCK
-from raymerge.kernels.floats import BF16, float_of, bits_of, halves_at, narrow, widen
+from raymerge.kernels.floats import (
+    BEYOND_BF16,
+    BF16,
+    float_of,
+    halves_at,
+    larger,
+    narrow,
+    round_halves,
+    widen,
+)
 from raymerge.kernels.jit import kernel, part
-
-_BEYOND = np.uint32(0x7F7F8000)
-"""Magnitudes from here on round to Inf, as bits."""
 
 
 @part
@@ -40,8 +46,8 @@ def _span_halves(
                 _add(halves_at(addresses[i], start, width), coefficients[i], mix)
         if relative:
             _add(base, np.float32(1.0), mix)
-        worst = max(worst, _cast(mix, halves_at(out_address, start, width)))
-    return bool(worst < _BEYOND)
+        worst = larger(worst, round_halves(mix, halves_at(out_address, start, width)))
+    return bool(worst < BEYOND_BF16)
 
 
 @part
@@ -54,19 +60,6 @@ def _add(halves: Any, coefficient: Any, mix: Any) -> None:
 def _add_delta(halves: Any, base: Any, coefficient: Any, mix: Any) -> None:
     for k in range(halves.size):
         mix[k] += (_wide(halves[k]) - _wide(base[k])) * coefficient
-
-
-@part
-def _cast(mix: Any, out: Any) -> Any:
-    """Round to nearest even, right for what stays finite; returns the largest magnitude."""
-    worst = np.uint32(0)
-    for k in range(out.size):
-        word = bits_of(mix[k])
-        worst = max(worst, word & np.uint32(0x7FFFFFFF))
-        out[k] = (word + np.uint32(0x7FFF) + ((word >> np.uint32(16)) & np.uint32(1))) >> np.uint32(
-            16
-        )
-    return worst
 
 
 @kernel("int64(int64[::1], int64[::1], int64, float32[::1], boolean, int64, int64)")
@@ -95,10 +88,10 @@ def span_tile(
         finite and an output is not.
     """
     inputs = addresses.shape[0]
-    if out_code == BF16 and codes.max() == BF16:
-        # Whatever is not finite among the inputs shows in the output, and is then looked for below.
-        if _span_halves(addresses, count, coefficients, relative, out_address):
-            return -1
+    halves = out_code == BF16 and codes.max() == BF16
+    # What is not finite among the inputs shows in the output, and is then looked for below.
+    if halves and _span_halves(addresses, count, coefficients, relative, out_address):
+        return -1
     skip = 1 if relative else 0
     base = np.zeros(BLOCK, np.float32)
     values = np.empty(BLOCK, np.float32)

@@ -29,8 +29,8 @@ def test_both_streams_are_hashlibs_at_any_length(length: int) -> None:
 
 def test_constants_are_those_of_the_standard() -> None:
     # FIPS 180-4, 4.2.2 and 5.3.3: first and last.
-    assert [hex(word) for word in sha256._ROUND_WORDS[:: 63]] == ["0x428a2f98", "0xc67178f2"]
-    assert [hex(word) for word in sha256._FIRST[::7]] == ["0x6a09e667", "0x5be0cd19"]
+    assert [hex(word) for word in sha256.ROUND_WORDS[::63]] == ["0x428a2f98", "0xc67178f2"]
+    assert [hex(word) for word in sha256.FIRST_WORDS[::7]] == ["0x6a09e667", "0x5be0cd19"]
 
 
 def test_streams_stand_at_different_places_of_a_block() -> None:
