@@ -207,5 +207,5 @@ class PairedHash:
         ended._tails[:] = self._tails[stream]
         ended._lengths[:] = length
         ended.update(np.frombuffer(end, np.uint8))
-        words = ended._states[0][np.argsort(_ORDER)]
-        return words.astype(">u4").tobytes().hex()
+        words: npt.NDArray[np.uint32] = ended._states[0][np.argsort(_ORDER)]
+        return words.byteswap().tobytes().hex()

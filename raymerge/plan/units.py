@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 
 from raymerge.checkpoint.layout import Shard
-from raymerge.plan.graph import DeltaStep, FreeStep, TensorNode, Unit
+from raymerge.plan.graph import DeltaStep, FreeStep, Step, TensorNode, Unit
 from raymerge.plan.memory import with_inner
 
 UNIT_BYTES = 64 * 2**20
-"""Output of a unit of delta or free steps, where several share a shard: half a second's work of one
-core. Small enough that the last ones end together, so large that a receipt costs nothing beside
-it."""
+"""Output of a unit of delta steps, or of free steps with reductions, where several share a shard:
+half a second's work of one core. Small enough that the last ones end together, so large that a
+receipt costs nothing beside it."""
 LIGHT_UNIT_BYTES = 256 * 2**20
 """Output of any other unit, whose bytes take a quarter of the time. A shard of this size is one
 unit then, and the hash in its receipt is the shard's: it need not be read back."""
@@ -60,7 +60,7 @@ def dispatch_order(units: Sequence[Unit]) -> tuple[Unit, ...]:
 
 
 def _groups(members: Sequence[TensorNode]) -> Iterator[list[TensorNode]]:
-    heavy = any(isinstance(node.step, DeltaStep | FreeStep) for node in with_inner(members))
+    heavy = any(_is_heavy(node.step) for node in with_inner(members))
     limit = UNIT_BYTES if heavy else LIGHT_UNIT_BYTES
     group: list[TensorNode] = []
     described = group_reads = 0
@@ -77,3 +77,7 @@ def _groups(members: Sequence[TensorNode]) -> Iterator[list[TensorNode]]:
         group_reads += node_reads
     if group:
         yield group
+
+
+def _is_heavy(step: Step) -> bool:
+    return isinstance(step, DeltaStep) or (isinstance(step, FreeStep) and len(step.passes) > 1)
