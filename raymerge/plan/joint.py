@@ -5,8 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from raymerge.plan.graph import CopyStep, Input, TensorNode
-from raymerge.plan.memory import Budget, Sweeping, figure_bytes, samples, tile_of, working_bytes
+from raymerge.plan.build import Plan
+from raymerge.plan.graph import CopyStep, DeltaStep, Input, TensorNode
+from raymerge.plan.memory import (
+    SMALLEST_TILE,
+    Budget,
+    Sweeping,
+    figure_bytes,
+    samples,
+    tile_of,
+    upload_bytes,
+    working_bytes,
+)
+from raymerge.plan.rebase import unite
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,8 +58,15 @@ class JointTensor:
 
     def working_bytes(self, tile_elements: int) -> int:
         """Bytes a thread needs for the tensor besides what it holds of it."""
-        figures = sum(figure_bytes(node, tile_of(node, tile_elements)) for node in self.nodes)
-        return working_bytes(self.node, tile_elements) + figures
+        figures = [(node, figure_bytes(node, tile_of(node, tile_elements))) for node in self.nodes]
+        # Counts of magnitudes are read off before the next merge's are taken.
+        counted = [own for node, own in figures if _is_counted(node)]
+        kept = sum(own for node, own in figures if not _is_counted(node))
+        return working_bytes(self.node, tile_elements) + max(counted, default=0) + kept
+
+
+def _is_counted(node: TensorNode) -> bool:
+    return isinstance(node.step, DeltaStep) and not node.step.ranks
 
 
 def joint(nodes: Sequence[TensorNode]) -> JointTensor | None:
@@ -62,3 +80,26 @@ def joint(nodes: Sequence[TensorNode]) -> JointTensor | None:
         return None
     inputs = {id(one): one for node in merged for one in node.inputs}
     return JointTensor(nodes=merged, inputs=tuple(inputs.values()))
+
+
+def joint_budget(plans: Sequence[Plan], *, uploads: bool) -> Budget | None:
+    """What one thread may use that merges for several plans; None if it does not suffice.
+
+    Args:
+        plans: Of equal units, for the same machine.
+        uploads: Whether units are sent to a store: every plan has an upload open then.
+    """
+    first = plans[0]
+    # One upload is in every plan's own projection.
+    more = upload_bytes(max(shard.nbytes for shard in first.shards)) if uploads else 0
+    own = min((plan.memory.budget for plan in plans), key=lambda budget: budget.thread_bytes)
+    tile = min(plan.memory.budget.tile_elements for plan in plans)
+    left = own.thread_bytes - more * (len(plans) - 1)
+    columns = zip(*(rebased.units for rebased in unite(plans).plans), strict=True)
+    nodes = (zip(*(unit.nodes for unit in units), strict=True) for units in columns)
+    tensors = [found for unit in nodes for each in unit if (found := joint(each)) is not None]
+    while any(tensor.working_bytes(tile) > left for tensor in tensors):
+        tile //= 2
+        if tile < SMALLEST_TILE:
+            return None
+    return replace(own, thread_bytes=left, tile_elements=tile) if left >= 0 else None

@@ -105,7 +105,20 @@ class Rounds:
         if len(group) == 1:
             self._merge_alone(group[0], on_outcome)
             return
+        from raymerge.plan.joint import joint_budget
         from raymerge.runtime.together import Task, execute_together
+
+        uploads = group[0].whole_shards
+        budget = joint_budget([one.plan for one in group], uploads=uploads)
+        if budget is None:
+            half = (len(group) + 1) // 2
+            self._on_note(
+                f"{len(group)} trials do not fit --memory at once: their sources are read for "
+                f"{half} and for {len(group) - half} of them"
+            )
+            self._merge_group(group[:half], on_outcome)
+            self._merge_group(group[half:], on_outcome)
+            return
 
         def end(position: int, result: MergeResult | RaymergeError) -> None:
             trial = group[position].trial
@@ -118,7 +131,7 @@ class Rounds:
             [Task(plan=one.plan, out=one.trial.out) for one in group],
             self._start_engine,
             end,
-            budget=group[0].plan.memory.budget,
+            budget=budget,
             device=self._machine.device,
             overwrite=self._overwrite,
             on_progress=self._on_progress,

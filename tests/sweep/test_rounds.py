@@ -10,6 +10,7 @@ import yaml
 
 from raymerge.errors import ConflictError, NonFiniteError
 from raymerge.options import RunOptions
+from raymerge.plan.memory import PROCESS_BYTES, THREAD_BYTES, upload_bytes
 from tests.checkpoints import fine_tune, llama_config, tiny_llama_tensors
 from tests.conftest import METHOD_KNOBS, Place
 from tests.e2e.test_stages import CASES, MODELS, located
@@ -146,3 +147,39 @@ def test_what_was_merged_before_is_not_merged_again(place: Place) -> None:
         "local",
     ]
     assert {one.result and one.result.engine for one in again.values()} == {"none"}
+
+
+def test_trials_that_do_not_fit_are_read_for_in_parts(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As if the folder were a store, to which every trial has an upload open."""
+    monkeypatch.setattr("raymerge.sweep.rounds.fills_together", lambda _: False)
+    place.llamas()
+    knobs = [{"weight": weight / 8, "density": 0.5} for weight in range(1, 9)]
+    recipes = {
+        str(i): place.recipe("ties", base="base", name=f"{i}.yaml", parameters=own)
+        for i, own in enumerate(knobs)
+    }
+    thread_bytes = THREAD_BYTES + 4 * upload_bytes(1)
+    options: RunOptions = {**LOCAL, "memory_bytes": PROCESS_BYTES + 2 * thread_bytes}
+    notes: list[str] = []
+    found = merge(trials(recipes, place / "round"), options, on_note=notes.append)
+
+    read = assert_equal_to_own(found, place / "own", options)
+    assert [note.partition(" ")[0] for note in notes] == ["8"]
+    assert "for 4 and for 4 of them" in notes[0]
+    assert read_bytes(found) == read / 4
+
+
+def test_many_trials_of_a_small_model(place: Place) -> None:
+    place.llamas()
+    recipes = {
+        str(i): place.recipe(
+            "ties", base="base", name=f"{i}.yaml", parameters={"weight": i / 40, "density": 0.5}
+        )
+        for i in range(1, 41)
+    }
+    found = merge(trials(recipes, place / "round"))
+
+    assert len(found) == 40
+    assert_equal_to_own({name: found[name] for name in ("1", "32", "33", "40")}, place / "own")
