@@ -46,7 +46,7 @@ class ScriptedEngine:
         folder: str,
         report: OnProgress,
         *,
-        order: Callable[[Sequence[Unit]], list[Unit]] = list,
+        order: Callable[[Sequence[Any]], list[Any]] = list,
         dies_after: int | None = None,
         touch: Callable[[Path], None] = lambda _: None,
     ) -> None:
