@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from raymerge.runtime.driver import MergeResult
     from raymerge.runtime.engine import Engine
     from raymerge.runtime.inspection import Inspection
-    from raymerge.runtime.settings import OnProgress
+    from raymerge.runtime.settings import OnProgress, RunSettings
     from raymerge.storage.store import Access
 
 AnyPath = str | os.PathLike[str]
@@ -95,19 +95,52 @@ def merge(
     Raises:
         RaymergeError: See `raymerge.errors`: each class says what a caller can do about it.
     """
-    from raymerge.runtime.driver import execute
-
     machine = machine_of(options)
     planned = _plan(recipe, out=out, seed=seed, machine=machine, options=options)
     on_plan(planned, machine)
+    return run_plan(
+        planned,
+        os.fspath(out),
+        machine=machine,
+        overwrite=overwrite,
+        on_progress=on_progress,
+        options=options,
+    )
+
+
+def run_plan(
+    planned: Plan,
+    out: str,
+    *,
+    machine: Machine,
+    overwrite: bool,
+    on_progress: OnProgress,
+    options: RunOptions,
+) -> MergeResult:
+    """Run a plan; see `merge`.
+
+    Args:
+        planned: What to run.
+        out: Path or URL of the destination.
+        machine: What it runs on.
+        overwrite: Replace whatever `out` holds.
+        on_progress: Told of bytes read and written, from any thread.
+        options: Of the call.
+    """
+    from raymerge.runtime.driver import execute
+    from raymerge.runtime.preflight import leave_nonce
+    from raymerge.runtime.settings import run_settings
+
     access = access_of(options)
 
     def start_engine(destination: Destination, report: OnProgress) -> Engine:
-        return _start_engine(planned, machine, destination, report, options)
+        nonce = leave_nonce(destination) if machine.engine == "ray" else None
+        settings = run_settings(planned, destination.units_at, machine.device, access, nonce=nonce)
+        return engine_for(settings, machine, report, options)
 
     return execute(
         planned,
-        os.fspath(out),
+        out,
         start_engine,
         overwrite=overwrite,
         on_progress=on_progress,
@@ -282,29 +315,27 @@ def _plan(
     return plan_merge(recipe, out=place, machine=machine, options=options)
 
 
-def _start_engine(
-    planned: Plan,
-    machine: Machine,
-    destination: Destination,
-    report: OnProgress,
-    options: RunOptions,
+def engine_for(
+    settings: RunSettings, machine: Machine, report: OnProgress, options: RunOptions
 ) -> Engine:
-    from raymerge.runtime.settings import run_settings
+    """Start what runs units.
 
-    access = access_of(options)
+    Args:
+        settings: What workers have to know.
+        machine: What the run is going to use.
+        report: Told of bytes read and written, from any thread.
+        options: Of the call.
+    """
     if machine.engine == "local":
         from raymerge.runtime.local import LocalEngine
         from raymerge.runtime.readers import check_copies
 
-        check_copies(planned.sources, access)
-        settings = run_settings(planned, destination.units_at, machine.device, access)
+        check_copies(settings.stored, settings.access)
         return LocalEngine(settings, threads=machine.threads, on_progress=report)
     from raymerge.runtime.cluster import ClusterEngine
-    from raymerge.runtime.preflight import leave_nonce
 
-    nonce = leave_nonce(destination)
     return ClusterEngine(
-        run_settings(planned, destination.units_at, machine.device, access, nonce=nonce),
+        settings,
         workers=machine.processes,
         threads=machine.threads,
         address=machine.address,

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING
+from threading import Lock
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from raymerge.options import RunOptions, checked_access
 
@@ -11,11 +13,37 @@ if TYPE_CHECKING:
     from raymerge.checkpoint.catalog import Catalog
     from raymerge.machine import Machine
     from raymerge.plan.build import Plan
-    from raymerge.recipe import Recipe
+    from raymerge.recipe import Recipe, SourceRef
     from raymerge.storage import SourceFolder
+    from raymerge.tokenizer.files import TokenizerFiles
+
+T = TypeVar("T")
 
 
-def plan_merge(recipe: Recipe, *, out: str | None, machine: Machine, options: RunOptions) -> Plan:
+class Shelf:
+    """Folders, catalogs and tokenizers of sources, each read once however many plans ask."""
+
+    def __init__(self) -> None:
+        self._kept: dict[object, Any] = {}
+        self._locks: dict[object, Lock] = {}
+
+    def once(self, key: object, read: Callable[[], T]) -> T:
+        """What is kept under a key, read first if it is not there. An error is not kept."""
+        with self._locks.setdefault(key, Lock()):
+            if key not in self._kept:
+                self._kept[key] = read()
+        found: T = self._kept[key]
+        return found
+
+
+def plan_merge(
+    recipe: Recipe,
+    *,
+    out: str | None,
+    machine: Machine,
+    options: RunOptions,
+    shelf: Shelf | None = None,
+) -> Plan:
     """Read the headers of a recipe's sources, wherever they lie, and plan.
 
     Args:
@@ -23,7 +51,9 @@ def plan_merge(recipe: Recipe, *, out: str | None, machine: Machine, options: Ru
         out: Path or URL of the destination, if it is known.
         machine: What the merge will run on.
         options: Of the call.
+        shelf: What other plans have read.
     """
+    shelf = shelf or Shelf()
     from raymerge.checkpoint.adapter import holds_adapter, read_adapter
     from raymerge.checkpoint.catalog import read_catalog
     from raymerge.checkpoint.config_diff import config_differences
@@ -33,25 +63,44 @@ def plan_merge(recipe: Recipe, *, out: str | None, machine: Machine, options: Ru
 
     refs = (*recipe.checkpoints, *recipe.adapters)
     access = checked_access(options, [ref.location for ref in refs], out)
-    folders = {
-        ref.label: open_folder(ref.location, label=ref.label, revision=ref.revision, access=access)
-        for ref in refs
-    }
+
+    def opened(ref: SourceRef) -> SourceFolder:
+        return shelf.once(
+            ("folder", ref.location, ref.revision, ref.label),
+            lambda: open_folder(
+                ref.location, label=ref.label, revision=ref.revision, access=access
+            ),
+        )
+
+    folders = {ref.label: opened(ref) for ref in refs}
+    keys = {ref.label: (ref.location, ref.revision, ref.label) for ref in refs}
     adapters = {adapter.label for adapter in recipe.adapters}
 
     def read(label: str) -> Catalog:
-        is_adapter = label in adapters or holds_adapter(folders[label].sizes())
-        return (read_adapter if is_adapter else read_catalog)(folders[label], label=label)
+        folder = folders[label]
+        is_adapter = label in adapters or holds_adapter(folder.sizes())
+        read_one = read_adapter if is_adapter else read_catalog
+        return shelf.once(
+            ("catalog", *keys[label], is_adapter), lambda: read_one(folder, label=label)
+        )
 
     with ThreadPoolExecutor(len(folders)) as pool:
         catalogs = list(pool.map(read, folders))
+
+    def tokenizer_of(catalog: Catalog) -> TokenizerFiles:
+        label = catalog.label
+        return shelf.once(
+            ("tokenizer", *keys[label]),
+            lambda: read_tokenizer_files(folders[label], catalog.side_files, label=label),
+        )
+
     limits = PlanOptions(
         memory_bytes=machine.memory_bytes,
         threads=machine.threads,
         device=machine.device,
         shard_bytes=options.get("shard_bytes"),
         device_memory_bytes=options.get("device_memory_bytes"),
-        whole_shards=out is not None and not _fills_together(out),
+        whole_shards=out is not None and not fills_together(out),
         uploads=out is not None and destination(out).is_objects,
         tile_elements=options.get("tile_elements"),
         stats=options.get("stats", False),
@@ -66,12 +115,7 @@ def plan_merge(recipe: Recipe, *, out: str | None, machine: Machine, options: Ru
         catalogs,
         limits,
         remarks=config_differences(models, folders),
-        tokenizer_files={
-            catalog.label: read_tokenizer_files(
-                folders[catalog.label], catalog.side_files, label=catalog.label
-            )
-            for catalog in models
-        },
+        tokenizer_files={catalog.label: tokenizer_of(catalog) for catalog in models},
     )
 
 
@@ -82,7 +126,7 @@ def _is_fetched(folder: SourceFolder) -> bool:
     return not isinstance(folder, PosixFolder) and folder.copied is None
 
 
-def _fills_together(out: str) -> bool:
+def fills_together(out: str) -> bool:
     """Whether several units may fill one file of the destination."""
     from raymerge.storage.mounts import shares_files
     from raymerge.storage.urls import Scheme, destination

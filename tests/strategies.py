@@ -54,6 +54,7 @@ from raymerge.methods.rules import (
     KeepRanked,
     Rescale,
 )
+from raymerge.runtime import figures
 from raymerge.runtime.figures import by_rank, trimmed
 from tests.oracles import Doubles, Floats, from_dtype, to_dtype
 
@@ -334,7 +335,7 @@ def find_band(
 ) -> Selectors:
     """Selectors of a band of magnitudes, by thresholds found as in a merge."""
     swept = SweptInputs(kernels, inputs, step, inputs[0].size)
-    return trimmed(keep, swept, swept)
+    return trimmed(keep, figures.find_thresholds(keep, swept, swept), swept.elements)
 
 
 def find_gram(

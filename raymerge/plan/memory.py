@@ -141,6 +141,28 @@ class Memory:
     """What those sweeps read again."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sweeping:
+    """How a thread goes over the inputs of a tensor."""
+
+    tile_elements: int
+    held: bool
+    """Whether all is kept between sweeps."""
+    sampled: int
+    """See `Budget.sampled`."""
+    shared: bool = False
+    """Whether several merges go over the same tiles, one after another: each is read for all."""
+
+
+def sweeping_of(node: TensorNode, budget: Budget) -> Sweeping:
+    """How a thread goes over the inputs of a tensor that it merges by itself."""
+    return Sweeping(
+        tile_elements=tile_of(node, budget.tile_elements),
+        held=budget.holds(node),
+        sampled=budget.sampled(node),
+    )
+
+
 def tile_of(node: TensorNode, tile_elements: int) -> int:
     """Elements of this tensor's tiles: fewer if it has no more, more where a row needs them."""
     if isinstance(node.step, DeltaStep) and node.step.ranks:
@@ -158,8 +180,12 @@ def working_bytes(node: TensorNode, tile_elements: int) -> int:
     # What a stage merges comes in tiles of its own, however few elements are asked for.
     inner = max(elements, tile_elements)
     derived = sum(one.scratch_bytes(inner if one.results else elements) for one in node.inputs)
-    counters = _counter_bytes(node, elements) + _gram_bytes(node)
-    return sum(widths) * elements // 8 + scratch + derived + counters
+    return sum(widths) * elements // 8 + scratch + derived + figure_bytes(node, elements)
+
+
+def figure_bytes(node: TensorNode, tile_elements: int) -> int:
+    """Bytes of what is counted and summed for a tensor, in tiles of its own."""
+    return _counter_bytes(node, tile_elements) + _gram_bytes(node)
 
 
 def _gram_bytes(node: TensorNode) -> int:

@@ -13,13 +13,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from time import monotonic
-from typing import Any
+from typing import Any, Generic
 
 from raymerge.errors import ClusterError, RaymergeError
 from raymerge.plan.graph import Unit
+from raymerge.plan.sweep_unit import SweepUnit
 from raymerge.runtime import ray_cluster
 from raymerge.runtime.crew import Crew, Member
-from raymerge.runtime.engine import LOOK_S, Call
+from raymerge.runtime.engine import LOOK_S, Call, WorkUnit
 from raymerge.runtime.losses import BrokenDeviceError, OutOfRoomError, WorkerLostError
 from raymerge.runtime.placement import Hiring
 from raymerge.runtime.schedule import MAX_FAILURES, Loss, Schedule
@@ -97,13 +98,14 @@ class ClusterEngine:
     def run(
         self,
         call: Call,
-        units: Sequence[Unit],
+        units: Sequence[WorkUnit],
         *args: Any,
-        before: Callable[[Unit], None],
+        before: Callable[[WorkUnit], WorkUnit | None],
         meanwhile: Callable[[], None] = lambda: None,
-    ) -> Iterator[tuple[Unit, Any]]:
+    ) -> Iterator[tuple[WorkUnit, Any]]:
         """See `Engine.run`."""
-        copies = call == "merge" and _bears_copies(self._settings.units_at)
+        writes = call in {"merge", "merge_trials"}
+        copies = writes and all(map(_bears_copies, self._settings.places))
         work = _Work(self.crew, call, units, args, copies=copies)
         try:
             for unit, (result, moved) in work.results(before, meanwhile):
@@ -135,34 +137,40 @@ class ClusterEngine:
                 PosixReader(folder.path(name), pin, source=source.label).close()
 
 
-class _Work:
+class _Work(Generic[WorkUnit]):
     """One call of `run`: what has been given to whom."""
 
     def __init__(
-        self, crew: Crew, call: Call, units: Sequence[Unit], args: tuple[Any, ...], *, copies: bool
+        self,
+        crew: Crew,
+        call: Call,
+        units: Sequence[WorkUnit],
+        args: tuple[Any, ...],
+        *,
+        copies: bool,
     ) -> None:
-        self.calls: dict[Any, tuple[Member, Unit]] = {}
+        self.calls: dict[Any, tuple[Member, WorkUnit]] = {}
         """What is under way."""
         self.schedule = Schedule({unit.number: unit.nbytes for unit in units}, copies=copies)
         self._crew = crew
         self._call = call
         self._args = args
-        self._units = {unit.number: unit for unit in units}
+        self._units: dict[int, WorkUnit] = {unit.number: unit for unit in units}
         self._begun: set[int] = set()
         self._deserted_since: float | None = None
         for member in crew.started:
             self._join(member)
 
     def results(
-        self, before: Callable[[Unit], None], meanwhile: Callable[[], None]
-    ) -> Iterator[tuple[Unit, Any]]:
+        self, before: Callable[[WorkUnit], WorkUnit | None], meanwhile: Callable[[], None]
+    ) -> Iterator[tuple[WorkUnit, Any]]:
         """Hand out units and give what comes back, until all have landed."""
         while not self.schedule.done:
             for order in self.schedule.orders(monotonic()):
                 unit = self._units[order.unit]
                 if order.unit not in self._begun:
                     self._begun.add(order.unit)
-                    before(unit)
+                    unit = self._units[order.unit] = before(unit) or unit
                 member = self._crew.members[order.worker]
                 ref = member.actor.run.remote(self._call, unit, self._args, order.shrink)
                 self.calls[ref] = member, unit
@@ -175,7 +183,7 @@ class _Work:
                 self._look()
         yield from self._take_late()
 
-    def _take(self, ref: Any) -> Iterator[tuple[Unit, Any]]:
+    def _take(self, ref: Any) -> Iterator[tuple[WorkUnit, Any]]:
         """What a call that has ended gave, if it is the result of a unit."""
         if ref in self._crew.starting:
             if member := self._crew.settle(ref):
@@ -202,7 +210,7 @@ class _Work:
             self._crew.lose(member, lost)
             self._check_given_up(lost)
         except ClusterError as error:
-            tensor = unit.nodes[0].slot.name
+            tensor = _first(unit)
             raise ClusterError(
                 f"the worker on {member.where} failed at {tensor}.\n{error}", tensor=tensor
             ) from error
@@ -223,7 +231,7 @@ class _Work:
         """Raise if a unit has failed too often."""
         if not self.schedule.given_up:
             return
-        tensor = self._units[self.schedule.given_up[0]].nodes[0].slot.name
+        tensor = _first(self._units[self.schedule.given_up[0]])
         raise ClusterError(
             f"at least {MAX_FAILURES} workers died over the unit of {tensor} or had no room for "
             f"it, at last alone with it and in smaller tiles: {error} If it ran out of memory, "
@@ -246,7 +254,7 @@ class _Work:
         elif monotonic() > self._deserted_since + self._crew.wait_s:
             raise self._crew.missing()
 
-    def _take_late(self) -> Iterator[tuple[Unit, Any]]:
+    def _take_late(self) -> Iterator[tuple[WorkUnit, Any]]:
         """End whoever still has a copy of what has landed, and take what they bring."""
         if not self.calls:
             return
@@ -256,6 +264,11 @@ class _Work:
             except RaymergeError:
                 continue  # whatever became of it, the unit has landed
             yield self.calls[ref][1], answer
+
+
+def _first(unit: Unit | SweepUnit) -> str | None:
+    """The tensor that a unit is called by, if anything is left of it."""
+    return unit.nodes[0].slot.name if unit.nodes else None
 
 
 def _bears_copies(units_at: str) -> bool:

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, TypeVar
 
 from raymerge.plan.graph import Unit
+from raymerge.plan.sweep_unit import SweepUnit
 
 LOOK_S = 1.0
 """Between two looks whether a run that waits for its units still has a point."""
 
-Call = Literal["merge", "count_high", "count_low", "count_ties"]
+Call = Literal["merge", "merge_trials", "count_high", "count_low", "count_ties"]
 """A method of `runtime.unit.Worker` that takes a unit first."""
+
+
+WorkUnit = TypeVar("WorkUnit", Unit, SweepUnit)
+"""What a call takes: a plan's unit, or that of several trials."""
 
 
 class Engine(Protocol):
@@ -40,18 +45,19 @@ class Engine(Protocol):
     def run(
         self,
         call: Call,
-        units: Sequence[Unit],
+        units: Sequence[WorkUnit],
         *args: Any,
-        before: Callable[[Unit], None],
+        before: Callable[[WorkUnit], WorkUnit | None],
         meanwhile: Callable[[], None] = lambda: None,
-    ) -> Iterator[tuple[Unit, Any]]:
+    ) -> Iterator[tuple[WorkUnit, Any]]:
         """Call every unit and yield results as they come.
 
         Args:
             call: Method of `Worker`.
             units: In the order to begin them.
             args: What the method takes besides the unit.
-            before: Called once in this process before a unit is begun.
+            before: Called once in this process before a unit is begun; a unit that it returns is
+                run in its place.
             meanwhile: Called every `LOOK_S` while none ends; what it raises ends the run.
 
         Raises:

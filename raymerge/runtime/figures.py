@@ -47,11 +47,12 @@ SMALLEST_NORM = 1e-7
 """mergekit's limit: a smaller L1 norm is not scaled up to."""
 
 
-def trimmed(keep: KeepLargest | KeepBand, inputs: Swept, counting: Counting) -> Selectors:
-    """Selectors by the thresholds of one tensor."""
-    found = find_thresholds(keep, inputs, counting)
+def trimmed(
+    keep: KeepLargest | KeepBand, found: Sequence[Threshold | None], elements: int
+) -> Selectors:
+    """Selectors by what `find_thresholds` found in a tensor of so many elements."""
     if isinstance(keep, KeepBand):
-        return banded(keep, found, inputs.elements)
+        return banded(keep, found, elements)
     exact = [
         NOTHING if density <= 0 else one for density, one in zip(keep.density, found, strict=True)
     ]

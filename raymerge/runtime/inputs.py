@@ -7,17 +7,20 @@ any other is read again for each.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from copy import copy
 from threading import Event
 
 import numpy as np
 
+from raymerge.checkpoint.dtypes import DType
 from raymerge.checkpoint.layout import Slot
+from raymerge.errors import NonFiniteError
 from raymerge.kernels.constants import LANES
 from raymerge.kernels.tile import Bytes, Tile
 from raymerge.plan.graph import Input, Read, TensorNode
-from raymerge.plan.memory import SAMPLE_ELEMENTS, Budget, tile_of
-from raymerge.runtime.readers import AHEAD_BYTES, Readers
+from raymerge.plan.memory import SAMPLE_ELEMENTS, Budget, Sweeping, sweeping_of
+from raymerge.runtime.readers import AHEAD_BYTES, Filler, Readers
 from raymerge.runtime.stopping import StoppedError
 
 ALIGNMENT = 64
@@ -75,8 +78,54 @@ def _lags(source: int, target: int) -> bool:
     return 0 < (target - source) % PAGE < ALIGNMENT
 
 
+class _Buffered:
+    """One input: what fills its buffer, and how far that is done."""
+
+    def __init__(self, filler: Filler, dtype: DType, buffer: Bytes) -> None:
+        self.filler = filler
+        self.dtype = dtype
+        self.width = dtype.bits // 8
+        self.buffer = buffer
+        self.swept = False
+        """Whether all of it has been read; of a tensor that is held it is in the buffer then."""
+        self.filled: tuple[int, int] | None = None
+        """Which range of its bytes lies at the beginning of the buffer, if it is known."""
+        self.error: NonFiniteError | None = None
+        """What ended the attempt to fill that."""
+
+    def fill(self, piece: Bytes, offset: int, *, again: bool) -> int:
+        """Fill a piece of the buffer; returns the bytes read.
+
+        Args:
+            piece: Where to.
+            offset: First byte of the tensor that goes there.
+            again: Whether to do so where the piece holds those bytes already.
+        """
+        wanted = offset, piece.nbytes
+        if again or self.filled != wanted:
+            self.filled, self.error = wanted, None
+            try:
+                return self.filler.fill(piece, offset)
+            except NonFiniteError as error:
+                self.error = error
+        if self.error is not None:
+            raise self.error
+        return 0
+
+
 class Inputs:
-    """The inputs of one tensor, swept as often as its step needs."""
+    """The inputs of one tensor, swept as often as its step needs.
+
+    Args:
+        node: The tensor.
+        readers: The open files.
+        arena: What buffers are taken from.
+        budget: Of the thread.
+        stop: Ends a sweep with StoppedError.
+        on_read: Told of bytes read.
+        sweeping: In which tiles, and what is kept; None leaves it to the budget.
+        outputs: Tiles of the output that are in memory at once.
+    """
 
     def __init__(
         self,
@@ -87,43 +136,58 @@ class Inputs:
         *,
         stop: Event,
         on_read: Callable[[int], None],
+        sweeping: Sweeping | None = None,
+        outputs: int = 1,
     ) -> None:
-        self._fillers = [
-            readers.filler(one, budget.inside(node, one.inner) if one.inner else None)
-            for one in node.inputs
-        ]
         self._stop = stop
         self._on_read = on_read
         self.elements = node.inputs[0].num_elements
+        sweeping = sweeping or sweeping_of(node, budget)
         # An empty tensor has no tile, and no tile is empty.
-        self.tile_elements = max(1, tile_of(node, budget.tile_elements))
-        self.dtypes = [one.dtype for one in node.inputs]
-        self._widths = [dtype.bits // 8 for dtype in self.dtypes]
-        self._held = budget.holds(node)
-        self._sampled = budget.sampled(node)
-        self._loaded = False
+        self.tile_elements = max(1, sweeping.tile_elements)
+        self._held = sweeping.held
+        self._sampled = sweeping.sampled
+        self._again = not sweeping.shared
         buffered = self.elements if self._held else self.tile_elements
-        sizes = [dtype.num_bytes((buffered,)) for dtype in self.dtypes]
+        sizes = [one.dtype.num_bytes((buffered,)) for one in node.inputs]
         out_bytes = node.slot.dtype.num_bytes((self.tile_elements,))
-        arena.reserve(*sizes, out_bytes)
-        self._buffers = [
-            arena.take(size, source=one) for one, size in zip(node.inputs, sizes, strict=True)
+        arena.reserve(*sizes, *[out_bytes] * outputs)
+        self._sources = [
+            _Buffered(
+                readers.filler(one, budget.inside(node, one.inner) if one.inner else None),
+                one.dtype,
+                arena.take(size, source=one),
+            )
+            for one, size in zip(node.inputs, sizes, strict=True)
         ]
-        self.out = arena.take(out_bytes, target=node.slot)
-        """Room for a tile of the output."""
+        self.outs = [arena.take(out_bytes, target=node.slot) for _ in range(outputs)]
+        """Room for tiles of the output."""
+        self.out = self.outs[0]
+
+    def of(self, positions: Sequence[int]) -> Inputs:
+        """Some of the inputs, in the same memory: what either reads the other has."""
+        some = copy(self)
+        some._sources = [self._sources[position] for position in positions]  # noqa: SLF001
+        return some
 
     def sweep(self) -> Iterator[Tile]:
         """Every tile in order. A tile is valid until the next one is asked for."""
+        for first, count in self.places():
+            yield self.tile(first, count)
+        for source in self._sources:
+            source.swept = True
+
+    def places(self) -> Iterator[tuple[int, int]]:
+        """First element and length of every tile in order."""
         for first in range(0, self.elements, self.tile_elements):
             if self._stop.is_set():
                 raise StoppedError("stopped")
-            count = min(self.tile_elements, self.elements - first)
-            yield self.tile(first, count)
-        self._loaded = True
+            yield first, min(self.tile_elements, self.elements - first)
 
     def tile(self, first: int, count: int) -> Tile:
         """The tile of `count` elements, at most a whole one, from `first`, a multiple of 256."""
-        return Tile(self._tile(first, count), self.dtypes, first, count)
+        dtypes = [source.dtype for source in self._sources]
+        return Tile(self._tile(first, count), dtypes, first, count)
 
     def sample(self) -> Iterator[Tile]:
         """Evenly spaced pieces, `SAMPLE_ELEMENTS` in all, or the whole; see `Budget.sampled`."""
@@ -145,13 +209,15 @@ class Inputs:
     def _tile(self, first: int, count: int) -> list[Bytes]:
         pieces = []
         num_read = 0
-        for filler, width, buffer in zip(self._fillers, self._widths, self._buffers, strict=True):
-            offset, nbytes = first * width, count * width
-            piece = buffer[offset : offset + nbytes] if self._held else buffer[:nbytes]
-            if not self._loaded:
-                filler.will_need(offset + AHEAD_BYTES, nbytes)
-            if not (self._held and self._loaded):
-                num_read += filler.fill(piece, offset)
+        for source in self._sources:
+            offset, nbytes = first * source.width, count * source.width
+            piece = source.buffer[offset : offset + nbytes]
+            if not self._held:
+                piece = source.buffer[:nbytes]
+            if not source.swept:
+                source.filler.will_need(offset + AHEAD_BYTES, nbytes)
+            if not (self._held and source.swept):
+                num_read += source.fill(piece, offset, again=self._again)
             pieces.append(piece)
         self._on_read(num_read)
         return pieces

@@ -11,8 +11,7 @@ from threading import Event, Thread
 from time import monotonic
 from typing import Any
 
-from raymerge.plan.graph import Unit
-from raymerge.runtime.engine import LOOK_S, Call
+from raymerge.runtime.engine import LOOK_S, Call, WorkUnit
 from raymerge.runtime.settings import OnProgress, RunSettings
 from raymerge.runtime.unit import Worker
 
@@ -38,14 +37,14 @@ class LocalEngine:
     def run(
         self,
         call: Call,
-        units: Sequence[Unit],
+        units: Sequence[WorkUnit],
         *args: Any,
-        before: Callable[[Unit], None],
+        before: Callable[[WorkUnit], WorkUnit | None],
         meanwhile: Callable[[], None] = lambda: None,
-    ) -> Iterator[tuple[Unit, Any]]:
+    ) -> Iterator[tuple[WorkUnit, Any]]:
         """See `Engine.run`."""
         queue = deque(units)
-        results: SimpleQueue[tuple[Unit, Any]] = SimpleQueue()
+        results: SimpleQueue[tuple[WorkUnit, Any]] = SimpleQueue()
 
         def work() -> None:
             while not self._stop.is_set():
@@ -54,7 +53,7 @@ class LocalEngine:
                 except IndexError:
                     return
                 try:
-                    before(unit)
+                    unit = before(unit) or unit
                     self._worker.will_need(unit)
                     with suppress(IndexError):  # the last one is begun
                         self._worker.will_need(queue[0])
@@ -89,8 +88,8 @@ class LocalEngine:
 
 
 def _next(
-    results: SimpleQueue[tuple[Unit, Any]], meanwhile: Callable[[], None]
-) -> tuple[Unit, Any]:
+    results: SimpleQueue[tuple[WorkUnit, Any]], meanwhile: Callable[[], None]
+) -> tuple[WorkUnit, Any]:
     while True:
         try:
             return results.get(timeout=LOOK_S)

@@ -44,14 +44,14 @@ def leave_nonce(destination: Destination) -> Nonce | None:
 
 
 def preflight(settings: RunSettings) -> None:
-    """Read the driver's nonce, and the beginning of a file of every source.
+    """Read what the driver left in each destination, and the beginning of a file of every source.
 
     Raises:
         StorageError: The destination is not what the driver has claimed.
         SourceError: A source cannot be read here, or is another than the planned one.
     """
-    if settings.nonce:
-        _read_nonce(settings.nonce, settings.access)
+    for nonce in settings.nonces:
+        _read_nonce(nonce, settings.access)
     for source in settings.sources:
         if source.pins:
             _read_source(source, settings)

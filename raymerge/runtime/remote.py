@@ -19,6 +19,7 @@ from raymerge.errors import RaymergeError
 from raymerge.kernels.identity import kernel_hash
 from raymerge.plan.graph import Unit
 from raymerge.plan.memory import SMALLEST_TILE
+from raymerge.plan.sweep_unit import SweepUnit
 from raymerge.runtime.engine import Call
 from raymerge.runtime.losses import BrokenDeviceError, OutOfRoomError
 from raymerge.runtime.preflight import preflight
@@ -79,7 +80,7 @@ class RemoteWorker:
         return report
 
     def run(
-        self, call: Call, unit: Unit, args: tuple[Any, ...], shrink: int = 0
+        self, call: Call, unit: Unit | SweepUnit, args: tuple[Any, ...], shrink: int = 0
     ) -> tuple[Any, Progress]:
         """Run a unit; the bytes moved since the last report come with its result.
 
@@ -110,7 +111,7 @@ class RemoteWorker:
         self.hand_back()
 
     @contextmanager
-    def _in_turn(self, worker: Worker, unit: Unit) -> Iterator[None]:
+    def _in_turn(self, worker: Worker, unit: Unit | SweepUnit) -> Iterator[None]:
         """While no more units run than there is memory for."""
         with self._turn:
             if self._running == self._threads:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -13,6 +13,20 @@ from raymerge.plan.stages import Terms, terms
 from raymerge.runtime.preflight import Nonce
 from raymerge.runtime.readers import OpenSource, open_planned
 from raymerge.storage.store import Access
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrialSettings:
+    """What a run of several trials has to know of one of them."""
+
+    units_at: str
+    """Path or URL of the place where its units are written."""
+    seed: int
+    nan: Literal["error", "pass"]
+    labels: tuple[str, ...]
+    """What it calls each of the run's sources."""
+    nonce: Nonce | None
+    """What every process of the run has to find in its destination."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,14 +51,50 @@ class RunSettings:
     """The stage that these are the settings of; None of the one that is written."""
     stages: tuple[Terms, ...] = ()
     """Of the stages inside the recipe."""
+    trials: tuple[TrialSettings, ...] = ()
+    """Of a run that merges several plans at once. What is said of one above is the first one's."""
+
+    def of_trial(self, position: int) -> RunSettings:
+        """The settings of one trial of the run."""
+        trial = self.trials[position]
+        return replace(
+            self,
+            sources=_relabelled(self.sources, trial.labels),
+            units_at=trial.units_at,
+            seed=trial.seed,
+            nan=trial.nan,
+            nonce=trial.nonce,
+            trials=(),
+        )
+
+    @property
+    def stored(self) -> tuple[PlannedSource, ...]:
+        """The sources that are no stages."""
+        return tuple(source for source in self.sources if source.location)
+
+    @property
+    def places(self) -> tuple[str, ...]:
+        """Where units are written."""
+        return tuple(trial.units_at for trial in self.trials) or (self.units_at,)
+
+    @property
+    def nonces(self) -> tuple[Nonce, ...]:
+        """What every process of the run has to find."""
+        found = [trial.nonce for trial in self.trials] or [self.nonce]
+        return tuple(filter(None, found))
 
     def under(self, terms: Terms) -> RunSettings:
         """The settings of one stage of the run."""
-        sources = tuple(
-            replace(source, label=label)
-            for source, label in zip(self.sources, terms.labels, strict=True)
-        )
+        sources = _relabelled(self.sources, terms.labels)
         return replace(self, sources=sources, seed=terms.seed, nan=terms.nan, stage=terms.name)
+
+
+def _relabelled(
+    sources: Sequence[PlannedSource], labels: Sequence[str]
+) -> tuple[PlannedSource, ...]:
+    return tuple(
+        replace(source, label=label) for source, label in zip(sources, labels, strict=True)
+    )
 
 
 def run_settings(
@@ -70,19 +120,19 @@ def run_settings(
     )
     if not plan.stages:
         return settings
-    # A stage is a source to others: nothing of it is stored.
-    results = (
-        PlannedSource(
-            label=stage.name, location="", revision=None, pins={}, side_files=(), tensor_bytes=0
-        )
-        for stage in plan.stages
-    )
     whole = replace(
         settings,
-        sources=(*plan.sources, *results),
+        sources=(*plan.sources, *(stage_source(stage.name) for stage in plan.stages)),
         stages=tuple(terms(stage.recipe, plan.recipe, plan.sources) for stage in plan.stages),
     )
     return whole.under(terms(plan.recipe, plan.recipe, plan.sources))
+
+
+def stage_source(name: str) -> PlannedSource:
+    """A stage as a source of others: nothing of it is stored."""
+    return PlannedSource(
+        label=name, location="", revision=None, pins={}, side_files=(), tensor_bytes=0
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import numpy as np
 
+from raymerge.errors import NonFiniteError
 from raymerge.kernels.constants import LANES
 from raymerge.kernels.groups import Group, GroupSums
 from raymerge.kernels.reduce import close_block, gram_matrix, new_sums, num_pairs
 from raymerge.kernels.rows import rows_of
-from raymerge.kernels.tile import Bytes, Counts, DeltaPass, Kernels, Ranked, Selectors, Tile
+from raymerge.kernels.tile import Bytes, Counts, DeltaPass, Kernels, Ranked, Selectors, Sums, Tile
 from raymerge.methods.registry import Coefficients, Gram
-from raymerge.methods.rules import KeepDrawn, KeepRanked
+from raymerge.methods.rules import KeepBand, KeepDrawn, KeepLargest, KeepRanked
 from raymerge.plan.graph import STATS, CopyStep, DeltaStep, FreeStep, SpanStep, TensorNode
 from raymerge.runtime.coefficients import group_coefficients, tensor_coefficients
 from raymerge.runtime.figures import (
@@ -22,6 +24,7 @@ from raymerge.runtime.figures import (
     delta_pass,
     drawn,
     drawn_by_rank,
+    find_thresholds,
     has_ties,
     largest,
     trimmed,
@@ -31,6 +34,8 @@ from raymerge.runtime.free import TensorSweeps
 from raymerge.runtime.inputs import Inputs
 from raymerge.runtime.settings import RunSettings
 from raymerge.runtime.statistics import Statistics, statistics
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,17 +53,59 @@ Apply = Callable[[Tile, Bytes], int]
 """A step's last pass: a tile in, its merged bytes out, a kernel's report returned."""
 
 
+class Reductions:
+    """What was found out about some inputs: asked for by several merges, worked out by one."""
+
+    def __init__(self) -> None:
+        self._found: dict[object, Any] = {}
+
+    def once(self, key: object, reduce: Callable[[], T]) -> T:
+        """The result of a reduction.
+
+        Args:
+            key: Equal only for reductions of equal results.
+            reduce: Works it out, if nobody has.
+
+        Raises:
+            NonFiniteError: It met a NaN or an Inf, now or when it was first asked for.
+        """
+        if key not in self._found:
+            try:
+                self._found[key] = reduce()
+            except NonFiniteError as error:
+                self._found[key] = error
+        found = self._found[key]
+        if isinstance(found, NonFiniteError):
+            raise found
+        result: T = found
+        return result
+
+
 class TensorMerge:
-    """One tensor on its way through the passes of its step."""
+    """One tensor on its way through the passes of its step.
+
+    Args:
+        node: The tensor.
+        inputs: Its inputs.
+        kernels: What does the arithmetic.
+        settings: Of the run.
+        reductions: Shared with other merges, by the identity of their nodes' inputs.
+    """
 
     def __init__(
-        self, node: TensorNode, inputs: Inputs, kernels: Kernels, settings: RunSettings
+        self,
+        node: TensorNode,
+        inputs: Inputs,
+        kernels: Kernels,
+        settings: RunSettings,
+        reductions: Reductions | None = None,
     ) -> None:
         self._node = node
         self._inputs = inputs
         self._kernels = kernels
         self._settings = settings
         self._gram: Gram | None = None
+        self._reductions = reductions or Reductions()
 
     def run(self, surveyed: Selectors | None, write: Callable[[Bytes], None]) -> Statistics | None:
         """Do all passes and hand every merged tile to `write`, in order.
@@ -75,17 +122,22 @@ class TensorMerge:
             NonFiniteError: NaN or Inf in an input, unless the recipe lets it pass, or a finite
                 value that leaves the output's range.
         """
-        if STATS in self._node.passes:
-            self._take_gram()
         merging = self.prepared(surveyed)
         for tile in self._inputs.sweep():
             out = self._inputs.out[: self._node.slot.dtype.num_bytes((tile.count,))]
             merging.merge(tile, out)
             write(out)
+        return self.statistics
+
+    @property
+    def statistics(self) -> Statistics | None:
+        """Norms and cosines, where the plan wants them; known once it is prepared."""
         return statistics(self._gram) if self._node.stats and self._gram is not None else None
 
     def prepared(self, surveyed: Selectors | None) -> Merging:
         """Do all passes but the last, which merges tiles; see `run`."""
+        if STATS in self._node.passes:
+            self._take_gram()
         step = self._node.step
         carried: Selectors | None = None
         if isinstance(step, SpanStep):
@@ -126,18 +178,33 @@ class TensorMerge:
         """One sweep: the inner products of all vectors, over the whole tensor."""
         step, vectors = self._node.step, self._node.vectors
         assert not isinstance(step, CopyStep), self._node.slot
-        sums = new_sums(num_pairs(vectors))
-        for tile in self._inputs.sweep():
-            self._check(tile, self._kernels.gram(tile, relative=step.relative, sums=sums), None)
-        self._gram = gram_matrix(sums, vectors)
+        relative = step.relative
+
+        def reduce() -> Gram:
+            sums = new_sums(num_pairs(vectors))
+            for tile in self._inputs.sweep():
+                self._check(tile, self._kernels.gram(tile, relative=relative, sums=sums), None)
+            return gram_matrix(sums, vectors)
+
+        self._gram = self._once("gram", reduce, relative)
         return self._gram
+
+    def _once(self, name: str, reduce: Callable[[], T], *key: object) -> T:
+        """A reduction of these inputs, which what else decides its result is the key of."""
+        which = name, id(self._node.inputs), self._settings.nan, *key
+        return self._reductions.once(which, reduce)
 
     def _group_span(self, step: SpanStep) -> Apply:
         groups, relative = self._node.groups, step.relative
-        sums = GroupSums.new(groups, len(self._node.inputs) - relative)
-        for tile in self._inputs.sweep():
-            bad = self._kernels.group_gram(tile, groups, relative=relative, sums=sums)
-            self._check(tile, bad, None)
+
+        def reduce() -> GroupSums:
+            sums = GroupSums.new(groups, len(self._node.inputs) - relative)
+            for tile in self._inputs.sweep():
+                bad = self._kernels.group_gram(tile, groups, relative=relative, sums=sums)
+                self._check(tile, bad, None)
+            return sums
+
+        sums = self._once("group gram", reduce, relative, groups.kind)
         rounded = group_coefficients(self._node, step, sums)
         dtype = self._node.slot.dtype
         return lambda tile, out: self._kernels.group_span(
@@ -169,13 +236,19 @@ class TensorMerge:
         ranked = self._ranked(step)
         if not step.normed:
             return delta_pass(step.rule, selectors, None, ranked)
-        sums = new_sums(2 * len(selectors))
-        # The norms' own copy: the count of ties seen has to start over in the delta pass.
-        counted = selectors.copy()
-        for tile in self._inputs.sweep():
-            self._kernels.norms(tile, counted, sums, ranked)
-        close_block(sums)
-        return delta_pass(step.rule, selectors, sums[:, LANES], ranked)
+
+        def reduce() -> Sums:
+            sums = new_sums(2 * len(selectors))
+            # The norms' own copy: the count of ties seen has to start over in the delta pass.
+            counted = selectors.copy()
+            for tile in self._inputs.sweep():
+                self._kernels.norms(tile, counted, sums, ranked)
+            close_block(sums)
+            return sums[:, LANES]
+
+        # Selectors say which entries stay, but for those drawn by rank.
+        norms = self._once("norms", reduce, selectors.tobytes(), repr(step.rule.keep))
+        return delta_pass(step.rule, selectors, norms, ranked)
 
     def _ranked(self, step: DeltaStep) -> Ranked | None:
         keep = step.rule.keep
@@ -196,6 +269,12 @@ class TensorMerge:
             assert surveyed is not None, self._node.slot
             return surveyed
         if step.selects:
-            return trimmed(keep, self._inputs, self)
+            return self._trimmed(keep)
         sources = len(step.rule.weight)
         return largest([None] * sources, [0] * sources)
+
+    def _trimmed(self, keep: KeepLargest | KeepBand) -> Selectors:
+        found = self._once(
+            "thresholds", lambda: find_thresholds(keep, self._inputs, self), repr(keep)
+        )
+        return trimmed(keep, found, self._inputs.elements)

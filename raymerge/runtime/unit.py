@@ -19,13 +19,14 @@ from time import perf_counter, time
 import numpy as np
 
 from raymerge.checkpoint.layout import Slot
-from raymerge.errors import StorageError
+from raymerge.errors import RaymergeError, StorageError
 from raymerge.kernels.constants import HIGH_BINS, LOW_BINS, LOW_COLUMNS
 from raymerge.kernels.threshold import Threshold
 from raymerge.kernels.tile import Bytes, Counts, Kernels, Selectors, Tile
 from raymerge.plan.graph import CopyStep, DeltaStep, Input, TensorNode, Unit
 from raymerge.plan.needs import merge_needs, survey_needs
 from raymerge.plan.ranges import Need
+from raymerge.plan.sweep_unit import SweepUnit
 from raymerge.runtime.copies import check_copied, pieces, require_equal
 from raymerge.runtime.derived.merged import Workshop
 from raymerge.runtime.figures import largest
@@ -37,11 +38,9 @@ from raymerge.runtime.settings import OnProgress, Progress, RunSettings
 from raymerge.runtime.shards import UnitWriter, unit_writer
 from raymerge.runtime.statistics import Statistics
 from raymerge.runtime.tensor import TensorMerge
+from raymerge.runtime.trials import TRIES, Shop, merge_trials
 
 _log = logging.getLogger(__name__)
-
-TRIES = 4
-"""Of a unit that a store does not take, each after the store's own patience."""
 
 
 class Worker:
@@ -54,6 +53,7 @@ class Worker:
         self, settings: RunSettings, *, stop: Event, on_progress: OnProgress = lambda _: None
     ) -> None:
         self._settings = settings
+        self._trials = tuple(map(settings.of_trial, range(len(settings.trials))))
         self._kernels = load_kernels(settings.device)
         workshop = Workshop(
             self._kernels, stop, tuple(map(settings.under, settings.stages)), settings.budget
@@ -65,6 +65,29 @@ class Worker:
         self._on_progress = on_progress
         self._thread = local()
         self._name = f"{socket.gethostname()}:{os.getpid()}"
+
+    def merge_trials(self, unit: SweepUnit) -> list[Receipt | RaymergeError]:
+        """Write the units of several trials, whose sources are read once for all of them.
+
+        Returns:
+            Of each trial a receipt, once its bytes are safe, or the error that it alone failed
+            with.
+
+        Raises:
+            SourceError: A source cannot be read or has changed.
+        """
+        shop = Shop(
+            settings=self._settings,
+            trials=self._trials,
+            kernels=self._kernels,
+            readers=self._readers,
+            during=self._during,
+            arena=self._arena,
+            stop=self._stop,
+            on_progress=self._on_progress,
+            name=self._name,
+        )
+        return merge_trials(unit, shop)
 
     def merge(self, unit: Unit) -> Receipt:
         """Write the unit's bytes and return once they are safe.
@@ -143,9 +166,10 @@ class Worker:
             cosines=found.cosines if found else None,
         )
 
-    def will_need(self, unit: Unit) -> None:
+    def will_need(self, unit: Unit | SweepUnit) -> None:
         """Advise the kernel that this unit comes next."""
-        self._readers.will_need(unit.nodes[0].inputs)
+        if unit.nodes:
+            self._readers.will_need(unit.nodes[0].inputs)
 
     def count_high(self, unit: Unit) -> Counts:
         """A survey's first sweep: upper magnitude bits of the unit's surveyed deltas."""
@@ -184,13 +208,18 @@ class Worker:
         if more:
             self._on_progress(Progress(retries=more))
 
-    def _inputs(self, node: TensorNode, readers: Readers) -> Inputs:
+    def _arena(self) -> Arena:
+        """The calling thread's."""
         if not hasattr(self._thread, "arena"):
             self._thread.arena = Arena()
+        arena: Arena = self._thread.arena
+        return arena
+
+    def _inputs(self, node: TensorNode, readers: Readers) -> Inputs:
         return Inputs(
             node,
             readers,
-            self._thread.arena,
+            self._arena(),
             self._settings.budget,
             stop=self._stop,
             on_read=self._on_read,

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
-from raymerge.errors import RaymergeError
-from raymerge.options import RunOptions
+from raymerge.errors import ClusterError, RaymergeError, SourceError
+from raymerge.options import RunOptions, access_of, machine_of
+from raymerge.planning import Shelf, fills_together, plan_merge
+from raymerge.sweep.groups import Group, PlannedTrial, groups
 from raymerge.sweep.trial import Trial
 
 if TYPE_CHECKING:
     from raymerge.runtime.driver import MergeResult
-    from raymerge.runtime.settings import OnProgress
+    from raymerge.runtime.engine import Engine
+    from raymerge.runtime.settings import OnProgress, RunSettings
+
+MAX_TRIALS = 32
+"""Merged with one read. More would save a thirtieth of a read each, and every one has a plan in the
+driver and files that are open."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,17 +41,26 @@ class Rounds:
         options: See `RunOptions`.
         overwrite: Replace what the trials' destinations hold.
         on_progress: Told of bytes read and written, from any thread.
+        on_note: Told how a round is run, in a line a time.
     """
 
     def __init__(
-        self, options: RunOptions, *, overwrite: bool, on_progress: OnProgress = lambda _: None
+        self,
+        options: RunOptions,
+        *,
+        overwrite: bool,
+        on_progress: OnProgress = lambda _: None,
+        on_note: Callable[[str], None] = lambda _: None,
     ) -> None:
         self._options = options
         self._overwrite = overwrite
         self._on_progress = on_progress
+        self._on_note = on_note
+        self._machine = machine_of(options)
+        self._shelf = Shelf()
 
     def merge(self, trials: Sequence[Trial], on_outcome: OnOutcome) -> None:
-        """Merge every trial into its place.
+        """Merge every trial into its place, those of equal layout with one read of their sources.
 
         Args:
             trials: In any order; no two of one name or one place.
@@ -54,21 +70,10 @@ class Rounds:
             SourceError: A source that trials share cannot be read: all of them end.
             ClusterError: There is nothing to run on.
         """
-        from raymerge.api import merge
-
-        for trial in trials:
-            try:
-                result = merge(
-                    trial.recipe,
-                    trial.out,
-                    overwrite=self._overwrite,
-                    on_progress=self._on_progress,
-                    **self._options,
-                )
-            except RaymergeError as error:
-                on_outcome(Outcome(trial=trial, result=None, error=error))
-            else:
-                on_outcome(Outcome(trial=trial, result=result, error=None))
+        for start in range(0, len(trials), MAX_TRIALS):
+            some = trials[start : start + MAX_TRIALS]
+            for group in groups(list(self._planned(some, on_outcome))):
+                self._merge_group(group, on_outcome)
 
     def close(self) -> None:
         """Let go of what the rounds shared."""
@@ -78,3 +83,81 @@ class Rounds:
 
     def __exit__(self, *error: object) -> None:
         self.close()
+
+    def _planned(self, trials: Sequence[Trial], on_outcome: OnOutcome) -> Iterator[PlannedTrial]:
+        """Plans of those that can be planned; of the others what is wrong with each."""
+        for trial in trials:
+            try:
+                plan = plan_merge(
+                    trial.recipe,
+                    out=trial.out,
+                    machine=self._machine,
+                    options=self._options,
+                    shelf=self._shelf,
+                )
+            except RaymergeError as error:
+                on_outcome(Outcome(trial=trial, result=None, error=error))
+            else:
+                whole = not fills_together(trial.out)
+                yield PlannedTrial(trial=trial, plan=plan, whole_shards=whole)
+
+    def _merge_group(self, group: Group, on_outcome: OnOutcome) -> None:
+        if len(group) == 1:
+            self._merge_alone(group[0], on_outcome)
+            return
+        from raymerge.plan.joint import joint_budget
+        from raymerge.runtime.together import Task, execute_together
+
+        uploads = group[0].whole_shards
+        budget = joint_budget([one.plan for one in group], uploads=uploads)
+        if budget is None:
+            half = (len(group) + 1) // 2
+            self._on_note(
+                f"{len(group)} trials do not fit --memory at once: their sources are read for "
+                f"{half} and for {len(group) - half} of them"
+            )
+            self._merge_group(group[:half], on_outcome)
+            self._merge_group(group[half:], on_outcome)
+            return
+
+        def end(position: int, result: MergeResult | RaymergeError) -> None:
+            trial = group[position].trial
+            if isinstance(result, RaymergeError):
+                on_outcome(Outcome(trial=trial, result=None, error=result))
+            else:
+                on_outcome(Outcome(trial=trial, result=result, error=None))
+
+        execute_together(
+            [Task(plan=one.plan, out=one.trial.out) for one in group],
+            self._start_engine,
+            end,
+            budget=budget,
+            device=self._machine.device,
+            overwrite=self._overwrite,
+            on_progress=self._on_progress,
+            access=access_of(self._options),
+        )
+
+    def _merge_alone(self, one: PlannedTrial, on_outcome: OnOutcome) -> None:
+        from raymerge.api import run_plan
+
+        try:
+            result = run_plan(
+                one.plan,
+                one.trial.out,
+                machine=self._machine,
+                overwrite=self._overwrite,
+                on_progress=self._on_progress,
+                options=self._options,
+            )
+        except (SourceError, ClusterError):
+            raise
+        except RaymergeError as error:
+            on_outcome(Outcome(trial=one.trial, result=None, error=error))
+        else:
+            on_outcome(Outcome(trial=one.trial, result=result, error=None))
+
+    def _start_engine(self, settings: RunSettings, report: OnProgress) -> Engine:
+        from raymerge.api import engine_for
+
+        return engine_for(settings, self._machine, report, self._options)

@@ -16,7 +16,7 @@ from raymerge.plan.build import Plan
 from raymerge.plan.graph import Unit
 from raymerge.runtime.destination import Destination
 from raymerge.runtime.driver import MergeResult, execute
-from raymerge.runtime.engine import Call
+from raymerge.runtime.engine import Call, WorkUnit
 from raymerge.runtime.settings import OnProgress
 from raymerge.runtime.unit import Worker
 from raymerge.storage.store import Access
@@ -46,7 +46,7 @@ class ScriptedEngine:
         folder: str,
         report: OnProgress,
         *,
-        order: Callable[[Sequence[Unit]], list[Unit]] = list,
+        order: Callable[[Sequence[Any]], list[Any]] = list,
         dies_after: int | None = None,
         touch: Callable[[Path], None] = lambda _: None,
     ) -> None:
@@ -59,11 +59,11 @@ class ScriptedEngine:
     def run(
         self,
         call: Call,
-        units: Sequence[Unit],
+        units: Sequence[WorkUnit],
         *args: Any,
-        before: Callable[[Unit], None],
+        before: Callable[[WorkUnit], WorkUnit | None],
         meanwhile: Callable[[], None] = lambda: None,  # noqa: ARG002 - nothing takes long here
-    ) -> Iterator[tuple[Unit, Any]]:
+    ) -> Iterator[tuple[WorkUnit, Any]]:
         """See `Engine.run`."""
         ordered = self._order(units) if call == "merge" else units
         for number, unit in enumerate(ordered):

@@ -14,7 +14,7 @@ import raymerge
 from raymerge.plan import units as unit_sizes
 from raymerge.plan.build import Plan
 from raymerge.plan.graph import Unit
-from raymerge.runtime.engine import Call
+from raymerge.runtime.engine import Call, WorkUnit
 from raymerge.runtime.survey import surveyed_units
 from raymerge.runtime.unit import Worker
 from tests.checkpoints import fine_tune, tiny_llama_tensors
@@ -36,11 +36,11 @@ class CountingEngine:
     def run(
         self,
         call: Call,
-        units: Sequence[Unit],
+        units: Sequence[WorkUnit],
         *args: Any,
-        before: Callable[[Unit], None],
+        before: Callable[[WorkUnit], WorkUnit | None],
         meanwhile: Callable[[], None] = lambda: None,  # noqa: ARG002 - nothing takes long here
-    ) -> Iterator[tuple[Unit, Any]]:
+    ) -> Iterator[tuple[WorkUnit, Any]]:
         """See `Engine.run`."""
         self.calls.append(call)
         for unit in reversed(units):

@@ -1,0 +1,107 @@
+"""What a sweep saves: TIES trials over weights and lambda, in one read, against merges one by one.
+
+    python -m bench.sweep [FOLDER]
+
+Prints a line for 4 and for 8 trials. The floor of either is what it takes to write and fsync the
+outputs; what is left of the time is compared. FOLDER is best in memory.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from pathlib import Path
+
+from bench.measure import Run, cat, run, write
+from bench.models import LlamaShape, make_family
+
+LLAMA_400M = LlamaShape(
+    hidden=1024, layers=24, heads=16, kv_heads=8, intermediate=4096, vocab=32_000
+)
+"""0.41 G parameters, 0.82 GB."""
+SWEEP = """
+import sys
+import raymerge
+from raymerge.sweep.rounds import Rounds
+from raymerge.sweep.trial import Trial
+
+loaded = [raymerge.load(path) for path in sys.argv[2:]]
+trials = [
+    Trial(name=str(i), recipe=one, text=one.text, out=f"{sys.argv[1]}/{i}", values={})
+    for i, one in enumerate(loaded)
+]
+found = []
+with Rounds({"engine": "local", "device": "cpu"}, overwrite=False) as rounds:
+    rounds.merge(trials, found.append)
+assert all(one.result for one in found), found
+print(sum(one.result.bytes_read for one in found), file=sys.stderr)
+"""
+
+
+def recipes(folder: Path, number: int) -> list[Path]:
+    """TIES over a base and three fine-tunes: half as many weights as trials, two lambdas."""
+    paths = []
+    for i in range(number):
+        lines = [
+            "merge_method: ties",
+            f"base_model: {folder}/base",
+            "models:",
+            *(f"  - model: {folder}/finetune-{k}" for k in (1, 2, 3)),
+            "parameters:",
+            f"  weight: {0.2 + 0.1 * (i // 2)}",
+            "  density: 0.2",
+            f"  lambda: {(0.7, 1.0)[i % 2]}",
+        ]
+        paths.append(folder / f"recipe-{i}.yaml")
+        paths[-1].write_text("\n".join(lines))
+    return paths
+
+
+def measure(folder: Path, number: int) -> str:
+    """One line of the report."""
+    paths = recipes(folder, number)
+    out = folder / "out"
+    floor_s = single_s = 0.0
+    for path in paths:
+        floor_s += write(folder / "floor", LLAMA_400M.num_bytes)
+        merged = _checked(run(_merge(path, out)))
+        single_s += merged.wall_s
+        shutil.rmtree(out)
+    swept = _checked(run([sys.executable, "-c", SWEEP, out, *paths]))
+    single_read = LLAMA_400M.num_bytes * 4
+    shutil.rmtree(out)
+    sources = sorted(folder.glob("*/*.safetensors"))
+    least_s = cat(sources) + floor_s
+    read = int(swept.complaint.splitlines()[-1])
+    return (
+        f"{number} trials: sweep {swept.wall_s:.2f} s, {number} merges {single_s:.2f} s, "
+        f"writes {floor_s:.2f} s; less the writes "
+        f"{(swept.wall_s - floor_s) / (single_s - floor_s):.2f}; "
+        f"{swept.wall_s / least_s:.2f} of cat and writes; "
+        f"sources read {read / single_read:.2f} times; {swept.anon_bytes / 2**20:.0f} MiB"
+    )
+
+
+def _merge(path: Path, out: Path) -> list[str | Path]:
+    command: list[str | Path] = [sys.executable, "-m", "raymerge.cli", "merge", path, out]
+    command += ["--quiet"]
+    return [*command, "--engine", "local", "--device", "cpu"]
+
+
+def _checked(done: Run) -> Run:
+    if not done.ok:
+        raise SystemExit(done.complaint)
+    return done
+
+
+def main() -> None:
+    """Make the models where they are not, and measure."""
+    folder = Path(sys.argv[1] if len(sys.argv) > 1 else "/dev/shm/raymerge-sweep")  # noqa: S108
+    make_family(folder, LLAMA_400M)
+    for number in (4, 8):
+        sys.stdout.write(measure(folder, number) + "\n")
+        sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()

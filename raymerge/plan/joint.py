@@ -1,0 +1,105 @@
+"""One tensor of several trials: which inputs it takes in all, and how a thread goes over them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from raymerge.plan.build import Plan
+from raymerge.plan.graph import CopyStep, DeltaStep, Input, TensorNode
+from raymerge.plan.memory import (
+    SMALLEST_TILE,
+    Budget,
+    Sweeping,
+    figure_bytes,
+    samples,
+    tile_of,
+    upload_bytes,
+    working_bytes,
+)
+from raymerge.plan.rebase import unite
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JointTensor:
+    """What is merged for one tensor of all trials. No step only copies."""
+
+    nodes: tuple[TensorNode, ...]
+    """One per trial, or per distinct merge."""
+    inputs: tuple[Input, ...]
+    """Of all nodes, each once."""
+
+    @property
+    def node(self) -> TensorNode:
+        """All inputs as those of one node, whose step is the one with most to sweep for."""
+        lead = max(self.nodes, key=lambda node: (samples(node), len(node.passes)))
+        twins = tuple({id(pair): pair for node in self.nodes for pair in node.twins}.values())
+        return replace(lead, inputs=self.inputs, twins=twins)
+
+    def positions(self, node: TensorNode) -> tuple[int, ...]:
+        """Where the inputs of one node stand among all."""
+        places = {id(one): position for position, one in enumerate(self.inputs)}
+        return tuple(places[id(one)] for one in node.inputs)
+
+    def sweeping(self, budget: Budget) -> Sweeping:
+        """How a thread goes over the inputs of all."""
+        needed = self.held_bytes + self.working_bytes(budget.tile_elements)
+        return Sweeping(
+            tile_elements=max(tile_of(node, budget.tile_elements) for node in self.nodes),
+            held=budget.holds(self.node) and needed <= budget.thread_bytes,
+            sampled=max(budget.sampled(node) for node in self.nodes),
+            shared=True,
+        )
+
+    @property
+    def held_bytes(self) -> int:
+        """Bytes of all inputs in memory."""
+        return sum(one.dtype.num_bytes(one.shape) for one in self.inputs)
+
+    def working_bytes(self, tile_elements: int) -> int:
+        """Bytes a thread needs for the tensor besides what it holds of it."""
+        figures = [(node, figure_bytes(node, tile_of(node, tile_elements))) for node in self.nodes]
+        # Counts of magnitudes are read off before the next merge's are taken.
+        counted = [own for node, own in figures if _is_counted(node)]
+        kept = sum(own for node, own in figures if not _is_counted(node))
+        return working_bytes(self.node, tile_elements) + max(counted, default=0) + kept
+
+
+def _is_counted(node: TensorNode) -> bool:
+    return isinstance(node.step, DeltaStep) and not node.step.ranks
+
+
+def joint(nodes: Sequence[TensorNode]) -> JointTensor | None:
+    """One tensor of several trials; None where all of them copy it.
+
+    Args:
+        nodes: Of a tensor each, in which equal inputs are the same object.
+    """
+    merged = tuple(node for node in nodes if not isinstance(node.step, CopyStep))
+    if not merged:
+        return None
+    inputs = {id(one): one for node in merged for one in node.inputs}
+    return JointTensor(nodes=merged, inputs=tuple(inputs.values()))
+
+
+def joint_budget(plans: Sequence[Plan], *, uploads: bool) -> Budget | None:
+    """What one thread may use that merges for several plans; None if it does not suffice.
+
+    Args:
+        plans: Of equal units, for the same machine.
+        uploads: Whether units are sent to a store: every plan has an upload open then.
+    """
+    first = plans[0]
+    # One upload is in every plan's own projection.
+    more = upload_bytes(max(shard.nbytes for shard in first.shards)) if uploads else 0
+    own = min((plan.memory.budget for plan in plans), key=lambda budget: budget.thread_bytes)
+    tile = min(plan.memory.budget.tile_elements for plan in plans)
+    left = own.thread_bytes - more * (len(plans) - 1)
+    columns = zip(*(rebased.units for rebased in unite(plans).plans), strict=True)
+    nodes = (zip(*(unit.nodes for unit in units), strict=True) for units in columns)
+    tensors = [found for unit in nodes for each in unit if (found := joint(each)) is not None]
+    while any(tensor.working_bytes(tile) > left for tensor in tensors):
+        tile //= 2
+        if tile < SMALLEST_TILE:
+            return None
+    return replace(own, thread_bytes=left, tile_elements=tile) if left >= 0 else None
