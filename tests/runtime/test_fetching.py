@@ -162,6 +162,24 @@ def test_any_reads_give_the_bytes_and_never_more_is_held(
     assert storage.most_held <= window_bytes
 
 
+@given(st.integers(1, 2000), st.integers(1, 300), st.sampled_from([64, 256, 1000]))
+def test_sweeps_over_one_file_use_up_every_range(
+    nbytes: int, piece: int, window_bytes: int
+) -> None:
+    """A range of one sweep may begin inside one of the sweep before it."""
+    needs = [
+        Need(0, 0, "f", at, min(at + piece, nbytes))
+        for _ in range(3)
+        for at in range(0, nbytes, piece)
+    ]
+    storage = Storage(2000)
+    with prefetch(storage, needs, window_bytes, Event()) as ahead:
+        for one in needs:
+            ahead.read_into(np.empty(one.stop - one.start, np.uint8), 0, "f", one.start)
+        assert storage.held == 0
+        assert storage.fetched == sum(one.nbytes for one in ranges(needs, window_bytes))
+
+
 def test_requests_are_under_way_while_others_are_used() -> None:
     storage = Storage(2**20, latency_s=0.05)
     needs = [Need(i, 0, "f", i * 2**15, (i + 1) * 2**15) for i in range(32)]
