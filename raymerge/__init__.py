@@ -18,5 +18,17 @@ checkpoint    whole or absent: its index is written last
 import raymerge.plan as _plan  # noqa: F401 - for its binding
 from raymerge.api import convert, doctor, inspect, load, merge, plan, verify
 from raymerge.options import RunOptions
+from raymerge.sweep.run import reproduce, sweep
 
-__all__ = ["RunOptions", "convert", "doctor", "inspect", "load", "merge", "plan", "verify"]
+__all__ = [
+    "RunOptions",
+    "convert",
+    "doctor",
+    "inspect",
+    "load",
+    "merge",
+    "plan",
+    "reproduce",
+    "sweep",
+    "verify",
+]

@@ -49,8 +49,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "listing": RUN | TOP,
     "report": RUN | TOP,
     "plot": RUN | TOP,
-    "cli": RUN | TOP | {""},
-    "": RUN | TOP,
+    "cli": RUN | TOP | {"", "sweep"},
+    "": RUN | TOP | {"sweep"},
 }
 """Rooms of the package; the empty name is `raymerge` itself."""
 HUB = {
@@ -64,7 +64,7 @@ HUB = {
     "storage.hub_upload",
 }
 THIRD_PARTY: dict[str, set[str]] = {
-    "click": {"cli", "cli.options", "cli.submit"},
+    "click": {"cli", "cli.options", "cli.submit", "cli.sweep"},
     # The engine, which joins a cluster, and the way in for those who do not join it.
     "ray": {"runtime.autoscaler", "runtime.job_server", "runtime.ray_cluster"},
     "aiohttp": {"runtime.job_server"},
@@ -83,7 +83,7 @@ THIRD_PARTY: dict[str, set[str]] = {
     "tokenizers": {"tokenizer.vocabulary"},
     "transformers": set(),
     "jinja2": {"recipe.chat_templates"},
-    "pyarrow": {"storage.arrow", "runtime.ledger"},
+    "pyarrow": {"storage.arrow", "runtime.ledger", "sweep.ledger"},
     "obstore": {
         "storage.bucket",
         "storage.clients",

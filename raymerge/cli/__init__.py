@@ -2,7 +2,8 @@
 
 Data goes to stdout, everything else to stderr. Exit codes: 0 done; 1 the run failed; 2 usage,
 recipe, plan or claim is wrong and nothing was written; 3 a source or destination could not be
-reached or read, or `doctor` found something wrong; 5 `verify` found a mismatch; 130 interrupted and
+reached or read, or `doctor` found something wrong; 4 a sweep
+finished with failed trials; 5 `verify` found a mismatch; 130 interrupted and
 143 terminated, both resumable.
 """
 
@@ -27,6 +28,7 @@ from raymerge.cli.options import (
     storage_options,
 )
 from raymerge.cli.submit import submit
+from raymerge.cli.sweep import reproduce, sweep
 
 UNREACHED, MISMATCH = 3, 5
 
@@ -210,3 +212,5 @@ def methods(name: str | None, *, schema: bool, as_json: bool) -> None:
 
 
 main.add_command(submit)
+main.add_command(sweep)
+main.add_command(reproduce)

@@ -81,6 +81,8 @@ class Recipe:
     """None is the donor's."""
     experts: ExpertLayout = "donor"
     """How a mixture's experts are stored in the output, and so what a density counts within."""
+    out: str | None = None
+    """Where a sweep writes it; the command's OUT wins in a merge."""
     name: str | None = None
     """What other stages call its result, in a recipe of several."""
     results: frozenset[str] = frozenset()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -37,6 +38,8 @@ TOP_KEYS = (
     "tokenizer",
     "chat_template",
     "name",
+    "out",
+    "sweep",
     *SHORTHANDS,
 )
 """Every key a recipe may have."""
@@ -85,6 +88,26 @@ def loads(text: str, *, path: str = "<recipe>") -> Recipe:
         RecipeError: File, line, key, what is wrong and what is allowed.
     """
     documents = read_documents(text, path)
+    for top in documents:
+        if "sweep" in top.fields:
+            raise top.place_of("sweep").error(
+                "sweep: this is a recipe of many merges; run it by `raymerge sweep`, whose "
+                "--dry-run lists them"
+            )
+    return read_trees(documents, text, path)
+
+
+def read_trees(documents: Sequence[Fields], text: str, path: str) -> Recipe:
+    """Read a recipe from the mappings of its documents.
+
+    Args:
+        documents: One or more; none with a `sweep`.
+        text: The YAML that says the same.
+        path: What messages call it.
+
+    Raises:
+        RecipeError: File, line, key, what is wrong and what is allowed.
+    """
     recipes = [_read_recipe(top, text, path) for top in documents]
     if len(documents) > 1:
         return join_stages(documents, recipes)
@@ -114,6 +137,7 @@ def _read_recipe(top: Fields, text: str, path: str) -> Recipe:
         sections=read.sections,
         chat_template=read_chat_template(top),
         experts=_read_experts(top),
+        out=_read_out(top),
     )
     policy = read_tokenizer_policy(top, recipe.all_sources, recipe.donor)
     return replace(recipe, tokenizer=policy)
@@ -195,6 +219,11 @@ def _read_experts(top: Fields) -> ExpertLayout:
             raise node.place.error(
                 f"experts is {other!r}; allowed: 'donor', 'separate' or 'packed'.{hint}"
             )
+
+
+def _read_out(top: Fields) -> str | None:
+    node = top.get("out")
+    return None if node is None else node.as_text("out")
 
 
 def _read_patterns(top: Fields, key: str) -> tuple[str, ...]:

@@ -67,6 +67,11 @@ def json_schema() -> Schema:
                 "description": "Of a document among several: what others call its result. Else "
                 "without effect."
             },
+            "out": {
+                "type": ["string", "null"],
+                "minLength": 1,
+                "description": "Where `raymerge sweep` writes it.",
+            },
             **dict.fromkeys(SHORTHANDS, True),
         },
         "allOf": [_method_rules(method) for method in known.values()],

@@ -140,8 +140,9 @@ def test_top_level_keys_are_read(lines: str, field: str, value: object) -> None:
             "seeed: 1",
             (
                 "seeed: a recipe has no such key; allowed: base_model, chat_template, drop, dtype, "
-                "experts, keep, merge_method, models, modules, name, nan, out_dtype, parameters, "
-                "rescale, seed, slices, tokenizer, tokenizer_source, trim. Did you mean 'seed'?"
+                "experts, keep, merge_method, models, modules, name, nan, out, out_dtype, "
+                "parameters, rescale, seed, slices, sweep, tokenizer, tokenizer_source, trim. "
+                "Did you mean 'seed'?"
             ),
         ),
     ],

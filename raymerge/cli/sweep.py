@@ -1,0 +1,104 @@
+"""`raymerge sweep` and `raymerge reproduce`: many recipes, and one of them again."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from raymerge.cli.endings import reported
+from raymerge.cli.options import JSON, OVERWRITE, QUIET, run_options
+
+if TYPE_CHECKING:
+    from raymerge.sweep.record import TrialRecord
+
+FAILED = 4
+
+
+@click.command()
+@click.argument("recipes", nargs=-1)
+@click.argument("out")
+@JSON
+@OVERWRITE
+@QUIET
+@click.option("--dry-run", is_flag=True, help="List the trials. Starts nothing.")
+@click.option("--status", is_flag=True, help="Show what the sweep in OUT has come to.")
+@run_options
+def sweep(
+    recipes: tuple[str, ...],
+    out: str,
+    *,
+    as_json: bool,
+    quiet: bool,
+    dry_run: bool,
+    status: bool,
+    overwrite: bool,
+    **options: Any,
+) -> None:
+    """Merge many RECIPES, or one with a `sweep:` block, into OUT. Run it again to finish it."""
+    if not (recipes or status):
+        raise click.UsageError("give RECIPE... and OUT")
+    with reported(as_json=as_json, resume=f"run the same command again to finish {out}"):
+        from raymerge.sweep import run
+
+        if status:
+            records = run.trials_in(out)
+            _show(as_json, [asdict(record) for record in records], map(_line, records))
+            return
+        if dry_run:
+            trials = run.trials_of(recipes, out, **options)
+            listed = [{"name": t.name, "out": t.out, "values": dict(t.values)} for t in trials]
+            _show(as_json, listed, (f"{t.name}  {t.out}" for t in trials))
+            return
+
+        def on_trial(record: TrialRecord) -> None:
+            if not quiet:
+                click.echo(_line(record), err=True)
+
+        result = run.sweep(recipes, out, overwrite=overwrite, on_trial=on_trial, **options)
+        failed = len(result.failed)
+        counted = (
+            f"{out}: {len(result.trials)} trials, {failed} failed, {result.resumed} done before, "
+            f"in {result.seconds:.1f} s"
+        )
+        _show(as_json, result.as_json(), [counted])
+        if failed:
+            sys.exit(FAILED)
+
+
+@click.command()
+@click.argument("out")
+@click.argument("trial")
+@click.argument("destination", required=False, metavar="[DEST]")
+@JSON
+@OVERWRITE
+@run_options
+def reproduce(
+    out: str,
+    trial: str,
+    destination: str | None,
+    *,
+    as_json: bool,
+    seed: int | None,
+    **options: Any,
+) -> None:
+    """Make a TRIAL of the sweep in OUT again, byte for byte."""
+    if seed is not None:
+        raise click.UsageError("--seed: a trial has the seed that the ledger says")
+    with reported(as_json=as_json, resume="run the same command again to finish it"):
+        from raymerge.report import merge_text
+        from raymerge.sweep import run
+
+        result = run.reproduce(out, trial, destination, **options)
+        click.echo(json.dumps(result.as_json()) if as_json else merge_text(result))
+
+
+def _show(as_json: bool, document: object, lines: Any) -> None:  # noqa: FBT001 - two ways to print
+    click.echo(json.dumps(document) if as_json else "\n".join(lines))
+
+
+def _line(record: TrialRecord) -> str:
+    return f"{record.name}  {record.state}  {record.error or record.out}"

@@ -1,0 +1,105 @@
+"""`raymerge sweep` and `reproduce` from the command line, on small models."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from pyarrow import parquet
+
+from raymerge.errors import ConflictError
+from raymerge.sweep.ledger import Ledger, read_rows
+from raymerge.sweep.record import TrialRecord
+from tests.conftest import Done, Place, shard_hashes
+
+MACHINE = ("--engine", "local", "--device", "cpu", "--workers", 2, "--quiet")
+
+
+def grid(place: Place, *, weights: str = "[0.5, 0.25]") -> Path:
+    path = place / "grid.yaml"
+    path.write_text(
+        f"merge_method: linear\nmodels: [{place / 'a'}, {place / 'b'}]\n"
+        f"parameters: {{weight: $w}}\nsweep: {{axes: {{w: {weights}}}}}\n"
+    )
+    return path
+
+
+def sweep(place: Place, *words: object) -> Done:
+    return place.run("sweep", *words, place / "out", *MACHINE)
+
+
+def every_file(folder: Path) -> dict[str, bytes]:
+    return {
+        path.name: path.read_bytes()
+        for path in folder.iterdir()
+        if path.is_file() and "parquet" not in path.name
+    }
+
+
+def test_a_sweep_its_resumption_and_a_trial_again(place: Place) -> None:
+    place.llamas()
+    recipe = grid(place)
+    listed = place.run("sweep", recipe, place / "out", "--dry-run", "--json").json
+    assert [trial["values"] for trial in listed] == [{"w": 0.5}, {"w": 0.25}]
+    assert not (place / "out").exists()
+
+    done = sweep(place, recipe, "--json")
+    assert done.rc == 0, done.err
+    names = [trial["name"] for trial in done.json["trials"]]
+    assert names == [trial["name"] for trial in listed]
+    rows = parquet.read_table(place / "out" / "raymerge-trials.parquet").to_pylist()
+    assert [row["name"] for row in rows] == names
+    for row in rows:
+        (place / "alone.yaml").write_text(row["recipe"])
+        assert place.merge(place / "alone.yaml", "alone", "--overwrite").rc == 0
+        assert shard_hashes(place / "alone") == shard_hashes(Path(row["out"]))
+
+    again = sweep(place, recipe, "--json").json
+    assert (again["resumed"], again["bytes_read"]) == (2, 0)
+    wider = sweep(place, grid(place, weights="[0.5, 0.25, 1]"), "--json").json
+    assert (wider["resumed"], len(wider["trials"])) == (2, 3)
+    assert len(place.run("sweep", "--status", place / "out", "--json").json) == 3
+
+    made = place.run("reproduce", place / "out", names[1], place / "again")
+    assert made.rc == 0, made.err
+    assert every_file(place / "again") == every_file(place / "out" / names[1])
+    place.llamas(number=1)
+    assert place.run("reproduce", place / "out", names[1], place / "third").rc == 2
+
+
+def test_recipes_by_file_and_one_that_fails_alone(place: Place) -> None:
+    place.llamas()
+    good = place.recipe("linear", name="good.yaml", parameters={"weight": 1}, out=f"{place.path}/x")
+    bad = place.recipe("linear", ("a", "gone"), name="bad.yaml", parameters={"weight": 1})
+    done = sweep(place, good, bad, "--json")
+    assert done.rc == 4
+    states = {trial["name"]: trial["state"] for trial in done.json["trials"]}
+    assert states == {"good": "merged", "bad": "failed"}
+    assert (place / "x" / "model.safetensors.index.json").exists()
+    twice = sweep(place, good, good)
+    assert twice.rc == 2
+    assert "name is 'good'" in twice.err or "-good" in twice.err
+
+
+def test_rows_outlive_a_kill_and_one_process_holds_them(tmp_path: Path) -> None:
+    def record(name: str, error: str | None) -> TrialRecord:
+        return TrialRecord(
+            name=name, digest="d", values={"w": 0.5}, seed=2**64 - 1, text="t", out="o",
+            state="failed" if error else "merged", error=error, seconds=1.0, bytes_read=1,
+            bytes_written=2, evaluations=(), missed=(), score=None,
+        )  # fmt: skip
+
+    ledger = Ledger(tmp_path, shard_bytes=None)
+    ledger.append(record("a", "first"))
+    ledger.append(record("a", None))
+    ledger.append(record("b", None))
+    with pytest.raises(ConflictError):
+        Ledger(tmp_path, shard_bytes=None)
+    # As a kill leaves it: nothing was put together.
+    assert {name: row["error"] for name, row in read_rows(tmp_path).items()} == dict.fromkeys("ab")
+    ledger.close()
+    with Ledger(tmp_path, shard_bytes=None) as again:
+        assert again.records()["a"] == record("a", None)
+        again.append(record("c", None))
+    assert list(read_rows(tmp_path)) == ["a", "b", "c"]
+    assert not list((tmp_path / ".raymerge-sweep").glob("*.parquet"))
