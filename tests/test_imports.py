@@ -79,6 +79,7 @@ THIRD_PARTY: dict[str, set[str]] = {
         "runtime.pickled",
     },
     "rich": {"progress"},
+    "lm_eval": {"sweep.evaluation.harness"},
     "matplotlib": {"plot"},
     "tokenizers": {"tokenizer.vocabulary"},
     "transformers": set(),

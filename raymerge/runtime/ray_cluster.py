@@ -10,7 +10,7 @@ import logging
 import os
 import signal
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from threading import Event, current_thread, main_thread
 from typing import Any
@@ -262,6 +262,18 @@ def answer(call: Any) -> Any:
         elif getattr(failure, "preempted", isinstance(failure, failures.ActorUnschedulableError)):
             why = Loss.PREEMPTED
         raise WorkerLostError(_line(failure), why) from failure
+
+
+def call(function: Callable[..., Any], *arguments: Any, num_cpus: float, num_gpus: float) -> Any:
+    """Have Ray call a function once, wherever there is room for what it reserves."""
+    task = ray.remote(function).options(num_cpus=num_cpus, num_gpus=num_gpus, max_retries=0)
+    return task.remote(*arguments)
+
+
+def cancel(task: Any) -> None:
+    """Interrupt a function that Ray was told to call."""
+    with suppress(failures.RayError):
+        ray.cancel(task)
 
 
 def end(actor: Any) -> None:

@@ -1,0 +1,43 @@
+"""Scores of trials: which program gives them, and how it is run so that it can harm nobody.
+
+keys     the block's keys: `parse`
+model    what they say: `Evaluating`
+calls    what is run for a checkpoint
+process  under a time limit, in a process group of its own
+scores   what it printed
+pool     several at once, here or on the cluster: `Pool`
+"""
+
+from __future__ import annotations
+
+from raymerge.sweep.evaluation.keys import KEYS, parse
+from raymerge.sweep.evaluation.model import (
+    AtLeast,
+    Command,
+    Evaluating,
+    Function,
+    Harness,
+    Mean,
+    Pareto,
+    Rungs,
+    Split,
+    Weighted,
+)
+from raymerge.sweep.evaluation.pool import Pool, evaluate
+
+__all__ = [
+    "KEYS",
+    "AtLeast",
+    "Command",
+    "Evaluating",
+    "Function",
+    "Harness",
+    "Mean",
+    "Pareto",
+    "Pool",
+    "Rungs",
+    "Split",
+    "Weighted",
+    "evaluate",
+    "parse",
+]
