@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
 from typing import Any
 
@@ -153,7 +154,9 @@ def test_trials_that_do_not_fit_are_read_for_in_parts(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As if the folder were a store, to which every trial has an upload open."""
-    monkeypatch.setattr("raymerge.sweep.rounds.fills_together", lambda _: False)
+    # By its module: `raymerge.sweep` is also a function.
+    rounds = importlib.import_module("raymerge.sweep.rounds")
+    monkeypatch.setattr(rounds, "fills_together", lambda _: False)
     place.llamas()
     knobs = [{"weight": weight / 8, "density": 0.5} for weight in range(1, 9)]
     recipes = {
