@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from raymerge.runtime.doctor.report import Diagnosis
     from raymerge.runtime.driver import MergeResult
     from raymerge.runtime.engine import Engine
+    from raymerge.runtime.events import OnEvent
     from raymerge.runtime.inspection import Inspection
     from raymerge.runtime.settings import OnProgress, RunSettings
     from raymerge.storage.store import Access
@@ -79,6 +80,9 @@ def merge(
     overwrite: bool = False,
     on_plan: Callable[[Plan, Machine], None] = lambda _plan, _machine: None,
     on_progress: OnProgress = lambda _progress: None,
+    on_event: OnEvent = lambda _event: None,
+    events: AnyPath | None = None,
+    trace: AnyPath | None = None,
     **options: Unpack[RunOptions],
 ) -> MergeResult:
     """Plan a merge and run it. Run it again to finish one that was killed.
@@ -90,22 +94,35 @@ def merge(
         overwrite: Replace whatever `out` holds, and stop a merge that is being written there.
         on_plan: Told of the plan before anything runs.
         on_progress: Told of bytes read and written, from any thread.
+        on_event: Told of every `runtime.events.Event`, one at a time, from any thread.
+        events: File that events are appended to, a line of JSON each.
+        trace: File for a trace of the run, which Perfetto opens.
         **options: See `RunOptions`.
 
     Raises:
         RaymergeError: See `raymerge.errors`: each class says what a caller can do about it.
     """
+    from raymerge.runtime.events import phase
+    from raymerge.runtime.watching import planned_event, watched
+
     machine = machine_of(options)
-    planned = _plan(recipe, out=out, seed=seed, machine=machine, options=options)
-    on_plan(planned, machine)
-    return run_plan(
-        planned,
-        os.fspath(out),
-        machine=machine,
-        overwrite=overwrite,
-        on_progress=on_progress,
-        options=options,
-    )
+    place = os.fspath(out)
+    listeners = _listeners(on_event, machine)
+    paths = [None if path is None else os.fspath(path) for path in (events, trace)]
+    with watched(place, listeners, events_path=paths[0], trace_path=paths[1]) as tell:
+        with phase(tell, "plan"):
+            planned = _plan(recipe, out=out, seed=seed, machine=machine, options=options)
+        tell(planned_event(planned, machine.engine, machine.device))
+        on_plan(planned, machine)
+        return run_plan(
+            planned,
+            place,
+            machine=machine,
+            overwrite=overwrite,
+            on_progress=on_progress,
+            on_event=tell,
+            options=options,
+        )
 
 
 def run_plan(
@@ -116,6 +133,7 @@ def run_plan(
     overwrite: bool,
     on_progress: OnProgress,
     options: RunOptions,
+    on_event: OnEvent = lambda _event: None,
 ) -> MergeResult:
     """Run a plan; see `merge`.
 
@@ -126,6 +144,7 @@ def run_plan(
         overwrite: Replace whatever `out` holds.
         on_progress: Told of bytes read and written, from any thread.
         options: Of the call.
+        on_event: Told of what happens, one event at a time, from any thread.
     """
     from raymerge.runtime.driver import execute
     from raymerge.runtime.preflight import leave_nonce
@@ -136,7 +155,7 @@ def run_plan(
     def start_engine(destination: Destination, report: OnProgress) -> Engine:
         nonce = leave_nonce(destination) if machine.engine == "ray" else None
         settings = run_settings(planned, destination.units_at, machine.device, access, nonce=nonce)
-        return engine_for(settings, machine, report, options)
+        return engine_for(settings, machine, report, options, on_event=on_event)
 
     return execute(
         planned,
@@ -145,7 +164,17 @@ def run_plan(
         overwrite=overwrite,
         on_progress=on_progress,
         access=access,
+        on_event=on_event,
     )
+
+
+def _listeners(on_event: OnEvent, machine: Machine) -> list[OnEvent]:
+    """Whoever is told of events besides files."""
+    if machine.engine == "local":
+        return [on_event]
+    from raymerge.runtime.ray_counters import RayCounters
+
+    return [on_event, RayCounters()]
 
 
 def verify(checkpoint: AnyPath, **options: Unpack[StorageOptions]) -> Verification:
@@ -316,7 +345,12 @@ def _plan(
 
 
 def engine_for(
-    settings: RunSettings, machine: Machine, report: OnProgress, options: RunOptions
+    settings: RunSettings,
+    machine: Machine,
+    report: OnProgress,
+    options: RunOptions,
+    *,
+    on_event: OnEvent = lambda _event: None,
 ) -> Engine:
     """Start what runs units.
 
@@ -325,13 +359,14 @@ def engine_for(
         machine: What the run is going to use.
         report: Told of bytes read and written, from any thread.
         options: Of the call.
+        on_event: Told of workers and their units.
     """
     if machine.engine == "local":
         from raymerge.runtime.local import LocalEngine
         from raymerge.runtime.readers import check_copies
 
         check_copies(settings.stored, settings.access)
-        return LocalEngine(settings, threads=machine.threads, on_progress=report)
+        return LocalEngine(settings, threads=machine.threads, on_progress=report, on_event=on_event)
     from raymerge.runtime.cluster import ClusterEngine
 
     return ClusterEngine(
@@ -342,4 +377,5 @@ def engine_for(
         memory_bytes=machine.memory_bytes,
         on_progress=report,
         hiring=hiring_of(options),
+        on_event=on_event,
     )

@@ -66,7 +66,12 @@ HUB = {
 THIRD_PARTY: dict[str, set[str]] = {
     "click": {"cli", "cli.options", "cli.submit", "cli.sweep"},
     # The engine, which joins a cluster, and the way in for those who do not join it.
-    "ray": {"runtime.autoscaler", "runtime.job_server", "runtime.ray_cluster"},
+    "ray": {
+        "runtime.autoscaler",
+        "runtime.job_server",
+        "runtime.ray_cluster",
+        "runtime.ray_counters",
+    },
     "aiohttp": {"runtime.job_server"},
     "requests": {"runtime.job_server"},
     # The CUDA kernels, the question whether there is a device, and pickled checkpoints.

@@ -26,6 +26,7 @@ from raymerge.cli.options import (
     SHARD_SIZE,
     run_options,
     storage_options,
+    watch_options,
 )
 from raymerge.cli.submit import submit
 from raymerge.cli.sweep import reproduce, sweep
@@ -68,6 +69,7 @@ def plan(recipe: str, *, as_json: bool, tensor: str | None, **options: Any) -> N
 @OVERWRITE
 @QUIET
 @run_options
+@watch_options
 @click.option("--expect-version", metavar="VERSION", help="Refuse to run as another raymerge.")
 def merge(
     recipe: str,
@@ -102,7 +104,7 @@ def merge(
                 for line in start_lines(planned, machine):
                     click.echo(line, err=True)
 
-        call = {"on_plan": on_plan, "on_progress": display.add, **options}
+        call = {"on_plan": on_plan, "on_progress": display.add, "on_event": display.hear, **options}
         if quiet:
             result = raymerge.merge(recipe, out, **call)
         else:

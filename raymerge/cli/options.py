@@ -118,6 +118,17 @@ def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return ENGINE(ADDRESS(use_options(cluster_options(command))))
 
 
+def watch_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The flags that say where a run's account of itself goes."""
+    events = click.option(
+        "--events", metavar="FILE.jsonl", help="Append what happens, a line of JSON each."
+    )
+    trace = click.option(
+        "--trace", metavar="FILE.json", help="Write a trace of the run, for ui.perfetto.dev."
+    )
+    return events(trace(command))
+
+
 def cluster_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """The flags that say which workers of a Ray cluster are wanted."""
     options = [

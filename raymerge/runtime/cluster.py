@@ -19,8 +19,10 @@ from raymerge.errors import ClusterError, RaymergeError
 from raymerge.plan.graph import Unit
 from raymerge.plan.sweep_unit import SweepUnit
 from raymerge.runtime import ray_cluster
+from raymerge.runtime.cluster_events import ClusterEvents
 from raymerge.runtime.crew import Crew, Member
 from raymerge.runtime.engine import LOOK_S, Call, WorkUnit
+from raymerge.runtime.events import OnEvent, nobody
 from raymerge.runtime.losses import BrokenDeviceError, OutOfRoomError, WorkerLostError
 from raymerge.runtime.placement import Hiring
 from raymerge.runtime.schedule import MAX_FAILURES, Loss, Schedule
@@ -44,6 +46,7 @@ class ClusterEngine:
         memory_bytes: What a worker reserves on a cluster that is not ours; None reserves nothing.
         on_progress: Told of the bytes moved whenever a unit lands.
         hiring: Which workers are wanted.
+        on_event: Told of workers and their units.
 
     Raises:
         ClusterError: No cluster, no room on it, or a node with other code than this one.
@@ -62,10 +65,12 @@ class ClusterEngine:
         memory_bytes: int | None,
         on_progress: OnProgress,
         hiring: Hiring | None = None,
+        on_event: OnEvent = nobody,
     ) -> None:
         self.redone_units = 0
         self._settings = settings
         self._on_progress = on_progress
+        self._events = ClusterEvents(on_event)
         self._hiring = hiring or Hiring()
         self._connected = not ray_cluster.is_connected()
         if self._connected:
@@ -106,9 +111,9 @@ class ClusterEngine:
         """See `Engine.run`."""
         writes = call in {"merge", "merge_trials"}
         copies = writes and all(map(_bears_copies, self._settings.places))
-        work = _Work(self.crew, call, units, args, copies=copies)
+        work = _Work(self.crew, call, units, args, copies=copies, events=self._events)
         try:
-            for unit, (result, moved) in work.results(before, meanwhile):
+            for unit, (result, moved, _) in work.results(before, meanwhile):
                 self._on_progress(moved)
                 yield unit, result
         except BaseException:
@@ -148,11 +153,13 @@ class _Work(Generic[WorkUnit]):
         args: tuple[Any, ...],
         *,
         copies: bool,
+        events: ClusterEvents,
     ) -> None:
         self.calls: dict[Any, tuple[Member, WorkUnit]] = {}
         """What is under way."""
         self.schedule = Schedule({unit.number: unit.nbytes for unit in units}, copies=copies)
         self._crew = crew
+        self._events = events
         self._call = call
         self._args = args
         self._units: dict[int, WorkUnit] = {unit.number: unit for unit in units}
@@ -174,6 +181,7 @@ class _Work(Generic[WorkUnit]):
                 member = self._crew.members[order.worker]
                 ref = member.actor.run.remote(self._call, unit, self._args, order.shrink)
                 self.calls[ref] = member, unit
+                self._events.of(member).given(unit, self._call, again=order.again)
             ended = ray_cluster.ended([*self.calls, *self._crew.starting], LOOK_S)
             if not ended:
                 meanwhile()
@@ -196,11 +204,14 @@ class _Work(Generic[WorkUnit]):
         try:
             answer = ray_cluster.answer(ref)
         except StoppedError:
+            self._events.of(member).failed(unit, self._call, "stopped")
             self.schedule.give_back(worker, unit.number, now)
         except OutOfRoomError as error:
+            self._events.of(member).failed(unit, self._call, "memory")
             self.schedule.cramp(worker, unit.number, now)
             self._check_given_up(error)
         except BrokenDeviceError as error:
+            self.calls[ref] = member, unit
             self._leave(member, Loss.BROKEN)
             self._crew.quarantine(member, error)
             self._check_given_up(error)
@@ -216,16 +227,23 @@ class _Work(Generic[WorkUnit]):
             ) from error
         else:
             # A copy that lands later counts too: what is stored is what was written last.
+            self._end(member, unit, answer)
             self.schedule.land(worker, unit.number, now)
             yield unit, answer
 
     def _join(self, member: Member) -> None:
         self.schedule.join(member.number, member.place.node, member.threads)
+        self._events.joined(member)
+
+    def _end(self, member: Member, unit: WorkUnit, answer: Any) -> None:
+        _, moved, spent = answer
+        self._events.of(member).ended(unit, self._call, moved, spent)
 
     def _leave(self, member: Member, why: Loss) -> None:
         self.schedule.leave(member.number, why)
-        for ref in [ref for ref, (other, _) in self.calls.items() if other is member]:
-            del self.calls[ref]
+        mine = [ref for ref, (other, _) in self.calls.items() if other is member]
+        units = [self.calls.pop(ref)[1] for ref in mine]
+        self._events.left(member, why, self._call, units)
 
     def _check_given_up(self, error: Exception) -> None:
         """Raise if a unit has failed too often."""
@@ -243,9 +261,10 @@ class _Work(Generic[WorkUnit]):
         """See which nodes have come and which are about to go."""
         for worker in self.schedule.drain(self._crew.look()):
             self._crew.members[worker].actor.hand_back.remote()
+            self._events.of(self._crew.members[worker]).drained()
         for member in self._crew.started:
             if self.schedule.is_idle_and_going(member.number):
-                self.schedule.leave(member.number, Loss.PREEMPTED)
+                self._leave(member, Loss.PREEMPTED)
                 self._crew.dismiss(member)
         if self._crew.started:
             self._deserted_since = None
@@ -263,6 +282,7 @@ class _Work(Generic[WorkUnit]):
                 answer = ray_cluster.answer(ref)
             except RaymergeError:
                 continue  # whatever became of it, the unit has landed
+            self._end(*self.calls[ref], answer)
             yield self.calls[ref][1], answer
 
 

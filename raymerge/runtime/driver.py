@@ -19,6 +19,7 @@ from raymerge.plan.build import Plan
 from raymerge.plan.units import dispatch_order
 from raymerge.runtime.destination import Destination, claim, finished
 from raymerge.runtime.engine import Engine
+from raymerge.runtime.events import OnEvent, Published, UnitsResumed, nobody, phase
 from raymerge.runtime.filling import Filling, names_of
 from raymerge.runtime.record import ShardRecord
 from raymerge.runtime.settings import OnProgress, Progress
@@ -82,6 +83,7 @@ def execute(
     overwrite: bool,
     on_progress: OnProgress,
     access: Access,
+    on_event: OnEvent = nobody,
 ) -> MergeResult:
     """Run a plan into a destination.
 
@@ -93,6 +95,7 @@ def execute(
         overwrite: Replace whatever `out` holds.
         on_progress: Told of every piece of work done, from any thread.
         access: How storage is reached.
+        on_event: Told of phases, shards and the end; engines tell of units by themselves.
 
     Raises:
         ConflictError: The destination is held, or was taken while the merge ran.
@@ -104,17 +107,21 @@ def execute(
     check_apart(plan, out)
     record = None if overwrite else finished(out, plan.digest, access=access)
     if record is not None:
+        on_event(UnitsResumed(units=len(plan.units)))
         return result_before(plan, out, record, began=began)
     meter = Meter(on_progress)
-    destination = claim(out, plan, names=names_of(plan), overwrite=overwrite, access=access)
+    with phase(on_event, "claim"):
+        destination = claim(out, plan, names=names_of(plan), overwrite=overwrite, access=access)
     with closing(destination):
         try:
-            engine, resumed, shards = _perform(plan, destination, start_engine, meter, access)
+            engine, resumed, shards = _perform(
+                plan, destination, start_engine, meter, access=access, on_event=on_event
+            )
         except (CommitError, OSError):
             # Another driver that took the destination has removed what this one wrote.
             destination.check()
             raise
-    return result_of(
+    result = result_of(
         plan,
         out,
         shards,
@@ -123,6 +130,9 @@ def execute(
         ran=engine,
         done=meter.total,
     )
+    names_of_counts = Published.__dataclass_fields__.keys() - {"time_s"}
+    on_event(Published(**{name: getattr(result, name) for name in names_of_counts}))
+    return result
 
 
 def check_apart(plan: Plan, out: str) -> None:
@@ -139,25 +149,34 @@ def _perform(
     destination: Destination,
     start_engine: StartEngine,
     meter: Meter,
+    *,
     access: Access,
+    on_event: OnEvent,
 ) -> tuple[Engine, int, tuple[ShardRecord, ...]]:
     """Run what is left and publish; returns the engine, the units resumed and the shards."""
     # Read before hours of work: what cannot be read at the end is found now.
     beside = files_beside(plan, access)
     found = destination.receipts()
     destination.check_space(plan.bytes_written)
-    with closing(Filling(plan, destination)) as run:
+    with closing(Filling(plan, destination, on_event)) as run:
         run.trust(found)
+        if run.resumed:
+            on_event(UnitsResumed(units=len(run.resumed)))
         run.prepare_ahead()
-        with closing(start_engine(destination, meter.add)) as engine:
+        with phase(on_event, "engine"):
+            engine = start_engine(destination, meter.add)
+        with closing(engine):
             units = plan.units
             if plan.surveyed and len(run.resumed) < len(units):
-                units = surveyed_units(plan, engine, destination)
+                with phase(on_event, "survey"):
+                    units = surveyed_units(plan, engine, destination, on_event)
             left = [unit for unit in dispatch_order(units) if unit.number not in run.resumed]
             done = engine.run("merge", left, before=run.prepare, meanwhile=destination.check)
-            for unit, receipt in done:
-                run.land(unit, receipt)
-        shards = run.publish(beside)
+            with phase(on_event, "merge"):
+                for unit, receipt in done:
+                    run.land(unit, receipt)
+        with phase(on_event, "publish"):
+            shards = run.publish(beside)
     return engine, len(run.resumed), shards
 
 

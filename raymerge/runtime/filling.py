@@ -15,6 +15,7 @@ from raymerge.plan.graph import Unit
 from raymerge.plan.units import dispatch_order
 from raymerge.runtime.card import CARD_NAME, model_card
 from raymerge.runtime.destination import Destination
+from raymerge.runtime.events import OnEvent, ShardDone, nobody
 from raymerge.runtime.ledger import LEDGER_NAMES, ledger
 from raymerge.runtime.receipt import Receipt
 from raymerge.runtime.record import ShardRecord, run_record
@@ -35,9 +36,11 @@ class Filling:
     Args:
         plan: Which.
         destination: Where its units are written.
+        on_event: Told of shards that are whole.
     """
 
-    def __init__(self, plan: Plan, destination: Destination) -> None:
+    def __init__(self, plan: Plan, destination: Destination, on_event: OnEvent = nobody) -> None:
+        self._tell = on_event
         self._plan = plan
         self._destination = destination
         self._shards: Mapping[str, Shard] = {shard.name: shard for shard in plan.shards}
@@ -87,8 +90,12 @@ class Filling:
         self._left[unit.shard] -= 1
         if not self._left[unit.shard]:
             shard = self._shards[unit.shard]
-            hashed = self._pool.submit(self._destination.shard_sha256, shard, receipt)
-            self._hashes[shard.name] = hashed
+            self._hashes[shard.name] = self._pool.submit(self._finish, shard, receipt)
+
+    def _finish(self, shard: Shard, receipt: Receipt) -> str:
+        sha256 = self._destination.shard_sha256(shard, receipt)
+        self._tell(ShardDone(shard=shard.name, nbytes=shard.nbytes, sha256=sha256))
+        return sha256
 
     def shard_records(self) -> tuple[ShardRecord, ...]:
         """Name, length and sha256 of every shard, once all are filled."""

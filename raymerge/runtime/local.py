@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import logging
+import socket
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from queue import Empty, SimpleQueue
 from threading import Event, Thread
-from time import monotonic
+from time import monotonic, perf_counter, time
 from typing import Any
 
+from raymerge.plan.graph import Unit
+from raymerge.plan.sweep_unit import SweepUnit
 from raymerge.runtime.engine import LOOK_S, Call, WorkUnit
-from raymerge.runtime.settings import OnProgress, RunSettings
+from raymerge.runtime.events import OnEvent, Spent, nobody
+from raymerge.runtime.settings import OnProgress, Progress, RunSettings, Tally
+from raymerge.runtime.stopping import StoppedError
 from raymerge.runtime.unit import Worker
+from raymerge.runtime.worker_events import WorkerEvents
 
 _log = logging.getLogger(__name__)
 
@@ -28,11 +34,26 @@ class LocalEngine:
     name = "local"
     lost_workers = redone_units = 0
 
-    def __init__(self, settings: RunSettings, *, threads: int, on_progress: OnProgress) -> None:
+    def __init__(
+        self,
+        settings: RunSettings,
+        *,
+        threads: int,
+        on_progress: OnProgress,
+        on_event: OnEvent = nobody,
+    ) -> None:
         self.workers = threads
         self._stop = Event()
-        self._worker = Worker(settings, stop=self._stop, on_progress=on_progress)
+        self._moved = Tally()
+
+        def count(progress: Progress) -> None:
+            self._moved.add(progress)
+            on_progress(progress)
+
+        self._worker = Worker(settings, stop=self._stop, on_progress=count)
         self._running: list[Thread] = []
+        self._events = WorkerEvents(on_event, self._worker.name, socket.gethostname())
+        self._events.joined(threads)
 
     def run(
         self,
@@ -57,7 +78,7 @@ class LocalEngine:
                     self._worker.will_need(unit)
                     with suppress(IndexError):  # the last one is begun
                         self._worker.will_need(queue[0])
-                    results.put((unit, getattr(self._worker, call)(unit, *args)))
+                    results.put((unit, self._told(call, unit, args)))
                 except BaseException as error:  # noqa: BLE001 - raised again in the main thread
                     results.put((unit, error))
                     return
@@ -73,6 +94,20 @@ class LocalEngine:
         for thread in self._running:
             thread.join()
         self._worker.check_sources()
+
+    def _told(self, call: Call, unit: Unit | SweepUnit, args: tuple[Any, ...]) -> Any:
+        """Run a unit, and tell when it begins and ends."""
+        self._events.given(unit, call)
+        began_s, clock = time(), perf_counter()
+        try:
+            result = getattr(self._worker, call)(unit, *args)
+        except BaseException as error:
+            why = "stopped" if isinstance(error, StoppedError) else type(error).__name__
+            self._events.failed(unit, call, why)
+            raise
+        spent = Spent(began_s, perf_counter() - clock)
+        self._events.ended(unit, call, self._moved.take(), spent)
+        return result
 
     def close(self) -> None:
         """Stop after the tile in hand and close the sources."""

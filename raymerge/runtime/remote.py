@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from threading import Condition, Event, Lock
+from time import perf_counter, time
 from typing import Any
 
 import numba
@@ -21,10 +22,11 @@ from raymerge.plan.graph import Unit
 from raymerge.plan.memory import SMALLEST_TILE
 from raymerge.plan.sweep_unit import SweepUnit
 from raymerge.runtime.engine import Call
+from raymerge.runtime.events import Spent
 from raymerge.runtime.losses import BrokenDeviceError, OutOfRoomError
 from raymerge.runtime.preflight import preflight
 from raymerge.runtime.record import raymerge_version
-from raymerge.runtime.settings import Progress, RunSettings
+from raymerge.runtime.settings import Progress, RunSettings, Tally
 from raymerge.runtime.stopping import StoppedError
 from raymerge.runtime.unit import Worker
 
@@ -53,7 +55,7 @@ class RemoteWorker:
         self._leaving = False
         self._turn = Condition()
         self._lock = Lock()
-        self._moved = Progress()
+        self._moved = Tally()
         self._workers: dict[int, Worker] = {}
 
     def start(self, expected: Mapping[str, str], settings: bytes) -> Report:
@@ -81,8 +83,8 @@ class RemoteWorker:
 
     def run(
         self, call: Call, unit: Unit | SweepUnit, args: tuple[Any, ...], shrink: int = 0
-    ) -> tuple[Any, Progress]:
-        """Run a unit; the bytes moved since the last report come with its result.
+    ) -> tuple[Any, Progress, Spent]:
+        """Run a unit; with its result come the bytes moved since the last report, and its time.
 
         Raises:
             StoppedError: It was not begun, or not finished.
@@ -91,13 +93,13 @@ class RemoteWorker:
         """
         worker = self._worker(shrink)
         with self._in_turn(worker, unit):
+            began_s, clock = time(), perf_counter()
             try:
                 result = getattr(worker, call)(unit, *args)
             except (MemoryError, RuntimeError) as error:
                 raise _device_failure(error) from error
-        with self._lock:
-            moved, self._moved = self._moved, Progress()
-        return result, moved
+            seconds = round(perf_counter() - clock, 6)
+        return result, self._moved.take(), Spent(began_s, seconds)
 
     def hand_back(self) -> None:
         """Begin no more units; those that wait their turn are given back."""
@@ -138,13 +140,11 @@ class RemoteWorker:
                         budget, tile_elements=min(tile, budget.tile_elements), hold=False
                     )
                 self._workers[shrink] = Worker(
-                    replace(self._settings, budget=budget), stop=self._stop, on_progress=self._add
+                    replace(self._settings, budget=budget),
+                    stop=self._stop,
+                    on_progress=self._moved.add,
                 )
             return self._workers[shrink]
-
-    def _add(self, more: Progress) -> None:
-        with self._lock:
-            self._moved += more
 
 
 def versions() -> dict[str, str]:

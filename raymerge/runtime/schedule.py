@@ -53,6 +53,8 @@ class Order:
     unit: int
     shrink: int = 0
     """How many times it did not fit: it is to be tried in tiles so many times smaller."""
+    again: bool = field(default=False, compare=False)
+    """Whether it was begun before, and lost or late."""
 
 
 @dataclass(slots=True)
@@ -236,10 +238,11 @@ class Schedule:
         return guilty or deaths >= MAX_DEATHS or self._shrink[unit] >= MAX_FAILURES
 
     def _give(self, worker: int, unit: int, now: float) -> Order:
-        self.redone += unit in self._begun
+        again = unit in self._begun
+        self.redone += again
         self._seats[worker].take(unit, now)
         self._holders[unit].append(worker)
-        return Order(worker, unit, self._shrink[unit])
+        return Order(worker, unit, self._shrink[unit], again)
 
     def _give_suspects(self, now: float) -> Iterable[Order]:
         for worker, seat in self._open().items():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from threading import Lock
 from typing import Literal
 
 from raymerge.plan.build import Plan
@@ -154,3 +155,22 @@ class Progress:
 
 
 OnProgress = Callable[[Progress], None]
+
+
+class Tally:
+    """What was done since somebody last asked; counted on any thread."""
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._moved = Progress()
+
+    def add(self, more: Progress) -> None:
+        """Count."""
+        with self._lock:
+            self._moved += more
+
+    def take(self) -> Progress:
+        """What was counted since the last call."""
+        with self._lock:
+            moved, self._moved = self._moved, Progress()
+        return moved

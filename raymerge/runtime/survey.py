@@ -20,12 +20,15 @@ from raymerge.plan.build import Plan
 from raymerge.plan.graph import DeltaStep, Unit
 from raymerge.runtime.destination import Figures
 from raymerge.runtime.engine import Call, Engine
+from raymerge.runtime.events import OnEvent, nobody, phase
 
 SURVEY_NAME = "survey.json"
 
 
-def surveyed_units(plan: Plan, engine: Engine, figures: Figures) -> tuple[Unit, ...]:
-    """The plan's units with the model's thresholds in them."""
+def surveyed_units(
+    plan: Plan, engine: Engine, figures: Figures, on_event: OnEvent = nobody
+) -> tuple[Unit, ...]:
+    """The plan's units with the model's thresholds in them; events tell of the sweeps."""
     # Ties are counted per unit: figures of units that were cut otherwise are of no use.
     ranges = [[unit.shard, unit.start, unit.stop] for unit in plan.units]
     kept = json.loads(figures.read_figures(SURVEY_NAME) or b"{}")
@@ -33,7 +36,7 @@ def surveyed_units(plan: Plan, engine: Engine, figures: Figures) -> tuple[Unit, 
         thresholds = tuple(Threshold(**fields) for fields in kept["thresholds"])
         ties = {int(number): found for number, found in kept["ties"].items()}
     else:
-        thresholds, ties = _survey(plan, engine)
+        thresholds, ties = _survey(plan, engine, on_event)
         kept = {
             "units": ranges,
             "thresholds": [asdict(found) for found in thresholds],
@@ -43,7 +46,9 @@ def surveyed_units(plan: Plan, engine: Engine, figures: Figures) -> tuple[Unit, 
     return _with_figures(plan.units, thresholds, ties)
 
 
-def _survey(plan: Plan, engine: Engine) -> tuple[tuple[Threshold, ...], dict[int, list[int]]]:
+def _survey(
+    plan: Plan, engine: Engine, on_event: OnEvent
+) -> tuple[tuple[Threshold, ...], dict[int, list[int]]]:
     units = [unit for unit in plan.units if any(map(_is_surveyed, unit.nodes))]
     nodes = [node for unit in units for node in unit.nodes if _is_surveyed(node)]
     step = nodes[0].step
@@ -54,7 +59,8 @@ def _survey(plan: Plan, engine: Engine) -> tuple[tuple[Threshold, ...], dict[int
     wanted = [kept_count(density, total) for density in rule.keep.density]
 
     def run(call: Call, *args: Any) -> Any:
-        return engine.run(call, units, *args, before=_nothing)
+        with phase(on_event, f"survey {call}"):
+            yield from engine.run(call, units, *args, before=_nothing)
 
     high = sum(counts for _, counts in run("count_high"))
     bins = [high_bin(row, k) if k else -1 for row, k in zip(high, wanted, strict=True)]

@@ -64,7 +64,8 @@ class Worker:
         self._stop = stop
         self._on_progress = on_progress
         self._thread = local()
-        self._name = f"{socket.gethostname()}:{os.getpid()}"
+        self.name = f"{socket.gethostname()}:{os.getpid()}"
+        """What receipts and events call it: host and process."""
 
     def merge_trials(self, unit: SweepUnit) -> list[Receipt | RaymergeError]:
         """Write the units of several trials, whose sources are read once for all of them.
@@ -85,7 +86,7 @@ class Worker:
             arena=self._arena,
             stop=self._stop,
             on_progress=self._on_progress,
-            name=self._name,
+            name=self.name,
         )
         return merge_trials(unit, shop)
 
@@ -133,7 +134,7 @@ class Worker:
             tensors=tuple(written),
             shard_sha256=shard_sha256,
             stored=stored,
-            worker=self._name,
+            worker=self.name,
             began=began,
             seconds=round(perf_counter() - clock, 6),
         )

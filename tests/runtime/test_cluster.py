@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
 from itertools import takewhile
@@ -19,6 +20,7 @@ from typing import Any
 
 import pytest
 import ray
+import ray.util.metrics
 import torch
 
 import raymerge
@@ -28,16 +30,29 @@ from raymerge.plan.graph import Unit
 from raymerge.runtime import crew, ray_cluster
 from raymerge.runtime.cluster import ClusterEngine
 from raymerge.runtime.engine import Engine
+from raymerge.runtime.events import (
+    Event,
+    OnEvent,
+    UnitEnded,
+    UnitFailed,
+    UnitRedone,
+    WorkerJoined,
+    WorkerLost,
+    nobody,
+)
 from raymerge.runtime.local import LocalEngine
 from raymerge.runtime.placement import Hiring
+from raymerge.runtime.ray_counters import RayCounters
 from raymerge.runtime.remote import versions
 from raymerge.runtime.settings import OnProgress, Progress, RunSettings
 from raymerge.runtime.survey import surveyed_units
+from raymerge.runtime.trace import trace
 from raymerge.storage.posix import PosixShard
 from raymerge.storage.store import Access
 from tests.checkpoints import fine_tune, write_checkpoint
 from tests.conftest import Place, shard_hashes
 from tests.figures import FolderFigures
+from tests.traces import check_trace
 
 # Ray leaves its processes' handles and pipes to the garbage collector.
 pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("ignore::ResourceWarning")]
@@ -94,6 +109,7 @@ def clustered(
     memory_bytes: int | None = None,
     on_progress: OnProgress = ignore,
     hiring: Hiring | None = None,
+    on_event: OnEvent = nobody,
 ) -> ClusterEngine:
     return ClusterEngine(
         settings_of(plan, folder),
@@ -103,6 +119,7 @@ def clustered(
         memory_bytes=memory_bytes,
         on_progress=on_progress,
         hiring=hiring,
+        on_event=on_event,
     )
 
 
@@ -412,3 +429,47 @@ def test_nothing_is_left_of_a_cluster_of_our_own(place: Place, planned: Plan, ho
     assert child.returncode == (143 if wait else 0), err
     assert len(started) >= 8, err
     assert all(map(ended, started))
+
+
+def test_events_tell_of_workers_and_units_and_are_counted(
+    place: Place, planned: Plan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heard: list[Event] = []
+    counted: Counter[str] = Counter()
+    counters = RayCounters()
+
+    def record(counter: ray.util.metrics.Counter, value: int, tags: dict[str, str]) -> None:
+        assert tags.keys() == {"node", "worker"}
+        counted[counter.info["name"]] += value
+
+    monkeypatch.setattr(ray.util.metrics.Counter, "inc", record)
+
+    def hear(event: Event) -> None:
+        heard.append(event)
+        counters(event)
+
+    engine = clustered(planned, place / "ray", on_event=hear)
+    doomed = pids(engine)[0]
+
+    def kill() -> None:
+        with suppress(ProcessLookupError):
+            os.kill(doomed, signal.SIGKILL)
+
+    fill(planned, engine, place / "ray", during=kill)
+
+    check_trace(trace(heard))
+    lost = [event for event in heard if isinstance(event, WorkerLost)]
+    assert [(event.worker.rpartition(":")[2], event.why) for event in lost] == [
+        (str(doomed), "died")
+    ]
+    joined = [event.worker for event in heard if isinstance(event, WorkerJoined)]
+    assert len(joined) == len(set(joined)) >= 2
+    ended = [event for event in heard if isinstance(event, UnitEnded)]
+    assert {event.unit for event in ended} == {unit.number for unit in planned.units}
+    redone = [event for event in heard if isinstance(event, UnitRedone)]
+    assert len(redone) == engine.redone_units == counted["raymerge_redone_units"]
+    failed = {event.unit for event in heard if isinstance(event, UnitFailed)}
+    assert {event.unit for event in redone} <= failed
+    assert counted["raymerge_lost_workers"] == 1
+    assert counted["raymerge_units"] == len(ended)
+    assert counted["raymerge_bytes_written"] == sum(event.bytes_written for event in ended)
