@@ -160,3 +160,25 @@ def test_the_harness_has_one_score_per_task() -> None:
     }
     found = scores_of(results, {"wiki": {"word_perplexity": False}}, {"arc": "acc"})
     assert found == {"arc": 0.4, "gsm": 0.3, "wiki": -9.0}
+
+
+@pytest.mark.ray
+def test_on_a_cluster_an_evaluation_is_a_call_of_rays() -> None:
+    from raymerge.runtime import ray_cluster
+
+    code = "import os, json; print(json.dumps({'math': 1, 'parent': os.getppid()}))"
+    ray_cluster.connect(None, workers=1)
+    try:
+        free = evaluated(command(code))
+        reserving = evaluated(command(code, "  cpus: 1"))
+        failed = evaluated(command("raise SystemExit('no model')", "  cpus: 1"))
+    finally:
+        ray_cluster.disconnect()
+
+    for one in (free, reserving):
+        assert one.error is None
+        assert one.scores["math"] == 1
+        assert int(one.scores["parent"]) != os.getpid()
+        assert one.worker.rpartition(":")[2] != str(os.getpid())
+    assert failed.scores == {}
+    assert "no model" in str(failed.error)
