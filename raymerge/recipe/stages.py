@@ -52,6 +52,10 @@ def join_stages(documents: Sequence[Fields], recipes: Sequence[Recipe]) -> Recip
     _check_output(documents, stages)
     *inner, output = (stages[number] for number in order)
     notes = [note for recipe in recipes for note in recipe.no_effect]
+    for number in order[:-1]:
+        if stages[number].out is not None:
+            place = documents[number].place_of("out")
+            notes.append(f"{place}: out has no effect: a stage inside a recipe is not written")
     for stage in stages:
         notes.extend(_hidden_paths(stage))
     return replace(output, stages=tuple(inner), no_effect=tuple(notes))

@@ -74,6 +74,13 @@ def test_what_has_no_effect_is_listed_over_all_stages() -> None:
     )
 
 
+def test_a_place_for_a_stage_that_is_not_written_has_no_effect() -> None:
+    inner = document("a", "b", name="first", out="there")
+    assert read(inner, document("first", "c")).no_effect == (
+        "r.yaml:5: out has no effect: a stage inside a recipe is not written",
+    )
+
+
 def test_a_stage_is_named_with_a_label_of_its_own() -> None:
     text = LAST.replace("[first, second]", "[{model: first, label: x}, second]")
     assert [ref.label for ref in read(FIRST, SECOND, text).sources] == ["x", "second"]
