@@ -82,6 +82,14 @@ class Nodes:
             self.there.remove(node)
         self._cluster.remove_node(node, allow_graceful=False)
 
+    @staticmethod
+    def await_missed(gone: Any) -> None:
+        """Return once Ray has noticed that a node is gone; until then it offers it."""
+        give_up_s = time.monotonic() + 30
+        while any(node.id == gone.node_id for node in ray_cluster.nodes()):
+            assert time.monotonic() < give_up_s, gone.node_id
+            time.sleep(0.1)
+
     def drain(self, node: Any, deadline_s: float) -> None:
         """Give notice that a node is going to be taken away."""
         self.there.remove(node)

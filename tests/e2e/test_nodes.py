@@ -16,7 +16,7 @@ from raymerge.runtime import ray_cluster
 from raymerge.runtime.cluster import ClusterEngine
 from raymerge.runtime.engine import LOOK_S
 from raymerge.runtime.placement import Hiring, one_worker, spread
-from tests.chaos import chaos, run, sixty_units
+from tests.chaos import LATENCY_S, chaos, run, sixty_units
 from tests.clusters import Nodes, nodes
 from tests.conftest import Place, shard_hashes
 
@@ -137,9 +137,11 @@ def test_a_node_with_a_notice_finishes_what_runs_and_gets_no_more(
 
 
 def test_a_node_that_joins_gets_work(cluster: Nodes, plan: Plan, place: Place) -> None:
-    cluster.kill(cluster.there[-1])
+    cluster.kill(gone := cluster.there[-1])
+    cluster.await_missed(gone)
     threads = [Thread(target=cluster.join)]
-    result = run(plan, place / "out", lambda _engine: threads[0].start())
+    # Long enough for a node to start, and a worker on it, while others are at work.
+    result = run(plan, place / "out", lambda _engine: threads[0].start(), latency_s=3 * LATENCY_S)
     threads[0].join()
 
     assert (result.lost_workers, result.redone_units) == (0, 0)
