@@ -1,17 +1,27 @@
-"""`python -m bench.copies FROM TO`: a folder to a bucket or back, as fast as obstore does it alone.
+"""`python -m bench.copies FROM... TO`: files to and from buckets, as fast as obstore does it alone.
 
-What somebody does who has no tool that reads and writes buckets: every file at once, in parts.
+URL FOLDER        every object into a folder    what somebody does who has no tool that reads
+FOLDER URL        every file into a bucket      and writes buckets: several at once, in parts
+URL URL... URL    reads all that lies below the first ones, and stores what the very first one
+                  gives at the last: the requests of a merge, and none of its work
 """
 
 from __future__ import annotations
 
 import sys
+from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 import obstore
 from obstore.store import S3Store
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from obstore import ObjectMeta
 
 FILES_AT_ONCE = 4
 CHUNK_BYTES = 8 << 20
@@ -24,7 +34,7 @@ def _bucket(url: str) -> tuple[S3Store, str]:
 
 def download(url: str, folder: Path) -> None:
     """Every object below a URL into a folder."""
-    store, prefix = _bucket(url)
+    store, _ = _bucket(url)
     folder.mkdir(parents=True)
 
     def fetch(key: str) -> None:
@@ -33,8 +43,7 @@ def download(url: str, folder: Path) -> None:
                 file.write(chunk)
 
     with ThreadPoolExecutor(FILES_AT_ONCE) as pool:
-        listed = obstore.list(store, prefix).collect()
-        list(pool.map(fetch, [meta["path"] for meta in listed]))
+        list(pool.map(fetch, [meta["path"] for meta in _listed(url)]))
 
 
 def upload(folder: Path, url: str) -> None:
@@ -48,13 +57,36 @@ def upload(folder: Path, url: str) -> None:
         list(pool.map(send, sorted(path for path in folder.iterdir() if path.is_file())))
 
 
+def relay(urls: Sequence[str], out: str) -> None:
+    """Read every object below the URLs, and store those of the first as they come."""
+    target, folder = _bucket(out)
+
+    def pass_on(url: str, key: str) -> None:
+        chunks = obstore.get(_bucket(url)[0], key).stream(min_chunk_size=CHUNK_BYTES)
+        if url == urls[0]:
+            obstore.put(target, f"{folder}/{Path(key).name}", chunks, chunk_size=CHUNK_BYTES)
+        else:
+            deque(chunks, maxlen=0)
+
+    with ThreadPoolExecutor(FILES_AT_ONCE) as pool:
+        keys = [(url, meta["path"]) for url in urls for meta in _listed(url)]
+        list(pool.map(lambda one: pass_on(*one), keys))
+
+
+def _listed(url: str) -> Sequence[ObjectMeta]:
+    store, prefix = _bucket(url)
+    return obstore.list(store, prefix).collect()
+
+
 def main() -> None:
     """Copy whichever way the arguments say."""
-    source, target = sys.argv[1:]
-    if "://" in source:
-        download(source, Path(target))
+    *sources, target = sys.argv[1:]
+    if "://" not in sources[0]:
+        upload(Path(sources[0]), target)
+    elif "://" not in target:
+        download(sources[0], Path(target))
     else:
-        upload(Path(source), target)
+        relay(sources, target)
 
 
 if __name__ == "__main__":

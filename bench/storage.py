@@ -1,9 +1,10 @@
 """`python -m bench.storage`: merge from bucket to bucket, against download, merge and upload.
 
-The store is SeaweedFS on this machine, and takes its share of the processors. Three kinds of runs:
+The store is SeaweedFS on this machine, and takes its share of the processors. Four kinds of runs:
 
     copied    obstore downloads every source, raymerge merges them on the disk, obstore uploads
     direct    raymerge merges from the bucket to the bucket
+    floor     obstore reads as much from the bucket and writes as much to it, and nobody merges
     confined  the same with 200 MB to write to, behind a proxy that counts
 """
 
@@ -88,6 +89,12 @@ class Course:
         self._clear()
         return run
 
+    def floor(self) -> Run:
+        """The bytes of a merge from bucket to bucket, with nothing done to them."""
+        run = measure.run([*COPY, *map(self.s3.url, self.method.read), self.out])
+        self._clear()
+        return run
+
     def confined(self) -> tuple[Run, int]:
         """The same with hardly any disk; and the bytes of weights that the store gave."""
         scratch = self.where / "scratch"
@@ -159,19 +166,18 @@ def course(where: Path, scale: str, method: Method) -> Iterator[Course]:
 
 def checks(found: Course, repeat: int) -> Iterator[Check]:
     """Every figure, and what it is held to."""
-    copied, direct = [], []
+    copied, direct, floor = [], [], []
     for _ in range(repeat):
         copied.append(found.copied())
         direct.append(found.direct())
-        click.echo(f"copied {_seconds(copied[-1])}, direct {direct[-1].wall_s:.2f} s", err=True)
-    _check_ended([*direct, *(run for runs in copied for run in runs)])
-    copied_s = median(sum(run.wall_s for run in runs) for runs in copied)
-    direct_s = median(run.wall_s for run in direct)
-    parts = _seconds(copied[-1])
-    yield Check(name="copied", figure=Figure(value=copied_s, unit=" s"), note=f"last: {parts}")
-    yield Check(name="direct", figure=Figure(value=direct_s, unit=" s"))
-    ratio = Figure(value=direct_s / copied_s, at_most=MOST_OF_COPIED)
-    yield Check(name="direct over copied", figure=ratio)
+        floor.append(found.floor())
+        click.echo(
+            f"copied {_seconds(copied[-1])}, direct {_seconds(direct[-1:])}, "
+            f"floor {_seconds(floor[-1:])} s",
+            err=True,
+        )
+    _check_ended([*direct, *floor, *(run for runs in copied for run in runs)])
+    yield from _compared(copied, direct, floor)
     confined, read = found.confined()
     _check_ended([confined])
     note = f"on {QUOTA_MB} MB of scratch, through a counting proxy"
@@ -181,6 +187,33 @@ def checks(found: Course, repeat: int) -> Iterator[Check]:
     peak = report.peak_gib([*direct, confined])
     limit = Figure(value=peak, unit=" GiB", at_most=MEMORY_LIMIT_BYTES / 2**30)
     yield Check(name="anonymous memory", figure=limit)
+
+
+def _compared(
+    copied: Sequence[Sequence[Run]], direct: Sequence[Run], floor: Sequence[Run]
+) -> Iterator[Check]:
+    """Times, each the median of its runs."""
+    copied_s = median(sum(run.wall_s for run in runs) for runs in copied)
+    direct_s, floor_s = (median(run.wall_s for run in runs) for runs in (direct, floor))
+    busy_s = median(run.cpu_s for run in direct)
+    yield Check(
+        name="copied",
+        figure=Figure(value=copied_s, unit=" s"),
+        note=f"last: {_seconds(copied[-1])}",
+    )
+    yield Check(
+        name="direct",
+        figure=Figure(value=direct_s, unit=" s"),
+        note=f"{busy_s:.1f} s of processors, the server's not among them",
+    )
+    ratio = Figure(value=direct_s / copied_s, at_most=MOST_OF_COPIED)
+    yield Check(name="direct over copied", figure=ratio)
+    busy_s = median(run.cpu_s for run in floor)
+    yield Check(
+        name="floor", figure=Figure(value=floor_s, unit=" s"), note=f"{busy_s:.1f} s of processors"
+    )
+    yield Check(name="floor over copied", figure=Figure(value=floor_s / copied_s))
+    yield Check(name="direct over floor", figure=Figure(value=direct_s / floor_s))
 
 
 def _seconds(runs: Sequence[Run]) -> str:
