@@ -63,10 +63,13 @@ def relay(urls: Sequence[str], out: str) -> None:
 
     def pass_on(url: str, key: str) -> None:
         chunks = obstore.get(_bucket(url)[0], key).stream(min_chunk_size=CHUNK_BYTES)
-        if url == urls[0]:
-            obstore.put(target, f"{folder}/{Path(key).name}", chunks, chunk_size=CHUNK_BYTES)
-        else:
+        if url != urls[0]:
             deque(chunks, maxlen=0)
+            return
+        name = f"{folder}/{Path(key).name}"
+        with obstore.open_writer(target, name, buffer_size=CHUNK_BYTES) as writer:
+            for chunk in chunks:
+                writer.write(chunk)
 
     with ThreadPoolExecutor(FILES_AT_ONCE) as pool:
         keys = [(url, meta["path"]) for url in urls for meta in _listed(url)]

@@ -8,7 +8,6 @@ import os
 import shutil
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +32,26 @@ pytest_plugins = ["tests.servers.fixtures", "tests.servers.hub_fixture"]
 settings.register_profile("default", deadline=None)
 settings.register_profile("ci", deadline=None, max_examples=300, derandomize=True)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
+
+MEMORY = Path("/dev/shm")
+ROOM_BYTES = 3 * 2**30
+"""What tests may have lying about at once, and some."""
+LONG_FILES = ("e2e/test_submit.py",)
+"""Of many seconds, the longest first: a long one at the end would have the others wait."""
+
+
+def pytest_configure() -> None:
+    """Have folders of tests in memory, where there is room: a small merge waits for syncs only."""
+    if os.access(MEMORY, os.W_OK) and shutil.disk_usage(MEMORY).free > ROOM_BYTES:
+        os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(MEMORY))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Have long files first, each in the order of its tests."""
+    here = Path(__file__).parent
+    places = {here / name: place for place, name in enumerate(LONG_FILES)}
+    items.sort(key=lambda item: places.get(item.path, len(places)))
+
 
 METHOD_KNOBS: dict[str, dict[str, Any]] = {
     "arcee_fusion": {},
@@ -204,17 +223,6 @@ def mergekit() -> Iterator[Mergekit]:
         pytest.skip("needs mergekit-yaml beside this Python, or RAYMERGE_PEER=/path/to/it")
     with Mergekit(python) as running:
         yield running
-
-
-@pytest.fixture
-def quick_place(tmp_path: Path) -> Iterator[Place]:
-    """A place in memory, where there is one, for what syncs too often to wait for a disk."""
-    memory = Path("/dev/shm")
-    if not os.access(memory, os.W_OK):
-        yield Place(tmp_path)
-        return
-    with tempfile.TemporaryDirectory(dir=memory, prefix="raymerge-") as folder:
-        yield Place(Path(folder))
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ import json
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -93,7 +94,8 @@ def raymerge_version() -> str:
     return _installed().get("raymerge", "0+unknown")
 
 
-def _installed() -> dict[str, str]:
+@cache
+def _installed() -> Mapping[str, str]:
     found = {}
     for package in _VERSIONS:
         try:

@@ -237,9 +237,8 @@ def test_a_model_folder_is_no_adapter_and_an_absent_one_is_named(place: Place) -
     assert "lora-a does not exist" in done.err
 
 
-def test_measured_memory_is_below_the_projection(quick_place: Place) -> None:
+def test_measured_memory_is_below_the_projection(place: Place) -> None:
     """Wide factors: they are kept widened while their tensor is merged."""
-    place = quick_place
     shape, rank = (64, 65536), 64
     generator = torch.Generator().manual_seed(0)
     base = {

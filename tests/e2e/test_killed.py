@@ -162,9 +162,8 @@ def killed_everywhere(recipe: Path, folder: Path, *rest: str) -> list[dict[str, 
 
 
 def test_killed_at_any_event_a_merge_is_whole_or_absent_and_a_rerun_ends_it(
-    quick_place: Place,
+    place: Place,
 ) -> None:
-    place = quick_place
     place.llamas(layers=1)
     recipe = place.any_recipe("ties", trim="model")
     reference, *records = killed_everywhere(recipe, place / "out")
@@ -188,9 +187,8 @@ def test_killed_at_any_event_a_merge_is_whole_or_absent_and_a_rerun_ends_it(
 
 
 def test_killed_at_any_event_an_overwriting_merge_leaves_the_old_the_new_or_nothing(
-    quick_place: Place,
+    place: Place,
 ) -> None:
-    place = quick_place
     place.llamas(layers=1)
     recipe = place.any_recipe("linear")
     place.any_recipe("ties").rename(place / "other.yaml")

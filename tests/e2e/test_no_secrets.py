@@ -13,6 +13,7 @@ import json
 import os
 import pickle
 import shutil
+import subprocess
 import tempfile
 import traceback
 from collections.abc import Iterator
@@ -28,7 +29,8 @@ from raymerge.errors import RaymergeError
 from raymerge.runtime.ledger import LEDGER_NAMES
 from raymerge.runtime.settings import Progress, run_settings
 from raymerge.storage import open_folder
-from raymerge.storage.objects import ObjectStore
+from raymerge.storage.objects import ObjectFolder, ObjectStore
+from raymerge.storage.patience import Patience
 from raymerge.storage.store import Access
 from raymerge.storage.urls import destination
 from tests.conftest import Done, Place, finish, spawn
@@ -67,6 +69,7 @@ SHAPES = {
 }
 NEEDED = "AWS_SECRET_ACCESS_KEY"
 """By which the tests' S3 is reached; another value would be refused."""
+BRIEF = Patience(first_contact_s=0.2)
 USED_UP = "AWS_SESSION_TOKEN"
 """Not for the tests' S3, which knows no such tokens."""
 
@@ -131,9 +134,14 @@ def ray_folder() -> Iterator[Path]:
 
 def run(planted: Planted, *arguments: object, **environment: str) -> Done:
     """A command in a process of its own, whose words are searched."""
-    done = finish(spawn(*arguments, **environment), 200)
-    planted.assert_absent(done.out, f"stdout of {arguments}")
-    planted.assert_absent(done.err, f"stderr of {arguments}")
+    return ended(planted, spawn(*arguments, **environment))
+
+
+def ended(planted: Planted, process: subprocess.Popen[str]) -> Done:
+    """What a process left behind, whose words are searched."""
+    done = finish(process, 200)
+    planted.assert_absent(done.out, f"stdout of {process.args}")
+    planted.assert_absent(done.err, f"stderr of {process.args}")
     return done
 
 
@@ -227,8 +235,9 @@ def test_errors_of_s3_hold_none(planted: Planted, recipe: Path, s3: S3, failure:
     planted.secrets["wrong"] = secret_of(NEEDED)
     environment = FAILURES[failure]
     # With --json an error is told twice: as a document, and as text on stderr.
-    done = run(planted, "merge", recipe, s3.url("out"), "--json", **environment)
-    tried = run(planted, "doctor", s3.url("a"), "--write", s3.url("out"), **environment)
+    merge = spawn("merge", recipe, s3.url("out"), "--json", **environment)
+    doctor = spawn("doctor", s3.url("a"), "--write", s3.url("out"), **environment)
+    done, tried = ended(planted, merge), ended(planted, doctor)
 
     assert (done.rc, tried.rc) == (3, 3)
     assert done.error["message"] in done.err
@@ -241,12 +250,13 @@ def test_errors_of_other_stores_hold_none(
     done = run(planted, "doctor", url, "--write", url, "--json")
     assert done.rc == 3
     assert all(place["problems"] for place in done.json["places"])
+    access = Access(options={"timeout": "2s"})
     # One after another: of several secrets a client takes the first that it knows.
     for variable in VARIABLES:
         if variable.startswith(("GOOGLE_", "AZURE_")):
             monkeypatch.delenv(variable)
             with pytest.raises(RaymergeError) as caught:
-                open_folder(url, label="m", access=Access(options={"timeout": "2s"})).sizes()
+                ObjectFolder(destination(url), access, patience=BRIEF).sizes()
             for text in (str(caught.value), "".join(traceback.format_exception(caught.value))):
                 planted.assert_absent(text, f"{url} without {variable}")
             planted.assert_absent(pickle.dumps(caught.value), f"{url} without {variable}")

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -42,7 +42,10 @@ class Bench:
     """A bucket with two models, recipes over them, and what a merge of each has to give."""
 
     place: Place
+    sources: S3
+    """Where the models lie."""
     s3: S3
+    """Where this test's merges go."""
     proxy: Proxy
     expected: Mapping[str, Mapping[str, str]]
 
@@ -106,22 +109,57 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Place:
     return place
 
 
-@pytest.fixture
-def bench(models: Place, s3: S3, s3_proxy: Proxy) -> Iterator[Bench]:
-    """The models in a bucket, reached through a slow proxy."""
-    expected = {}
-    for name in ("a", "b"):
-        sites.store(models / name, s3.url(name))
+@pytest.fixture(scope="module")
+def stored(models: Place, s3_server: S3) -> S3:
+    """Where the models lie in a bucket, and recipes that read them there."""
+    s3 = replace(s3_server, prefix="interrupted/")
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in s3.env.items():
+            patch.setenv(name, value)
+        for name in ("a", "b"):
+            sites.store(models / name, s3.url(name))
     for method in ("linear", "slerp"):
         text = (models / f"{method}.path").read_text()
         (models / f"{method}.yaml").write_text(text.replace(f"{models.path}/", s3.url()))
-        reference = models / f"ref-{method}"
-        files = {path.name: path.read_bytes() for path in reference.iterdir()}
-        expected[method] = sites.hashes(files)
+    return s3
+
+
+@pytest.fixture(scope="module")
+def expected(models: Place) -> Mapping[str, Mapping[str, str]]:
+    """Hashes of the shards of each merge."""
+    return {
+        method: sites.hashes(
+            {path.name: path.read_bytes() for path in (models / f"ref-{method}").iterdir()}
+        )
+        for method in ("linear", "slerp")
+    }
+
+
+@pytest.fixture
+def bench(
+    models: Place, stored: S3, expected: Mapping[str, Mapping[str, str]], s3: S3, s3_proxy: Proxy
+) -> Bench:
+    """The models in a bucket, reached through a slow proxy."""
     s3_proxy.bytes_per_s = SLOW
-    yield Bench(models, s3, s3_proxy, expected)
-    sites.remove(s3.url("a"))
-    sites.remove(s3.url("b"))
+    return Bench(models, stored, s3, s3_proxy, expected)
+
+
+@pytest.fixture
+def replace_shard(models: Place, stored: S3) -> Iterator[Callable[[str], None]]:
+    """Puts another file of that name in the place of one of `b`; its own is there afterwards."""
+    names: list[str] = []
+
+    def put(name: str, last: bytes) -> None:
+        content = (models / "b" / name).read_bytes()
+        assert stored.request("PUT", f"b/{name}", content[: -len(last)] + last).status == 200
+
+    def put_other(name: str) -> None:
+        names.append(name)
+        put(name, bytes(4))
+
+    yield put_other
+    for name in names:
+        put(name, (models / "b" / name).read_bytes()[-4:])
 
 
 def uploading(bench: Bench) -> bool:
@@ -190,38 +228,40 @@ def test_of_two_that_begin_at_once_one_wins(bench: Bench) -> None:
     bench.check_whole()
 
 
-def test_a_source_that_is_replaced_before_it_is_read_is_named(bench: Bench) -> None:
+def test_a_source_that_is_replaced_before_it_is_read_is_named(
+    bench: Bench, replace_shard: Callable[[str], None]
+) -> None:
     bench.proxy.bytes_per_s = None
-    url = bench.s3.url("b/model-00001-of-00003.safetensors")
-    content = sites.stored(bench.s3.url("b"))["model-00001-of-00003.safetensors"]
+    name = "model-00001-of-00003.safetensors"
 
-    def replace(*_: object) -> None:
-        sites.put(url, content[:-4] + bytes(4))
+    def put_other(*_: object) -> None:
+        replace_shard(name)
 
     with pytest.raises(SourceError, match="changed since it was planned") as caught:
-        raymerge.merge(bench.place / "linear.yaml", bench.out, engine="local", on_plan=replace)
-    assert url in caught.value.message
+        raymerge.merge(bench.place / "linear.yaml", bench.out, engine="local", on_plan=put_other)
+    assert bench.sources.url(f"b/{name}") in caught.value.message
     assert not [name for name in bench.names if not name.startswith(".raymerge")]
 
 
-def test_a_source_that_is_replaced_between_two_ranges_is_named(bench: Bench) -> None:
-    name = "b/model-00002-of-00003.safetensors"
-    content = sites.stored(bench.s3.url("b"))["model-00002-of-00003.safetensors"]
+def test_a_source_that_is_replaced_between_two_ranges_is_named(
+    bench: Bench, replace_shard: Callable[[str], None]
+) -> None:
+    name = "model-00002-of-00003.safetensors"
     ranges = 0
 
-    def replace(exchange: Exchange) -> None:
+    def put_other(exchange: Exchange) -> None:
         nonlocal ranges
-        ranges += exchange.method == "GET" and exchange.path.endswith(name)
+        ranges += exchange.method == "GET" and exchange.path.endswith(f"b/{name}")
         # Headers take two requests.
         if ranges == 4:
-            assert bench.s3.request("PUT", name, content[:-4] + bytes(4)).status == 200
+            replace_shard(name)
 
     bench.proxy.bytes_per_s = None
-    bench.proxy.choose = replace
+    bench.proxy.choose = put_other
     done = bench.merged()
 
     assert done.rc == 3
-    assert bench.s3.url(name) in done.json["error"]["message"]
+    assert bench.sources.url(f"b/{name}") in done.json["error"]["message"]
     assert "changed since it was planned" in done.json["error"]["message"]
     assert INDEX not in bench.names
     again = bench.merged()

@@ -17,8 +17,10 @@ import pytest
 
 from raymerge.errors import RaymergeError, SourceError, StorageError
 from raymerge.storage import credentials
+from raymerge.storage.clients import STALL_S
 from raymerge.storage.credentials import bucket_region
 from raymerge.storage.objects import ObjectFolder, ObjectStore
+from raymerge.storage.patience import Patience
 from raymerge.storage.redaction import redact
 from raymerge.storage.store import Access
 from raymerge.storage.urls import destination
@@ -28,6 +30,8 @@ from tests.storage.interposer import interposed, refuse
 
 PLANTED = "PLANTEDSECRETxyz0123456789/abcd+efghijklm"
 LIMIT_S = 30.0
+BRIEF = Patience(first_contact_s=1.0)
+"""The refusals of `e2e` are met with the usual one."""
 
 
 def folder(url: str, **options: str) -> ObjectFolder:
@@ -54,10 +58,11 @@ def test_what_a_wrong_environment_leads_to_is_told_soon(
 ) -> None:
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
+    where = destination(models.url("m"))
     start = time.monotonic()
 
     with pytest.raises(SourceError, match=message) as caught:
-        folder(models.url("m")).sizes()
+        ObjectFolder(where, Access(), patience=BRIEF).sizes()
 
     assert time.monotonic() - start < LIMIT_S
     assert caught.value.exit_code == 3
@@ -65,7 +70,7 @@ def test_what_a_wrong_environment_leads_to_is_told_soon(
     assert caught.value.message.count("\n") <= 1
     start = time.monotonic()
     with pytest.raises(StorageError, match=message):
-        ObjectStore(destination(models.url("m")), Access()).create("claim", b"mine")
+        ObjectStore(where, Access(), patience=BRIEF).create("claim", b"mine")
     assert time.monotonic() - start < LIMIT_S
 
 
@@ -84,12 +89,14 @@ def test_a_server_that_never_answers_is_given_up(
     with interposed(models.endpoint) as between:
         monkeypatch.setenv("AWS_ENDPOINT_URL", between.endpoint)
         between.faults.extend([interposer.hang] * 9)
+        access = Access(options={"read_timeout": "1s"})
         start = time.monotonic()
 
         with pytest.raises(SourceError, match="no byte came within the time"):
-            folder(models.url("m")).sizes()
+            ObjectFolder(destination(models.url("m")), access, patience=BRIEF).sizes()
 
-    assert time.monotonic() - start < LIMIT_S
+    assert time.monotonic() - start < 5
+    assert STALL_S + Patience().first_contact_s <= LIMIT_S
 
 
 def test_no_credentials_at_all_is_told_with_the_ways_to_give_them(
