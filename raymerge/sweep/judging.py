@@ -15,7 +15,6 @@ from dataclasses import replace
 from typing import Self
 
 from raymerge.errors import RaymergeError
-from raymerge.machine import num_cpus
 from raymerge.sweep import choice
 from raymerge.sweep.evaluation import Evaluating, Pool
 from raymerge.sweep.evaluation.model import Split
@@ -38,6 +37,7 @@ class Judge:
         ledger: What is known.
         evaluating: How trials are evaluated and chosen.
         places: Where they lie.
+        start_pool: Starts what evaluates, given whom to tell.
         on_trial: Told of each trial as it is merged, or fails to be.
         on_evaluated: Told of each evaluation, from any thread.
 
@@ -51,6 +51,7 @@ class Judge:
         ledger: Ledger,
         evaluating: Evaluating,
         places: Places,
+        start_pool: Callable[[OnEvaluated], Pool],
         *,
         on_trial: OnTrial,
         on_evaluated: OnEvaluated,
@@ -61,8 +62,7 @@ class Judge:
         self._places = places
         self._on_trial = on_trial
         self._on_evaluated = on_evaluated
-        workers = int(num_cpus() // evaluating.cpus) if evaluating.cpus else 1
-        self._pool = Pool(evaluating, max(1, workers), on_evaluated=self._take)
+        self._pool = start_pool(self._take)
         self._asked: dict[str, Trial] = {}
         self._digests: dict[str, str] = {}
         """What evaluations under way are of, by name."""
@@ -241,7 +241,8 @@ class Judge:
     def _end(self, best: Sequence[TrialRecord], kept: set[str]) -> None:
         """Keep what was decided, and remove what it says."""
         removes = self._evaluating.keep is not None or self._evaluating.scratch is not None
-        losers, others = [], []
+        losers: list[TrialRecord] = []
+        others: list[TrialRecord] = []
         for one in best:
             known = self._record(self._asked[one.name])
             if one.name not in kept:

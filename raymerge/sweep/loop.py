@@ -6,15 +6,15 @@ ask -> a round of trials -> merged, evaluated -> tell -> ask ... -> decide
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from raymerge.errors import RecipeError
-from raymerge.machine import Machine
-from raymerge.sweep.evaluation import Evaluating
+from raymerge.machine import Machine, num_cpus, num_gpus
+from raymerge.sweep.evaluation import Evaluating, Pool
 from raymerge.sweep.judging import Judge
 from raymerge.sweep.proposing import Proposer
-from raymerge.sweep.record import TrialRecord
+from raymerge.sweep.record import Evaluated, TrialRecord
 from raymerge.sweep.trial import Trial
 
 
@@ -41,28 +41,27 @@ def check_places(asked: dict[str, Trial], trials: Sequence[Trial]) -> None:
     Raises:
         RecipeError: Two have.
     """
-    for what in ("name", "out"):
-        first = {_key(trial, what): trial for trial in asked.values()}
-        for trial in trials:
-            twin = first.setdefault(_key(trial, what), trial)
-            if twin.text != trial.text or twin.name != trial.name:
+    names = {trial.name: trial for trial in asked.values()}
+    places = {os.path.normpath(trial.out): trial for trial in asked.values()}
+    for trial in trials:
+        for what, key, first in (
+            ("name", trial.name, names),
+            ("out", os.path.normpath(trial.out), places),
+        ):
+            twin = first.setdefault(key, trial)
+            if (twin.name, twin.text) != (trial.name, trial.text):
                 raise RecipeError(
-                    f"{trial.recipe.path}: {what} is {_key(trial, what)!r}, as it is of "
-                    f"{twin.recipe.path} ({twin.name}); give each a place of its own with out:, "
-                    "and each file once",
+                    f"{trial.recipe.path}: {what} is {key!r}, as it is of {twin.recipe.path} "
+                    f"({twin.name}); give each a place of its own with out:, and each file once",
                     file=trial.recipe.path,
                 )
     asked |= {trial.name: trial for trial in trials}
 
 
-def _key(trial: Trial, what: str) -> str:
-    return os.path.normpath(getattr(trial, what))
-
-
 @contextmanager
-def cluster_for(machine: Machine, evaluating: Evaluating) -> Iterator[None]:
-    """One connection to Ray for merges and evaluations, which may outlast a merge's."""
-    if machine.engine == "local" or evaluating.evaluator is None:
+def joined(machine: Machine, evaluating: Evaluating) -> Iterator[None]:
+    """One connection to the cluster for merges and evaluations, which may outlast a merge's."""
+    if machine.address is None or evaluating.evaluator is None:
         yield
         return
     from raymerge.runtime import ray_cluster
@@ -75,3 +74,21 @@ def cluster_for(machine: Machine, evaluating: Evaluating) -> Iterator[None]:
         yield
     finally:
         ray_cluster.disconnect()
+
+
+def pool_of(
+    evaluating: Evaluating, machine: Machine, on_evaluated: Callable[[Evaluated], None]
+) -> Pool:
+    """What evaluates: on the cluster that merges, else here, as many at once as it has room for.
+
+    Args:
+        evaluating: How.
+        machine: What merges.
+        on_evaluated: Told of each evaluation as it ends.
+    """
+    room = [num_cpus() / evaluating.cpus] if evaluating.cpus else [1.0]
+    if evaluating.gpus:
+        room.append(num_gpus() / evaluating.gpus)
+    # A Ray of our own ends with each merge; evaluations go on.
+    here = machine.address is None
+    return Pool(evaluating, max(1, int(min(room))), on_evaluated=on_evaluated, here=here)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Unpack
@@ -108,10 +109,10 @@ def sweep(
     began = perf_counter()
     place = os.fspath(out)
     proposer, evaluating = _read_sweep(recipes, place, seed, options)
-    folder, access = local_folder(place), access_of(options)
+    folder, machine = local_folder(place), machine_of(options)
     with (
         Rounds(options, overwrite=overwrite, on_progress=on_progress) as rounds,
-        loop.cluster_for(machine_of(options), evaluating),
+        loop.joined(machine, evaluating),
         Ledger(
             folder,
             shard_bytes=options.get("shard_bytes"),
@@ -119,9 +120,17 @@ def sweep(
             anew=overwrite,
         ) as ledger,
     ):
-        places = Places(folder, scratch=evaluating.scratch, access=access, overwrite=overwrite)
+        places = Places(
+            folder, scratch=evaluating.scratch, access=access_of(options), overwrite=overwrite
+        )
         with Judge(
-            rounds, ledger, evaluating, places, on_trial=on_trial, on_evaluated=on_evaluated
+            rounds,
+            ledger,
+            evaluating,
+            places,
+            partial(loop.pool_of, evaluating, machine),
+            on_trial=on_trial,
+            on_evaluated=on_evaluated,
         ) as judge:
             records = loop.run(proposer, judge)
     ran = [record for record in records if record.name in judge.merged]

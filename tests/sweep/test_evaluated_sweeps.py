@@ -86,7 +86,7 @@ def test_the_best_that_clear_the_gates_are_kept(quick_place: Place) -> None:
         place,
         keep=2,
         by="like_b",
-        at_least={"like_a": {"of": "a", "minus": 9}},
+        at_least={"like_a": {"of": "a", "minus": 7}},
         gates={"like_b": 1},
     )
     result = sweep(place, recipe)
