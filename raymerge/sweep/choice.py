@@ -99,6 +99,13 @@ def newest(record: TrialRecord, split: Split, subset: int | None) -> Evaluated |
     return next((one for one in record.evaluations if (one.split, one.subset) == wanted), None)
 
 
+def counts(evaluated: Evaluated | None, evaluating: Evaluating) -> bool:
+    """Whether an evaluation was made and has all scores, so that it need not be made again."""
+    if evaluated is None or evaluated.error is not None:
+        return False
+    return set(evaluating.tasks) <= evaluated.scores.keys()
+
+
 def reached(record: TrialRecord, evaluating: Evaluating) -> Evaluated | None:
     """The evaluation that it is judged by: the last on its way through the subsets, with scores.
 
@@ -107,11 +114,11 @@ def reached(record: TrialRecord, evaluating: Evaluating) -> Evaluated | None:
     last = None
     for subset in evaluating.subsets:
         found = newest(record, "search", subset)
-        if found is None:
+        if found is not None and found.error is not None:
+            return None
+        if not counts(found, evaluating):
             break
         last = found
-        if found.error is not None:
-            return None
     return last
 
 

@@ -183,7 +183,7 @@ class Judge:
                 continue
             place = location_of(label, trials)
             known = self._ledger.evaluations(name, place)
-            if not any(one.error is None and self._scores_all(one) for one in known):
+            if not any(choice.counts(one, self._evaluating) for one in known):
                 self._submit(name, place, place, "search", None)
             self._digests[name] = place
 
@@ -210,7 +210,7 @@ class Judge:
             best = choice.ranked(judged, self._evaluating)
             kept = {one.name for one in choice.chosen(best, self._evaluating)}
             # What an earlier run has kept stays until all is known.
-            losers = {one.name for one in best if one.rank and one.state != "kept"} - kept
+            losers = {one.name for one in best if one.rank and one.state == "merged"} - kept
         self._let_go([one for one in judged if one.name in losers])
         self._write([one for one in judged if one.name not in losers])
 
@@ -261,7 +261,9 @@ class Judge:
         own = [one for one in losers if self._places.is_own(self._asked[one.name], one.digest)]
         names = {one.name for one in own}
         # Before it is done: a run that is killed here finds what is left to remove.
-        self._write(replace(one, state="removed") if one.name in names else one for one in losers)
+        self._write(
+            replace(one, state="removed" if one.name in names else "merged") for one in losers
+        )
         self._places.remove(self._asked[name] for name in names)
 
     def _write(self, records: Iterable[TrialRecord]) -> None:
@@ -294,8 +296,4 @@ class Judge:
         record = self._known(trial)
         if record is None:
             return trial.name not in self.merged
-        made = choice.newest(record, split, subset)
-        return made is None or made.error is not None or not self._scores_all(made)
-
-    def _scores_all(self, evaluated: Evaluated) -> bool:
-        return set(self._evaluating.tasks) <= evaluated.scores.keys()
+        return not choice.counts(choice.newest(record, split, subset), self._evaluating)

@@ -116,6 +116,12 @@ def test_an_evaluation_that_succeeds_later_mends_a_trial() -> None:
     assert (one.state, one.error, kept) == ("merged", None, ["t"])
 
 
+def test_scores_without_a_task_that_a_gate_asks_for_do_not_count() -> None:
+    how = evaluating(" gates: {math: 1}")
+    [one], _, kept = order([trial("t", evaluated(code=9))], how)
+    assert (one.score, one.rank, kept) == (None, None, [])
+
+
 @given(
     scores=st.lists(st.integers(0, 5), min_size=1, max_size=12),
     part=st.floats(0.1, 0.9),
