@@ -89,7 +89,7 @@ THIRD_PARTY: dict[str, set[str]] = {
     "tokenizers": {"tokenizer.vocabulary"},
     "transformers": set(),
     "jinja2": {"recipe.chat_templates"},
-    "pyarrow": {"storage.arrow", "runtime.ledger", "sweep.ledger"},
+    "pyarrow": {"storage.arrow", "runtime.ledger", "sweep.tables"},
     "obstore": {
         "storage.bucket",
         "storage.clients",

@@ -13,7 +13,7 @@ from raymerge.cli.endings import reported
 from raymerge.cli.options import JSON, OVERWRITE, QUIET, run_options
 
 if TYPE_CHECKING:
-    from raymerge.sweep.record import TrialRecord
+    from raymerge.sweep.record import Evaluated, TrialRecord
 
 FAILED = 4
 
@@ -38,15 +38,19 @@ def sweep(
     overwrite: bool,
     **options: Any,
 ) -> None:
-    """Merge many RECIPES, or one with a `sweep:` block, into OUT. Run it again to finish it."""
+    """Merge many RECIPES, or one with a `sweep:` block, into OUT; evaluate and choose.
+
+    Run it again to finish it.
+    """
     if not (recipes or status):
         raise click.UsageError("give RECIPE... and OUT")
     with reported(as_json=as_json, resume=f"run the same command again to finish {out}"):
         from raymerge.sweep import run
+        from raymerge.sweep.ranking import evaluated_line, table
 
         if status:
             records = run.trials_in(out)
-            _show(as_json, [asdict(record) for record in records], map(_line, records))
+            _show(as_json, [asdict(record) for record in records], table(records))
             return
         if dry_run:
             trials = run.trials_of(recipes, out, **options)
@@ -58,13 +62,25 @@ def sweep(
             if not quiet:
                 click.echo(_line(record), err=True)
 
-        result = run.sweep(recipes, out, overwrite=overwrite, on_trial=on_trial, **options)
+        def on_evaluated(evaluated: Evaluated) -> None:
+            if not quiet:
+                click.echo(evaluated_line(evaluated), err=True)
+
+        result = run.sweep(
+            recipes,
+            out,
+            overwrite=overwrite,
+            on_trial=on_trial,
+            on_evaluated=on_evaluated,
+            **options,
+        )
         failed = len(result.failed)
         counted = (
             f"{out}: {len(result.trials)} trials, {failed} failed, {result.resumed} done before, "
             f"in {result.seconds:.1f} s"
         )
-        _show(as_json, result.as_json(), [counted])
+        ranking = table(result.trials) if any(t.evaluations for t in result.trials) else ()
+        _show(as_json, result.as_json(), [*ranking, counted])
         if failed:
             sys.exit(FAILED)
 
@@ -101,4 +117,4 @@ def _show(as_json: bool, document: object, lines: Any) -> None:  # noqa: FBT001 
 
 
 def _line(record: TrialRecord) -> str:
-    return f"{record.name}  {record.state}  {record.error or record.out}"
+    return f"{record.name}  {record.state}  {record.error or f'in {record.seconds:.1f} s'}"

@@ -198,10 +198,21 @@ class Claim:
             for name, content in files.items():
                 self._publish_file(name, content)
             self._publish_file(INDEX_NAME, build_index(shards))
-            # From here on the checkpoint exists; what is left is tidying up. The claim goes first:
-            # beside some of the receipts it would have a rerun fill published shards again.
-            self._path.unlink(missing_ok=True)
-            shutil.rmtree(self.out / STATE_FOLDER, ignore_errors=True)
+            self._tidy()
+
+    def publish_files(self, names: Sequence[str]) -> None:
+        """Make files that lie in the claim's folder visible, in this order, the index last."""
+        with self._exclusive():
+            self.check()
+            for name in names:
+                move(self.folder / name, self.out / name)
+            self._tidy()
+
+    def _tidy(self) -> None:
+        # From here on the checkpoint exists; what is left is tidying up. The claim goes first:
+        # beside some of the receipts it would have a rerun fill published shards again.
+        self._path.unlink(missing_ok=True)
+        shutil.rmtree(self.out / STATE_FOLDER, ignore_errors=True)
 
     def _publish_file(self, name: str, content: bytes) -> None:
         # Drafted among what is tidied up, so that a driver killed here leaves nothing in OUT.

@@ -1,16 +1,24 @@
-"""The sweep's ledger: OUT/raymerge-trials.parquet, a row per trial.
+"""The sweep's ledger: a row per trial and a row per evaluation, in two Parquet tables.
 
-While a sweep runs, what becomes known of a trial is a small file of its own in OUT/.raymerge-sweep,
-written beside and renamed: a kill leaves it whole or absent, and no row is ever written twice. When
-the sweep ends the newest rows are put together in the one table, and the small files go.
+While a sweep runs, what becomes known is a small file of its own in OUT/.raymerge-sweep, written
+beside and renamed: a kill leaves it whole or absent, and no row is ever written twice. When the
+sweep ends the rows are put together in one file a table, and the small files go.
 
-name, digest         of the trial and of its plan
-values               JSON, by axis
-seed, recipe         the YAML that makes this trial alone
-shard_bytes          what --shard-size said; null where it was chosen
-out, state, error    see `TrialRecord`
-seconds, bytes_read, bytes_written, score, missed
-sequence             rising from row to row; of two rows of a trial the later one counts
+OUT/raymerge-trials.parquet, the newest row of every trial
+  name, digest         of the trial and of its plan
+  values               JSON, by axis
+  seed, recipe         the YAML that makes this trial alone
+  shard_bytes          what --shard-size said; null where it was chosen
+  out, state, error    see `TrialRecord`
+  seconds, bytes_read, bytes_written, score, missed, rank
+  sequence             rising from row to row; of two rows of a trial the later one counts
+
+OUT/raymerge-evaluations.parquet, every evaluation that was made
+  trial, split, subset, error, seconds, worker    see `Evaluated`
+  digest               of the trial's plan; of a source its location
+  scores               JSON, by task
+  evaluator            digest of what the sweep block said of the evaluator
+  sequence             rising from row to row; of two rows of one evaluation the later one counts
 """
 
 from __future__ import annotations
@@ -20,63 +28,116 @@ import json
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from threading import Lock
 from typing import Any, Self
 
-from raymerge.errors import ConflictError, SourceError, StorageError
-from raymerge.sweep.record import TrialRecord
+from raymerge.errors import ConflictError, StorageError
+from raymerge.sweep.record import Evaluated, TrialRecord
+from raymerge.sweep.tables import EVALUATIONS, PARTS_NAME, TRIALS, Row
 
-TRIALS_NAME = "raymerge-trials.parquet"
-PARTS_NAME = ".raymerge-sweep"
 _LOCK_NAME = "lock"
 
 
 class Ledger:
-    """The rows of a sweep, held by one process at a time.
+    """The rows of a sweep, held by one process at a time. Safe to use from any thread.
 
     Args:
         out: Folder of the sweep.
         shard_bytes: Limit of an output shard that the trials are merged with.
+        evaluator: Digest of the evaluator; evaluations by another one count as not made.
+        anew: Rows of earlier runs count as not there.
 
     Raises:
         ConflictError: Another process runs this sweep.
         StorageError: The folder cannot be written.
     """
 
-    def __init__(self, out: Path, *, shard_bytes: int | None) -> None:
+    def __init__(
+        self, out: Path, *, shard_bytes: int | None, evaluator: str = "", anew: bool = False
+    ) -> None:
         self._out = out
-        self._parts = out / PARTS_NAME
         self._shard_bytes = shard_bytes
-        try:
-            self._parts.mkdir(parents=True, exist_ok=True)
-            self._lock = os.open(self._parts / _LOCK_NAME, os.O_CREAT | os.O_RDWR, 0o644)
-        except OSError as error:
-            raise StorageError(f"{out} cannot be written: {error.strerror}") from error
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            os.close(self._lock)
-            raise ConflictError(f"{out}: another process runs this sweep; wait for it") from error
+        self._evaluator = evaluator
+        self._lock = _lock(out)
+        self._writing = Lock()
         self._rows = read_rows(out)
+        self._evaluations = _read_evaluations(out)
         self._next = 1 + max((row["sequence"] for row in self._rows.values()), default=0)
+        self._next_evaluation = 1 + max(self._evaluations, default=0)
+        self._first = self._next if anew else 0
+        self._newest: dict[tuple[str, str], dict[tuple[str, int | None], Row]] = {}
+        for row in self._evaluations.values():
+            if row["evaluator"] == evaluator and not anew:
+                self._count(row)
 
     def records(self) -> dict[str, TrialRecord]:
         """What is known, by trial."""
-        return {name: record_of(row) for name, row in self._rows.items()}
+        return {
+            name: record_of(row, self._of(name, row["digest"]))
+            for name, row in self._rows.items()
+            if row["sequence"] >= self._first
+        }
 
-    def append(self, record: TrialRecord) -> None:
-        """Keep what is known of a trial. Safe once this returns."""
-        row = _row(record, self._shard_bytes, self._next)
-        _write(self._parts / f"trials-{self._next:08}.parquet", [row])
-        self._rows[record.name] = row
-        self._next += 1
+    def record(self, name: str) -> TrialRecord | None:
+        """What is known of a trial; None if nothing is."""
+        row = self._rows.get(name)
+        if row is None or row["sequence"] < self._first:
+            return None
+        return record_of(row, self._of(name, row["digest"]))
+
+    def append(self, *records: TrialRecord) -> None:
+        """Keep what is known of trials, but for their evaluations. Safe once this returns."""
+        if not records:
+            return
+        with self._writing:
+            rows = [
+                _row(record, self._shard_bytes, sequence)
+                for sequence, record in enumerate(records, start=self._next)
+            ]
+            TRIALS.append(self._out, rows, self._next)
+            self._next += len(rows)
+            self._rows |= {row["name"]: row for row in rows}
+
+    def evaluations(self, name: str, digest: str) -> tuple[Evaluated, ...]:
+        """The newest evaluation of each split and subset, by this evaluator.
+
+        Args:
+            name: Of the trial, or `source:` and a source's label.
+            digest: Of the trial's plan; of a source its location.
+        """
+        return tuple(map(_evaluated, self._of(name, digest)))
+
+    def add(self, evaluated: Evaluated, digest: str) -> None:
+        """Keep an evaluation. Safe once this returns.
+
+        Args:
+            evaluated: What came of it.
+            digest: Of the trial's plan; of a source its location.
+        """
+        with self._writing:
+            row = {
+                "trial": evaluated.trial,
+                "digest": digest,
+                "split": evaluated.split,
+                "subset": evaluated.subset,
+                "scores": json.dumps(dict(evaluated.scores)),
+                "error": evaluated.error,
+                "seconds": evaluated.seconds,
+                "worker": evaluated.worker,
+                "evaluator": self._evaluator,
+                "sequence": self._next_evaluation,
+            }
+            EVALUATIONS.append(self._out, [row], self._next_evaluation)
+            self._evaluations[self._next_evaluation] = row
+            self._next_evaluation += 1
+            self._count(row)
 
     def close(self) -> None:
-        """Put all rows into one table, and let go of the sweep."""
+        """Put the rows of each table together, and let go of the sweep."""
         if self._rows:
-            parts = list(self._parts.glob("trials-*.parquet"))
-            _write(self._out / TRIALS_NAME, self._rows.values())
-            for part in parts:
-                part.unlink()
+            TRIALS.put_together(self._out, self._rows.values())
+        if self._evaluations:
+            EVALUATIONS.put_together(self._out, self._evaluations.values())
         os.close(self._lock)
 
     def __enter__(self) -> Self:
@@ -85,32 +146,67 @@ class Ledger:
     def __exit__(self, *error: object) -> None:
         self.close()
 
+    def _count(self, row: Row) -> None:
+        known = self._newest.setdefault((row["trial"], row["digest"]), {})
+        # Those made again come last, as they do when they are read.
+        known.pop((row["split"], row["subset"]), None)
+        known[row["split"], row["subset"]] = row
 
-def read_rows(out: Path) -> dict[str, dict[str, Any]]:
+    def _of(self, name: str, digest: str) -> list[Row]:
+        return list(self._newest.get((name, digest), {}).values())
+
+
+def read_rows(out: Path) -> dict[str, Row]:
     """The newest row of every trial, by name, in the order in which they were first known.
 
     Raises:
         SourceError: A table cannot be read.
     """
-    from pyarrow import ArrowInvalid, parquet
-
-    found: dict[str, dict[str, Any]] = {}
-    for path in [out / TRIALS_NAME, *sorted((out / PARTS_NAME).glob("trials-*.parquet"))]:
-        try:
-            rows = parquet.ParquetFile(path).read().to_pylist()
-        except FileNotFoundError:
-            continue
-        except (ArrowInvalid, OSError) as error:
-            raise SourceError(f"{path} cannot be read: {error}", file=str(path)) from error
-        for row in rows:
-            known = found.get(row["name"])
-            if known is None or known["sequence"] < row["sequence"]:
-                found[row["name"]] = row
+    found: dict[str, Row] = {}
+    for row in TRIALS.read(out):
+        known = found.get(row["name"])
+        if known is None or known["sequence"] < row["sequence"]:
+            found[row["name"]] = row
     return found
 
 
-def record_of(row: Mapping[str, Any]) -> TrialRecord:
-    """What a row says."""
+def read_records(out: Path) -> list[TrialRecord]:
+    """What the ledger says of every trial, each with its newest evaluations.
+
+    Raises:
+        SourceError: A table cannot be read.
+    """
+    rows = read_rows(out)
+    newest: dict[str, dict[tuple[str, int | None], Row]] = {name: {} for name in rows}
+    for row in _read_evaluations(out).values():
+        trial = rows.get(row["trial"])
+        if trial is not None and trial["digest"] == row["digest"]:
+            newest[row["trial"]][row["split"], row["subset"]] = row
+    return [record_of(row, newest[name].values()) for name, row in rows.items()]
+
+
+def _read_evaluations(out: Path) -> dict[int, Row]:
+    found = {row["sequence"]: row for row in EVALUATIONS.read(out)}
+    return dict(sorted(found.items()))
+
+
+def _lock(out: Path) -> int:
+    """Hold the sweep until the descriptor is closed, however this process ends."""
+    try:
+        (out / PARTS_NAME).mkdir(parents=True, exist_ok=True)
+        lock = os.open(out / PARTS_NAME / _LOCK_NAME, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o644)
+    except OSError as error:
+        raise StorageError(f"{out} cannot be written: {error.strerror}") from error
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(lock)
+        raise ConflictError(f"{out}: another process runs this sweep; wait for it") from error
+    return lock
+
+
+def record_of(row: Mapping[str, Any], evaluations: Iterable[Row] = ()) -> TrialRecord:
+    """What a row says, with the evaluations of that trial."""
     return TrialRecord(
         name=row["name"],
         digest=row["digest"],
@@ -123,13 +219,26 @@ def record_of(row: Mapping[str, Any]) -> TrialRecord:
         seconds=row["seconds"],
         bytes_read=row["bytes_read"],
         bytes_written=row["bytes_written"],
-        evaluations=(),
+        evaluations=tuple(map(_evaluated, evaluations)),
         missed=tuple(row["missed"]),
         score=row["score"],
+        rank=row.get("rank"),
     )
 
 
-def _row(record: TrialRecord, shard_bytes: int | None, sequence: int) -> dict[str, Any]:
+def _evaluated(row: Row) -> Evaluated:
+    return Evaluated(
+        trial=row["trial"],
+        split=row["split"],
+        subset=row["subset"],
+        scores=json.loads(row["scores"]),
+        error=row["error"],
+        seconds=row["seconds"],
+        worker=row["worker"],
+    )
+
+
+def _row(record: TrialRecord, shard_bytes: int | None, sequence: int) -> Row:
     return {
         "name": record.name,
         "digest": record.digest,
@@ -145,32 +254,6 @@ def _row(record: TrialRecord, shard_bytes: int | None, sequence: int) -> dict[st
         "bytes_written": record.bytes_written,
         "score": record.score,
         "missed": list(record.missed),
+        "rank": record.rank,
         "sequence": sequence,
     }
-
-
-def _write(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """A table, whole or not at all, and on the disk when this returns."""
-    import pyarrow as pa
-    from pyarrow import parquet
-
-    text, number, figure = pa.string(), pa.int64(), pa.float64()
-    kinds = {
-        "name": text, "digest": text, "values": text, "seed": pa.uint64(), "recipe": text,
-        "shard_bytes": number, "out": text, "state": text, "error": text, "seconds": figure,
-        "bytes_read": number, "bytes_written": number, "score": figure,
-        "missed": pa.list_(text), "sequence": number,
-    }  # fmt: skip
-    listed = list(rows)
-    columns = [pa.array([row[key] for row in listed], kind) for key, kind in kinds.items()]
-    table = pa.Table.from_arrays(columns, schema=pa.schema(kinds))
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with beside.open("wb") as file:
-            parquet.write_table(table, file, compression="zstd")
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(path)
-    except OSError as error:
-        beside.unlink(missing_ok=True)
-        raise StorageError(f"{path} cannot be written: {error.strerror}") from error

@@ -40,14 +40,20 @@ class TrialRecord:
     """The YAML that makes it alone."""
     out: str
     state: Literal["merged", "failed", "kept", "removed"]
-    """`merged`: there, not decided on; `kept` and `removed`: by choice."""
+    """`merged`: there, not chosen; `kept` and `removed`: by choice; `failed`: it was not merged, or
+    its evaluation failed."""
     error: str | None
+    """Why it failed; of a kept one, why its evaluation for the report did."""
     seconds: float
     bytes_read: int
     """The sources' bytes that its round has read, shared evenly by the trials of it."""
     bytes_written: int
     evaluations: tuple[Evaluated, ...]
+    """The newest of each split and subset."""
     missed: tuple[str, ...]
     """Gates that it does not clear, each in words; empty also where nothing was evaluated."""
     score: float | None
-    """What it is ranked by; None without one."""
+    """What it is ranked by, over the largest subset that it was evaluated on; None without one.
+    Where fronts rank: 0 on the first, -1 on the second, and so on."""
+    rank: int | None = None
+    """Among all trials of the sweep, 1 for the best. None where it failed or nothing is decided."""

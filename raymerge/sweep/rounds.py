@@ -10,6 +10,7 @@ from raymerge.errors import ClusterError, RaymergeError, SourceError
 from raymerge.options import RunOptions, access_of, machine_of
 from raymerge.planning import Shelf, fills_together, plan_merge
 from raymerge.sweep.groups import Group, PlannedTrial, groups
+from raymerge.sweep.record import TrialRecord
 from raymerge.sweep.trial import Trial
 
 if TYPE_CHECKING:
@@ -32,6 +33,32 @@ class Outcome:
 
 
 OnOutcome = Callable[[Outcome], None]
+
+
+def record_of(trial: Trial, outcome: Outcome) -> TrialRecord:
+    """What the ledger keeps of an outcome.
+
+    Args:
+        trial: With the place that it is going to have.
+        outcome: Of the trial, wherever it was merged.
+    """
+    result = outcome.result
+    return TrialRecord(
+        name=trial.name,
+        digest=result.digest if result else "",
+        values=trial.values,
+        seed=trial.recipe.seed,
+        text=trial.text,
+        out=trial.out,
+        state="merged" if result else "failed",
+        error=str(outcome.error) if outcome.error else None,
+        seconds=result.seconds if result else 0.0,
+        bytes_read=result.bytes_read if result else 0,
+        bytes_written=result.bytes_written if result else 0,
+        evaluations=(),
+        missed=(),
+        score=None,
+    )
 
 
 class Rounds:

@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import os
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Unpack
 
-from raymerge.options import RunOptions, access_of
+from raymerge.options import RunOptions, access_of, machine_of
 
 if TYPE_CHECKING:
     from raymerge.machine import Machine
     from raymerge.plan.build import Plan
     from raymerge.runtime.driver import MergeResult
     from raymerge.runtime.settings import OnProgress
-    from raymerge.sweep.record import TrialRecord
-    from raymerge.sweep.rounds import Outcome
+    from raymerge.sweep.evaluation import Evaluating
+    from raymerge.sweep.proposing import Proposer
+    from raymerge.sweep.record import Evaluated, TrialRecord
     from raymerge.sweep.trial import Trial
 
 AnyPath = str | os.PathLike[str]
@@ -38,8 +39,8 @@ class SweepResult:
 
     @property
     def failed(self) -> tuple[TrialRecord, ...]:
-        """The trials that came to nothing."""
-        return tuple(trial for trial in self.trials if trial.state == "failed")
+        """Trials that came to nothing, and kept ones whose evaluation for the report failed."""
+        return tuple(trial for trial in self.trials if trial.error is not None)
 
     def as_json(self) -> dict[str, Any]:
         """The document of `raymerge sweep --json`."""
@@ -53,7 +54,7 @@ def trials_of(
     seed: int | None = None,
     **options: Unpack[RunOptions],
 ) -> tuple[Trial, ...]:
-    """The trials that a sweep would merge.
+    """The trials that a sweep would merge, as far as none depends on what came of others.
 
     Args:
         recipes: Paths or URLs: one recipe with a `sweep:` block, or any number without.
@@ -64,23 +65,12 @@ def trials_of(
     Raises:
         RecipeError: With file, line and key of the first thing wrong.
     """
-    from raymerge.errors import RecipeError
-    from raymerge.sweep.template import read_template
+    from raymerge.sweep.loop import check_places
 
-    several = isinstance(recipes, Sequence) and not isinstance(recipes, str)
-    paths = [os.fspath(path) for path in recipes] if several else [os.fspath(recipes)]  # type: ignore[arg-type, union-attr]
-    texts = [_read(path, options) for path in paths]
-    templates = [read_template(text, path) for text, path in zip(texts, paths, strict=True)]
-    place = os.fspath(out)
-    [first, *others] = templates or [None]
-    if first is not None and not others:
-        trials = list(first.trials(place, seed=seed))
-    elif found := [path for path, each in zip(paths, templates, strict=True) if each is not None]:
-        raise RecipeError(f"{found[0]}: has a sweep: block; give it alone", file=found[0])
-    else:
-        trials = _listed(paths, texts, place, seed)
-    _check_places(trials)
-    return tuple(trials)
+    proposer, _ = _read_sweep(recipes, os.fspath(out), seed, options)
+    trials = tuple(proposer.ask())
+    check_places({}, trials)
+    return trials
 
 
 def sweep(
@@ -90,17 +80,19 @@ def sweep(
     seed: int | None = None,
     overwrite: bool = False,
     on_trial: Callable[[TrialRecord], None] = lambda _: None,
+    on_evaluated: Callable[[Evaluated], None] = lambda _: None,
     on_progress: OnProgress = lambda _: None,
     **options: Unpack[RunOptions],
 ) -> SweepResult:
-    """Merge every trial of a sweep. Run it again to finish one that was killed.
+    """Merge every trial of a sweep, evaluate and choose. Run it again to finish one.
 
     Args:
         recipes: Paths or URLs: one recipe with a `sweep:` block, or any number without.
         out: Folder of the ledger, and of trials without an `out` of their own.
         seed: In place of the recipes'.
-        overwrite: Make every trial anew, whatever its place holds.
-        on_trial: Told of each trial as it ends.
+        overwrite: Make every trial anew, whatever its place holds, and evaluate it again.
+        on_trial: Told of each trial as it is merged, or fails to be.
+        on_evaluated: Told of each evaluation, from any thread.
         on_progress: Told of bytes read and written, from any thread.
         **options: See `RunOptions`.
 
@@ -108,33 +100,46 @@ def sweep(
         RaymergeError: See `raymerge.errors`. What ends one trial alone is in its record.
     """
     from raymerge.storage import local_folder
+    from raymerge.sweep import loop
+    from raymerge.sweep.judging import Judge
     from raymerge.sweep.ledger import Ledger
+    from raymerge.sweep.places import Places
     from raymerge.sweep.rounds import Rounds
 
     began = perf_counter()
     place = os.fspath(out)
-    trials = trials_of(recipes, place, seed=seed, **options)
-    folder = local_folder(place)
-    with Ledger(folder, shard_bytes=options.get("shard_bytes")) as ledger:
-        known = {} if overwrite else ledger.records()
-        left = [trial for trial in trials if not _is_done(known.get(trial.name), trial)]
-
-        def keep(outcome: Outcome) -> None:
-            record = _record(outcome)
-            ledger.append(record)
-            on_trial(record)
-
-        with Rounds(options, overwrite=overwrite, on_progress=on_progress) as rounds:
-            if left:
-                rounds.merge(left, keep)
-        records = ledger.records()
-    ran = [records[trial.name] for trial in left]
+    proposer, evaluating = _read_sweep(recipes, place, seed, options)
+    folder, machine = local_folder(place), machine_of(options)
+    with (
+        Rounds(options, overwrite=overwrite, on_progress=on_progress) as rounds,
+        loop.joined(machine, evaluating),
+        Ledger(
+            folder,
+            shard_bytes=options.get("shard_bytes"),
+            evaluator=evaluating.identity,
+            anew=overwrite,
+        ) as ledger,
+    ):
+        places = Places(
+            folder, scratch=evaluating.scratch, access=access_of(options), overwrite=overwrite
+        )
+        with Judge(
+            rounds,
+            ledger,
+            evaluating,
+            places,
+            partial(loop.pool_of, evaluating, machine),
+            on_trial=on_trial,
+            on_evaluated=on_evaluated,
+        ) as judge:
+            records = loop.run(proposer, judge)
+    ran = [record for record in records if record.name in judge.merged]
     return SweepResult(
         output=place,
-        trials=tuple(records[trial.name] for trial in trials),
-        resumed=len(trials) - len(left),
-        bytes_read=sum(record.bytes_read for record in ran),
-        bytes_written=sum(record.bytes_written for record in ran),
+        trials=tuple(records),
+        resumed=len(records) - len(ran),
+        bytes_read=judge.bytes_read,
+        bytes_written=judge.bytes_written,
         seconds=round(perf_counter() - began, 3),
     )
 
@@ -147,12 +152,12 @@ def trials_in(out: AnyPath) -> tuple[TrialRecord, ...]:
     """
     from raymerge.errors import SourceError
     from raymerge.storage import local_folder
-    from raymerge.sweep.ledger import read_rows, record_of
+    from raymerge.sweep.ledger import read_records
 
-    rows = read_rows(local_folder(os.fspath(out)))
-    if not rows:
+    records = read_records(local_folder(os.fspath(out)))
+    if not records:
         raise SourceError(f"{os.fspath(out)} holds no sweep; give the OUT of one")
-    return tuple(map(record_of, rows.values()))
+    return tuple(records)
 
 
 def reproduce(
@@ -210,6 +215,30 @@ def reproduce(
     )
 
 
+def _read_sweep(
+    recipes: AnyPath | Sequence[AnyPath], out: str, seed: int | None, options: RunOptions
+) -> tuple[Proposer, Evaluating]:
+    """What names the trials of a sweep, and how they are evaluated."""
+    from raymerge.errors import RecipeError
+    from raymerge.recipe.document import Place
+    from raymerge.sweep.evaluation import parse
+    from raymerge.sweep.listed import listed_trials
+    from raymerge.sweep.proposing import OneRound
+    from raymerge.sweep.template import read_template
+
+    several = isinstance(recipes, Sequence) and not isinstance(recipes, str)
+    paths = [os.fspath(path) for path in recipes] if several else [os.fspath(recipes)]  # type: ignore[arg-type, union-attr]
+    texts = [_read(path, options) for path in paths]
+    templates = [read_template(text, path) for text, path in zip(texts, paths, strict=True)]
+    [first, *others] = templates or [None]
+    if first is not None and not others:
+        return first.proposer(out, seed=seed), first.evaluating
+    if found := [path for path, each in zip(paths, templates, strict=True) if each is not None]:
+        raise RecipeError(f"{found[0]}: has a sweep: block; give it alone", file=found[0])
+    trials = listed_trials(paths, texts, out, seed)
+    return OneRound(trials), parse({}, Place("", 0))
+
+
 def _read(path: str, options: RunOptions) -> str:
     from raymerge.errors import RecipeError
     from raymerge.storage import read_file
@@ -222,64 +251,3 @@ def _read(path: str, options: RunOptions) -> str:
         raise RecipeError(f"{path}: cannot be read: {error.strerror}", file=path) from error
     except UnicodeDecodeError as error:
         raise RecipeError(f"{path}: is not UTF-8 text; a recipe is YAML", file=path) from error
-
-
-def _listed(paths: list[str], texts: list[str], out: str, seed: int | None) -> list[Trial]:
-    """A trial per recipe, named by its file, and by its folder where two files are named alike."""
-    from raymerge.recipe.document import read_documents
-    from raymerge.sweep.template import make_trial
-
-    stems = Counter(Path(path).stem for path in paths)
-    trials = []
-    for path, text in zip(paths, texts, strict=True):
-        file = Path(path)
-        stem = file.stem if stems[file.stem] == 1 else f"{file.parent.name}-{file.stem}"
-        documents = read_documents(text, path)
-        trials.append(make_trial(documents, path, {}, out, stem=stem, seed=seed))
-    return trials
-
-
-def _check_places(trials: Sequence[Trial]) -> None:
-    from raymerge.errors import RecipeError
-
-    for what in ("name", "out"):
-        first: dict[str, Trial] = {}
-        for trial in trials:
-            key = os.path.normpath(getattr(trial, what))
-            twin = first.setdefault(key, trial)
-            if twin is not trial:
-                raise RecipeError(
-                    f"{trial.recipe.path}: {what} is {key!r}, as it is of {twin.recipe.path} "
-                    f"({twin.name}); give each a place of its own with out:, and each file once",
-                    file=trial.recipe.path,
-                )
-
-
-def _is_done(record: TrialRecord | None, trial: Trial) -> bool:
-    return (
-        record is not None
-        and record.state != "failed"
-        and (record.text, record.out) == (trial.text, trial.out)
-    )
-
-
-def _record(outcome: Outcome) -> TrialRecord:
-    from raymerge.sweep.record import TrialRecord
-
-    trial, result = outcome.trial, outcome.result
-    return TrialRecord(
-        name=trial.name,
-        digest=result.digest if result else "",
-        values=trial.values,
-        seed=trial.recipe.seed,
-        text=trial.text,
-        out=trial.out,
-        state="merged" if result else "failed",
-        error=str(outcome.error) if outcome.error else None,
-        seconds=result.seconds if result else 0.0,
-        bytes_read=result.bytes_read if result else 0,
-        bytes_written=result.bytes_written if result else 0,
-        evaluations=(),
-        missed=(),
-        score=None,
-    )

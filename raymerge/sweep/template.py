@@ -16,10 +16,12 @@ from raymerge.recipe.document import Field, Fields, Items, Node, Place, Scalar, 
 from raymerge.recipe.parse import NUM_SEEDS, read_trees
 from raymerge.recipe.render import render
 from raymerge.sweep.axes import MAX_TRIALS, Axis, grid, read_axes, sample
+from raymerge.sweep.evaluation import KEYS, Evaluating, parse
 from raymerge.sweep.expressions import evaluate, fill, names_in
+from raymerge.sweep.proposing import OneRound, Proposer
 from raymerge.sweep.trial import Trial, Value
 
-SWEEP_KEYS = ("axes", "sample")
+SWEEP_KEYS = ("axes", "sample", *KEYS)
 _NUMERIC = frozenset({"parameters", "seed", "trim", "rescale", "layer_range"})
 _TEXTUAL = frozenset({"filter"})
 _MAX_NAME = 60
@@ -35,6 +37,20 @@ class Template:
     """Without the block."""
     axes: Mapping[str, Axis]
     points: tuple[Mapping[str, Value], ...]
+    evaluating: Evaluating
+    """How its trials are evaluated and chosen."""
+
+    def proposer(self, out: str, *, seed: int | None = None) -> Proposer:
+        """What names the sweep's trials: here the block's keys choose it.
+
+        Args:
+            out: Path or URL that trials without an `out` of their own are put below.
+            seed: In place of the recipe's.
+
+        Raises:
+            RecipeError: A value does not fit where it stands; with file and line.
+        """
+        return OneRound(tuple(self.trials(out, seed=seed)))
 
     def trials(self, out: str, *, seed: int | None = None) -> Iterator[Trial]:
         """A trial per point, equal ones once.
@@ -77,7 +93,13 @@ def read_template(text: str, path: str) -> Template | None:
     axes = read_axes(node)
     rest = tuple(_without(top, "sweep") for top in documents)
     _check_used(axes, rest, node.place)
-    return Template(path=path, documents=rest, axes=axes, points=_points(block.node, axes))
+    return Template(
+        path=path,
+        documents=rest,
+        axes=axes,
+        points=_points(block.node, axes),
+        evaluating=parse(block.node.fields, block.place),
+    )
 
 
 def make_trial(

@@ -12,18 +12,11 @@ from typing import Any
 import pytest
 
 from raymerge.errors import RecipeError
-from raymerge.recipe.document import Fields, read_documents
 from raymerge.sweep import evaluation
 from raymerge.sweep.evaluation.harness import scores_of
 from raymerge.sweep.evaluation.scores import NoScoresError, read_scores
 from raymerge.sweep.record import Evaluated
-
-
-def parsed(text: str) -> evaluation.Evaluating:
-    (top,) = read_documents(f"sweep:\n{text}", "sweep.yaml")
-    node = top.fields["sweep"].node
-    assert isinstance(node, Fields)
-    return evaluation.parse(node.fields, node.place)
+from tests.sweep.blocks import parsed
 
 
 def evaluated(text: str, *, subset: int | None = None) -> Evaluated:

@@ -120,17 +120,24 @@ class Pool:
             is named.
         on_evaluated: Told of each evaluation as it ends, one at a time, from a thread of the pool.
             It may submit more.
+        here: Whether to leave a cluster alone, which may end before the evaluations do.
 
     Raises:
         PlanError: What evaluates is not installed.
     """
 
     def __init__(
-        self, evaluating: Evaluating, workers: int = 1, *, on_evaluated: OnEvaluated
+        self,
+        evaluating: Evaluating,
+        workers: int = 1,
+        *,
+        on_evaluated: OnEvaluated,
+        here: bool = False,
     ) -> None:
         check_installed(evaluating)
         self._evaluating = evaluating
         self._on_evaluated = on_evaluated
+        self._only_here = here
         self._here = BoundedSemaphore(workers)
         self._reserved = evaluating.cpus is not None or evaluating.gpus > 0
         self._threads = LoosePool(MAX_WAITING if self._reserved else workers)
@@ -191,7 +198,7 @@ class Pool:
 
     def _evaluate(self, job: Job) -> Evaluated:
         for _ in range(ATTEMPTS):
-            if not _on_cluster():
+            if self._only_here or not _on_cluster():
                 break
             try:
                 if self._reserved:

@@ -1,0 +1,299 @@
+"""Merge and evaluate the trials of rounds, choose among them, keep some.
+
+a round    trials -> merged, each evaluated as soon as its checkpoint is whole -> records
+           with subsets: all on the smallest, the best of them on the next, and so on
+the end    all records, ranked -> the kept ones in their places, the others removed
+
+All that is known is in the ledger before anything is done by it, so a sweep that is killed goes on
+from there: what is merged is not merged again, and what is evaluated not evaluated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
+from typing import Self
+
+from raymerge.errors import RaymergeError
+from raymerge.sweep import choice
+from raymerge.sweep.evaluation import Evaluating, Pool
+from raymerge.sweep.evaluation.model import Split
+from raymerge.sweep.ledger import Ledger
+from raymerge.sweep.places import Places
+from raymerge.sweep.record import Evaluated, TrialRecord
+from raymerge.sweep.rounds import MAX_TRIALS, Outcome, Rounds, record_of
+from raymerge.sweep.sources import floors_of, location_of
+from raymerge.sweep.trial import Trial
+
+OnTrial = Callable[[TrialRecord], None]
+OnEvaluated = Callable[[Evaluated], None]
+
+
+class Judge:
+    """Says what trials come to. Used as a context: leaving it ends evaluations under way.
+
+    Args:
+        rounds: What merges.
+        ledger: What is known.
+        evaluating: How trials are evaluated and chosen.
+        places: Where they lie.
+        start_pool: Starts what evaluates, given whom to tell.
+        on_trial: Told of each trial as it is merged, or fails to be.
+        on_evaluated: Told of each evaluation, from any thread.
+
+    Raises:
+        PlanError: What evaluates is not installed.
+    """
+
+    def __init__(
+        self,
+        rounds: Rounds,
+        ledger: Ledger,
+        evaluating: Evaluating,
+        places: Places,
+        start_pool: Callable[[OnEvaluated], Pool],
+        *,
+        on_trial: OnTrial,
+        on_evaluated: OnEvaluated,
+    ) -> None:
+        self._rounds = rounds
+        self._ledger = ledger
+        self._evaluating = evaluating
+        self._places = places
+        self._on_trial = on_trial
+        self._on_evaluated = on_evaluated
+        self._pool = start_pool(self._take)
+        self._asked: dict[str, Trial] = {}
+        self._digests: dict[str, str] = {}
+        """What evaluations under way are of, by name."""
+        self._tried: set[tuple[str, Split, int | None]] = set()
+        """Evaluations of this run: one that fails is made again by the next run."""
+        self.merged: dict[str, TrialRecord] = {}
+        """What this run has merged, or failed to, as it came out."""
+        self.bytes_read = self.bytes_written = 0
+
+    def round(self, trials: Sequence[Trial]) -> list[TrialRecord]:
+        """Merge and evaluate trials, but for what is known of them; their records, in order.
+
+        Raises:
+            RaymergeError: What ends the whole sweep: a source cannot be read, or not evaluated.
+        """
+        named = {trial.name: trial for trial in trials}
+        self._asked |= named
+        self._places.check(trials, keep=self._evaluating.keep is not None)
+        if self._evaluating.evaluator is None:
+            lacking = [trial for trial in named.values() if not self._lies(trial)]
+            self._merge(lacking, lambda _: None)
+        else:
+            self._evaluate_sources(trials)
+            for some in self._portions(list(named.values())):
+                self._race(some)
+                self._thin()
+        return [self._record(trial) for trial in trials]
+
+    def finish(self) -> list[TrialRecord]:
+        """Decide on all trials; their records in the order asked for."""
+        if self._evaluating.evaluator is not None and self._asked:
+            best = choice.ranked(self._judged(), self._evaluating)
+            kept = choice.chosen(best, self._evaluating)
+            if self._evaluating.splits is not None:
+                self._evaluate([self._asked[one.name] for one in kept], "final", None)
+            self._settle(kept)
+            self._end(best, {one.name for one in kept})
+        return [self._record(trial) for trial in self._asked.values()]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._pool.close()
+
+    def _portions(self, trials: Sequence[Trial]) -> Iterator[Sequence[Trial]]:
+        """Trials that are decided on before the next are merged: candidates take room."""
+        races = self._evaluating.keep is None or self._evaluating.rungs is not None
+        step = len(trials) if races else MAX_TRIALS
+        for start in range(0, len(trials), step):
+            yield trials[start : start + step]
+
+    def _race(self, trials: Sequence[Trial]) -> None:
+        """Evaluate trials on one subset after the other, always fewer of them."""
+        racing = list(trials)
+        for subset in self._evaluating.subsets:
+            self._evaluate(racing, "search", subset)
+            if subset is not None:
+                records = [self._record(trial) for trial in racing]
+                names = choice.going_on(records, self._evaluating, self._floors(), subset)
+                racing = [trial for trial in racing if trial.name in names]
+
+    def _evaluate(self, trials: Iterable[Trial], split: Split, subset: int | None) -> None:
+        """Have trials evaluated that are not yet, merging first what is not there."""
+        absent = []
+        for trial in trials:
+            if self._lacks(trial, split, subset):
+                known = self._known(trial)
+                place = known and self._places.find(trial, known.digest)
+                if known and place:
+                    self._submit(trial.name, known.digest, place, split, subset)
+                else:
+                    absent.append(trial)
+
+        def submit(record: TrialRecord) -> None:
+            place = self._places.candidate(self._asked[record.name])
+            self._submit(record.name, record.digest, place, split, subset)
+
+        self._merge(absent, submit)
+        self._pool.wait()
+
+    def _submit(self, name: str, digest: str, place: str, split: Split, subset: int | None) -> None:
+        self._tried.add((name, split, subset))
+        self._digests[name] = digest
+        self._pool.submit(name, place, split=split, subset=subset)
+
+    def _take(self, evaluated: Evaluated) -> None:
+        self._ledger.add(evaluated, self._digests[evaluated.trial])
+        self._on_evaluated(evaluated)
+
+    def _merge(self, trials: Sequence[Trial], then: OnTrial) -> None:
+        """Merge trials where candidates lie, and do something with each that is whole."""
+        places = self._places
+        places.begin(map(places.candidate, trials))
+        at = [replace(trial, out=places.candidate(trial)) for trial in trials]
+
+        def end(outcome: Outcome) -> None:
+            record = record_of(self._asked[outcome.trial.name], outcome)
+            self._add(record)
+            self._on_trial(record)
+            if outcome.error is None:
+                then(record)
+
+        if at:
+            self._rounds.merge(at, end)
+
+    def _add(self, record: TrialRecord) -> None:
+        self._ledger.append(record)
+        self.merged[record.name] = record
+        self.bytes_read += record.bytes_read
+        self.bytes_written += record.bytes_written
+
+    def _evaluate_sources(self, trials: Sequence[Trial]) -> None:
+        """Have the sources evaluated that gates compare with, beside the first merges."""
+        for label in self._evaluating.sources:
+            name = f"{choice.SOURCE}{label}"
+            if name in self._digests:
+                continue
+            place = location_of(label, trials)
+            known = self._ledger.evaluations(name, place)
+            if not any(choice.counts(one, self._evaluating) for one in known):
+                self._submit(name, place, place, "search", None)
+            self._digests[name] = place
+
+    def _floors(self) -> choice.Floors:
+        """What the sources score that gates compare with."""
+        names = {label: f"{choice.SOURCE}{label}" for label in self._evaluating.sources}
+        return floors_of(
+            {
+                label: self._ledger.evaluations(name, self._digests[name])
+                for label, name in names.items()
+            }
+        )
+
+    def _judged(self) -> list[TrialRecord]:
+        found = map(self._matching, self._asked.values())
+        records = [record for record in found if record is not None]
+        return choice.judged(records, self._evaluating, self._floors())
+
+    def _thin(self) -> None:
+        """Keep what trials so far come to, and let go of those that cannot be kept any more."""
+        judged = self._judged()
+        losers: set[str] = set()
+        if self._evaluating.keep is not None:
+            best = choice.ranked(judged, self._evaluating)
+            kept = {one.name for one in choice.chosen(best, self._evaluating)}
+            # What an earlier run has kept stays until all is known.
+            losers = {one.name for one in best if one.rank and one.state == "merged"} - kept
+        self._let_go([one for one in judged if one.name in losers])
+        self._write([one for one in judged if one.name not in losers])
+
+    def _settle(self, kept: Sequence[TrialRecord]) -> None:
+        """Bring the chosen trials to their own places, merging what is not there any more."""
+        absent, failed = [], []
+        for record in kept:
+            trial = self._asked[record.name]
+            try:
+                if not self._places.settle(trial, record.digest):
+                    absent.append(trial)
+            except RaymergeError as error:
+                failed.append(replace(record, state="failed", error=str(error)))
+        digests = {record.name: record.digest for record in kept}
+
+        def end(outcome: Outcome) -> None:
+            record = record_of(outcome.trial, outcome)
+            if outcome.result and record.digest != digests[record.name]:
+                error = "its sources have changed since it was evaluated; run the sweep again"
+                record = replace(record, state="failed", error=error)
+            self._add(record)
+
+        if absent:
+            self._places.begin(trial.out for trial in absent)
+            self._rounds.merge(absent, end)
+        self._ledger.append(*failed)
+
+    def _end(self, best: Sequence[TrialRecord], kept: set[str]) -> None:
+        """Keep what was decided, and remove what it says."""
+        removes = self._evaluating.keep is not None or self._evaluating.scratch is not None
+        losers: list[TrialRecord] = []
+        others: list[TrialRecord] = []
+        for one in best:
+            known = self._record(self._asked[one.name])
+            if one.name not in kept:
+                decided = replace(one, state="merged") if one.state == "kept" else one
+                (losers if removes and one.rank else others).append(decided)
+            elif known.state == "failed":
+                others.append(known)
+            else:
+                others.append(replace(one, state="kept", error=choice.failure_of_final(known)))
+        self._write(others)
+        self._let_go(losers)
+        self._places.clean()
+
+    def _let_go(self, losers: Sequence[TrialRecord]) -> None:
+        """Remove trials that are not kept, unless what lies there is not the sweep's own."""
+        own = [one for one in losers if self._places.is_own(self._asked[one.name], one.digest)]
+        names = {one.name for one in own}
+        # Before it is done: a run that is killed here finds what is left to remove.
+        self._write(
+            replace(one, state="removed" if one.name in names else "merged") for one in losers
+        )
+        self._places.remove(self._asked[name] for name in names)
+
+    def _write(self, records: Iterable[TrialRecord]) -> None:
+        self._ledger.append(*(one for one in records if one != self._ledger.record(one.name)))
+
+    def _matching(self, trial: Trial) -> TrialRecord | None:
+        """What the ledger has of this very trial."""
+        record = self._ledger.record(trial.name)
+        same = record is not None and (record.text, record.out) == (trial.text, trial.out)
+        return record if same else None
+
+    def _known(self, trial: Trial) -> TrialRecord | None:
+        """The same, if it was merged once."""
+        record = self._matching(trial)
+        return record if record and record.digest else None
+
+    def _record(self, trial: Trial) -> TrialRecord:
+        record = self._matching(trial)
+        assert record is not None, trial.name
+        return record
+
+    def _lies(self, trial: Trial) -> bool:
+        known = self._known(trial)
+        return known is not None and known.state != "removed"
+
+    def _lacks(self, trial: Trial, split: Split, subset: int | None) -> bool:
+        """Whether an evaluation of a trial is still to be made."""
+        if (trial.name, split, subset) in self._tried:
+            return False
+        record = self._known(trial)
+        if record is None:
+            return trial.name not in self.merged
+        return not choice.counts(choice.newest(record, split, subset), self._evaluating)

@@ -1,0 +1,94 @@
+"""A sweep from its proposer's first trials to the last decision.
+
+ask -> a round of trials -> merged, evaluated -> tell -> ask ... -> decide
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+from raymerge.errors import RecipeError
+from raymerge.machine import Machine, num_cpus, num_gpus
+from raymerge.sweep.evaluation import Evaluating, Pool
+from raymerge.sweep.judging import Judge
+from raymerge.sweep.proposing import Proposer
+from raymerge.sweep.record import Evaluated, TrialRecord
+from raymerge.sweep.trial import Trial
+
+
+def run(proposer: Proposer, judge: Judge) -> list[TrialRecord]:
+    """Run rounds until no trial is asked for; the records of all, in the order asked for.
+
+    Args:
+        proposer: Names the trials.
+        judge: Merges and evaluates them.
+
+    Raises:
+        RaymergeError: What ends the whole sweep.
+    """
+    asked: dict[str, Trial] = {}
+    while trials := proposer.ask():
+        check_places(asked, trials)
+        proposer.tell(judge.round(trials))
+    return judge.finish()
+
+
+def check_places(asked: dict[str, Trial], trials: Sequence[Trial]) -> None:
+    """Add trials to those asked for before, if no two have one name or one place.
+
+    Raises:
+        RecipeError: Two have.
+    """
+    names = {trial.name: trial for trial in asked.values()}
+    places = {os.path.normpath(trial.out): trial for trial in asked.values()}
+    for trial in trials:
+        for what, key, first in (
+            ("name", trial.name, names),
+            ("out", os.path.normpath(trial.out), places),
+        ):
+            twin = first.setdefault(key, trial)
+            if (twin.name, twin.text) != (trial.name, trial.text):
+                raise RecipeError(
+                    f"{trial.recipe.path}: {what} is {key!r}, as it is of {twin.recipe.path} "
+                    f"({twin.name}); give each a place of its own with out:, and each file once",
+                    file=trial.recipe.path,
+                )
+    asked |= {trial.name: trial for trial in trials}
+
+
+@contextmanager
+def joined(machine: Machine, evaluating: Evaluating) -> Iterator[None]:
+    """One connection to the cluster for merges and evaluations, which may outlast a merge's."""
+    if machine.address is None or evaluating.evaluator is None:
+        yield
+        return
+    from raymerge.runtime import ray_cluster
+
+    if ray_cluster.is_connected():
+        yield
+        return
+    ray_cluster.connect(machine.address, workers=machine.processes)
+    try:
+        yield
+    finally:
+        ray_cluster.disconnect()
+
+
+def pool_of(
+    evaluating: Evaluating, machine: Machine, on_evaluated: Callable[[Evaluated], None]
+) -> Pool:
+    """What evaluates: on the cluster that merges, else here, as many at once as it has room for.
+
+    Args:
+        evaluating: How.
+        machine: What merges.
+        on_evaluated: Told of each evaluation as it ends.
+    """
+    room = [num_cpus() / evaluating.cpus] if evaluating.cpus else [1.0]
+    if evaluating.gpus:
+        room.append(num_gpus() / evaluating.gpus)
+    # A Ray of our own ends with each merge; evaluations go on.
+    here = machine.address is None
+    return Pool(evaluating, max(1, int(min(room))), on_evaluated=on_evaluated, here=here)

@@ -1,0 +1,149 @@
+"""Where the checkpoints of a sweep lie, and which of them are its own to remove.
+
+Candidates lie at their `out`, or in the scratch folder until they are kept. What the sweep may
+remove is written down before it is made, in OUT/.raymerge-sweep/made.json: a place is the sweep's
+own if there was nothing when the sweep first came to it.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
+
+from raymerge.checkpoint.index import INDEX_NAME
+from raymerge.errors import PlanError, StorageError
+from raymerge.runtime.adopting import adopt
+from raymerge.runtime.destination import finished
+from raymerge.storage import Scheme, destination, local_folder
+from raymerge.storage.posix import write_atomically
+from raymerge.storage.store import Access
+from raymerge.sweep.tables import PARTS_NAME
+from raymerge.sweep.trial import Trial
+
+
+class Places:
+    """Where trials are merged, found, kept and removed.
+
+    Args:
+        out: Folder of the sweep.
+        scratch: Folder of candidates; None for each trial's own place.
+        access: How storage is reached.
+        overwrite: Whether what a kept trial's place holds may be replaced.
+    """
+
+    def __init__(self, out: Path, *, scratch: str | None, access: Access, overwrite: bool) -> None:
+        self._scratch = None if scratch is None else local_folder(scratch).resolve()
+        self._access = access
+        self._overwrite = overwrite
+        self._list = out / PARTS_NAME / "made.json"
+        self._made: set[str] = set()
+        with suppress(FileNotFoundError):
+            self._made = set(json.loads(self._list.read_bytes()))
+
+    def check(self, trials: Iterable[Trial], *, keep: bool) -> None:
+        """Raise PlanError for a trial that could not be removed where it is merged.
+
+        Args:
+            trials: Before they are merged.
+            keep: Whether some are going to be removed.
+        """
+        for trial in trials if keep and self._scratch is None else ():
+            if destination(trial.out).scheme is not Scheme.FILE:
+                raise PlanError(
+                    f"{trial.name} goes to {trial.out}, and keep removes checkpoints from folders "
+                    "of this machine only; add scratch: and a folder, from where the kept go there"
+                )
+
+    def candidate(self, trial: Trial) -> str:
+        """Where a trial is merged."""
+        return trial.out if self._scratch is None else str(self._scratch / trial.name)
+
+    def begin(self, places: Iterable[str]) -> None:
+        """Before anything is written there: note what is going to be the sweep's own."""
+        local = filter(None, map(_local, places))
+        self._note({str(path) for path in local if _is_empty(path)})
+
+    def find(self, trial: Trial, digest: str) -> str | None:
+        """Where the whole checkpoint of a trial is; None where it is not."""
+        for place in dict.fromkeys((self.candidate(trial), trial.out)):
+            if finished(place, digest, access=self._access) is not None:
+                return place
+        return None
+
+    def settle(self, trial: Trial, digest: str) -> bool:
+        """Bring a trial from scratch to its own place; whether it is there now.
+
+        Raises:
+            ConflictError: Its place holds something else.
+            StorageError: It cannot be written.
+        """
+        found, own = self.find(trial, digest), _local(trial.out)
+        if found is None or found == trial.out:
+            return found is not None
+        if own is None:
+            return False
+        self.begin([trial.out])
+        adopt(Path(found), own, digest=digest, overwrite=self._overwrite)
+        return True
+
+    def is_own(self, trial: Trial, digest: str) -> bool:
+        """Whether the checkpoint of a trial, if there is one, is the sweep's own."""
+        found = self.find(trial, digest)
+        return found is None or str(_local(found)) in self._made
+
+    def remove(self, trials: Iterable[Trial]) -> None:
+        """Remove the checkpoints of trials, wherever they are the sweep's own."""
+        for trial in trials:
+            self._remove({self.candidate(trial), trial.out})
+
+    def clean(self) -> None:
+        """Leave nothing of the sweep in scratch."""
+        if self._scratch is None:
+            return
+        self._remove(place for place in self._made.copy() if Path(place).parent == self._scratch)
+        with suppress(OSError):  # somebody else's things are in it, or it is not there
+            self._scratch.rmdir()
+
+    def _remove(self, places: Iterable[str]) -> None:
+        own = {str(path) for path in map(_local, places) if path} & self._made
+        for place in sorted(own):
+            _remove_checkpoint(Path(place))
+        if own:
+            self._made -= own
+            self._write()
+
+    def _note(self, places: set[str]) -> None:
+        if not places <= self._made:
+            self._made |= places
+            self._write()
+
+    def _write(self) -> None:
+        write_atomically(self._list, json.dumps(sorted(self._made)).encode())
+
+
+def _local(place: str) -> Path | None:
+    where = destination(place)
+    return Path(where.path).resolve() if where.scheme is Scheme.FILE else None
+
+
+def _is_empty(folder: Path) -> bool:
+    try:
+        return not any(folder.iterdir())
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False
+
+
+def _remove_checkpoint(folder: Path) -> None:
+    """The index first: no reader finds a checkpoint that is half gone."""
+    try:
+        (folder / INDEX_NAME).unlink(missing_ok=True)
+        shutil.rmtree(folder)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise StorageError(f"{folder} cannot be removed: {error.strerror}") from error

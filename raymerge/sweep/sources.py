@@ -1,0 +1,69 @@
+"""The sources that gates compare with: where they lie, what they score."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from raymerge.errors import RaymergeError, RecipeError
+from raymerge.recipe.wording import did_you_mean, listed
+from raymerge.sweep.record import Evaluated
+from raymerge.sweep.trial import Trial
+
+
+def location_of(label: str, trials: Iterable[Trial]) -> str:
+    """Path or URL of a source, as its recipe has it.
+
+    Args:
+        label: Of the source.
+        trials: In whose recipes it stands.
+
+    Raises:
+        RecipeError: It stands in none, is not the same in all, or is no checkpoint as it lies.
+    """
+    recipes = [trial.recipe for trial in trials]
+    refs = [ref for recipe in recipes for ref in recipe.checkpoints]
+    found = {ref.location: ref for ref in refs if ref.label == label}
+    path = recipes[0].path
+    if not found:
+        labels = {ref.label for ref in refs}
+        hint = did_you_mean(label, labels)
+        raise RecipeError(
+            f"{path}: at_least: there is no source {label!r}; sources: {listed(labels)}.{hint}",
+            file=path,
+        )
+    if len(found) > 1:
+        raise RecipeError(
+            f"{path}: at_least: {label!r} is {len(found)} sources, {' and '.join(sorted(found))}; "
+            "give each a label of its own",
+            file=path,
+        )
+    [ref] = found.values()
+    if ref.adapter is not None:
+        raise RecipeError(
+            f"{path}: at_least: {label!r} has an adapter, and a source is evaluated as it lies; "
+            "merge it first, and compare with a gate in numbers",
+            file=path,
+        )
+    return ref.location
+
+
+def floors_of(evaluations: Mapping[str, Iterable[Evaluated]]) -> dict[str, Mapping[str, float]]:
+    """What each source scores.
+
+    Args:
+        evaluations: By label.
+
+    Raises:
+        RaymergeError: One of them could not be evaluated.
+    """
+    floors = {}
+    for label, found in evaluations.items():
+        for one in found:
+            if one.error is not None:
+                raise RaymergeError(
+                    f"at_least: the source {label} could not be evaluated, and no trial can be "
+                    f"held against it. What is merged stays. {one.error}",
+                    source=label,
+                )
+            floors[label] = one.scores
+    return floors
