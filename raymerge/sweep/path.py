@@ -18,6 +18,7 @@ from dataclasses import dataclass
 
 from raymerge.recipe.document import Fields, Items, Node
 from raymerge.sweep.axes import Axis, Choices, evenly
+from raymerge.sweep.choice import newest
 from raymerge.sweep.evaluation.values import mapping, number
 from raymerge.sweep.record import TrialRecord
 from raymerge.sweep.trees import keyed, refuse, word
@@ -130,7 +131,5 @@ def barrier(records: Sequence[TrialRecord], task: str | None = None) -> Barrier 
 
 
 def _score(record: TrialRecord, task: str) -> float | None:
-    for each in record.evaluations:
-        if each.split == "search" and each.subset is None and task in each.scores:
-            return each.scores[task]
-    return None
+    whole = newest(record, "search", None)
+    return None if whole is None or whole.error else whole.scores.get(task)

@@ -24,6 +24,7 @@ from raymerge.errors import PlanError
 from raymerge.recipe.document import Fields, Node, Place
 from raymerge.recipe.wording import did_you_mean, listed
 from raymerge.sweep.axes import MAX_TRIALS, Axis, Choices
+from raymerge.sweep.choice import newest
 from raymerge.sweep.evaluation.model import By, Pareto
 from raymerge.sweep.evaluation.values import mapping, number
 from raymerge.sweep.record import TrialRecord
@@ -140,9 +141,9 @@ def check_installed(search: Search) -> None:
 class Searching:
     """Proposes points by a sampler of Optuna, a round at a time.
 
-    A trial that failed is told as failed, one stopped on a subset of the examples as pruned. Gates
-    are constraints to tpe, nsga2 and gp: a point is worse the more of them it misses, and any that
-    misses none is better. cmaes knows no constraints and goes by the score alone.
+    A trial that failed is told as failed, one stopped on a subset of the examples as pruned, with
+    what it scored there. Gates are constraints to tpe, nsga2 and gp: a point is worse the more of
+    them it misses, and any that misses none is better. cmaes knows none and goes by scores alone.
 
     Args:
         search: Which sampler, how many points.
@@ -200,30 +201,25 @@ class Searching:
         }
 
     def _tell_points(self) -> None:
-        from optuna.trial import TrialState
-
         for point, trial in self._asked:
-            record = self._known[trial.name]
-            objectives = self._objectives(record)
-            if objectives is None:
-                stopped = any(each.error is None for each in record.evaluations)
-                self.study.tell(point, state=TrialState.PRUNED if stopped else TrialState.FAIL)
-                continue
-            if self._gated:
-                point.set_constraint("gates", float(len(record.missed)))
-            self.study.tell(point, objectives)
+            self._tell_point(point, self._known[trial.name])
         self._asked = []
 
-    def _objectives(self, record: TrialRecord) -> list[float] | None:
-        """What the sampler is to raise; None where not all of it is known."""
-        if self._tasks is None:
-            return None if record.score is None else [record.score]
-        whole = [
-            each.scores
-            for each in record.evaluations
-            if each.split == "search" and each.subset is None and each.error is None
-        ]
-        return [whole[-1][task] for task in self._tasks] if whole else None
+    def _tell_point(self, point: optuna.trial.Trial, record: TrialRecord) -> None:
+        from optuna.trial import TrialState
+
+        whole = newest(record, "search", None)
+        if record.score is None:
+            self.study.tell(point, state=TrialState.FAIL)
+        elif whole is None:
+            if self._tasks is None:
+                point.report(record.score, max(each.subset or 0 for each in record.evaluations))
+            self.study.tell(point, state=TrialState.PRUNED)
+        else:
+            if self._gated:
+                point.set_constraint("gates", float(len(record.missed)))
+            objectives = [whole.scores[task] for task in self._tasks or ()]
+            self.study.tell(point, objectives or record.score)
 
 
 def _distribution(axis: Axis) -> optuna.distributions.BaseDistribution:

@@ -206,9 +206,11 @@ def test_one_that_is_stopped_on_a_subset_is_pruned() -> None:
         if float(trial.values["w"]) < 0.5:
             return record
         part = replace(record.evaluations[0], subset=50)
-        return replace(record, score=None, evaluations=(part,))
+        return replace(record, evaluations=(part,))
 
     proposer = searching(search("tpe", trials=16))
     rounds(proposer, judge)
     pruned = [trial.state == optuna.trial.TrialState.PRUNED for trial in proposer.study.trials]
     assert pruned == [float(trial.params["w"]) >= 0.5 for trial in proposer.study.trials]
+    steps = [trial.last_step for trial in proposer.study.trials]
+    assert steps == [50 if one else None for one in pruned]
