@@ -111,8 +111,8 @@ def barrier(records: Sequence[TrialRecord], task: str | None = None) -> Barrier 
     accuracy is therefore in points of accuracy, that of `-cross_entropy` in nats.
 
     Args:
-        records: The trials of a path; others are left aside.
-        task: Whose score; None for what the trials are ranked by.
+        records: The trials of a path, or of a grid over `t` alone; others are left aside.
+        task: Whose score; None for what the trials are ranked by, which no front gives.
 
     Returns:
         None unless both ends have a score.
@@ -120,7 +120,7 @@ def barrier(records: Sequence[TrialRecord], task: str | None = None) -> Barrier 
     losses: dict[float, float] = {}
     for record in records:
         score = record.score if task is None else _score(record, task)
-        t = record.values.get(AXIS)
+        t = record.values.get(AXIS) if len(record.values) == 1 else None
         if score is not None and isinstance(t, int | float):
             losses[float(t)] = -score
     if not {0.0, 1.0} <= losses.keys():
@@ -128,6 +128,23 @@ def barrier(records: Sequence[TrialRecord], task: str | None = None) -> Barrier 
     over = {t: loss - ((1 - t) * losses[0.0] + t * losses[1.0]) for t, loss in losses.items()}
     t = max(sorted(over), key=over.__getitem__)
     return Barrier(height=over[t], t=t)
+
+
+def barriers(records: Sequence[TrialRecord]) -> dict[str, Barrier]:
+    """The barrier by task; empty where the records are no path."""
+    tasks = dict.fromkeys(
+        task for record in records for each in record.evaluations for task in each.scores
+    )
+    found = {task: barrier(records, task) for task in tasks}
+    return {task: one for task, one in found.items() if one is not None}
+
+
+def barrier_lines(records: Sequence[TrialRecord]) -> list[str]:
+    """The barriers of a path in words, a line each."""
+    return [
+        f"barrier of {task}: {one.height:.4g} at t={one.t:g}"
+        for task, one in barriers(records).items()
+    ]
 
 
 def _score(record: TrialRecord, task: str) -> float | None:

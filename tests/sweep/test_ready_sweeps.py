@@ -11,7 +11,7 @@ from raymerge.recipe.render import render
 from raymerge.sweep.axes import Choices
 from raymerge.sweep.evaluation.model import Mean, Pareto
 from raymerge.sweep.greedy import GreedySoup, read_soup
-from raymerge.sweep.path import Barrier, barrier, read_path
+from raymerge.sweep.path import Barrier, barrier, barrier_lines, barriers, read_path
 from raymerge.sweep.record import TrialRecord
 from raymerge.sweep.trial import Trial
 from tests.sweep.proposals import Scores, block, record_of, rounds, trial_of, under
@@ -139,11 +139,14 @@ def test_a_barrier_is_held_against_the_line_between_the_ends() -> None:
     assert barrier(records, "code") == Barrier(height=0.0, t=0.0)
     assert barrier(records) == Barrier(height=42.5 - 29.5, t=0.5)
     assert barrier(list(reversed(records))) == barrier(records)
+    assert barriers(records) == {task: barrier(records, task) for task in ("math", "code")}
+    assert barrier_lines(records)[0] == "barrier of math: 35 at t=0.5"
 
 
 def test_without_both_ends_there_is_no_barrier() -> None:
     assert barrier(along({"math": 1}, {"math": 0}, None)) is None
-    assert barrier([record_of(trial_of({"w": 0.0}), {"math": 1})]) is None
+    grid = [{"t": 0.0, "w": 1}, {"t": 1.0, "w": 1}]
+    assert barriers([record_of(trial_of(values), {"math": 1}) for values in grid]) == {}
     found = barrier(along({"math": 1}, None, {"math": 0.5}, {"math": 1}))
     assert found is not None
     assert found.height == 0.5
