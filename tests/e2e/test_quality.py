@@ -1,7 +1,7 @@
 """Facts of the papers that real merges of real networks have to show.
 
 That a greedy soup is no worse than its best ingredient, and where there is a barrier, is shown by
-the worked sweeps (`tests/sweep/test_worked_sweeps.py`).
+the worked sweeps (`tests/sweep/test_worked_searches.py`).
 """
 
 from __future__ import annotations
