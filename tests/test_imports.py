@@ -85,6 +85,7 @@ THIRD_PARTY: dict[str, set[str]] = {
     },
     "rich": {"progress"},
     "lm_eval": {"sweep.evaluation.harness"},
+    "optuna": {"sweep.search"},
     "matplotlib": {"plot"},
     "tokenizers": {"tokenizer.vocabulary"},
     "transformers": set(),

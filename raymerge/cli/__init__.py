@@ -204,7 +204,7 @@ def methods(name: str | None, *, schema: bool, as_json: bool) -> None:
         from raymerge.listing import describe, listing, listing_json
 
         if schema:
-            from raymerge.recipe.schema import json_schema
+            from raymerge.sweep.schema import json_schema
 
             click.echo(json.dumps(json_schema(), indent=2))
         elif as_json:

@@ -46,11 +46,13 @@ def sweep(
         raise click.UsageError("give RECIPE... and OUT")
     with reported(as_json=as_json, resume=f"run the same command again to finish {out}"):
         from raymerge.sweep import run
+        from raymerge.sweep.path import barrier_lines
         from raymerge.sweep.ranking import evaluated_line, table
 
         if status:
             records = run.trials_in(out)
-            _show(as_json, [asdict(record) for record in records], table(records))
+            lines = [*table(records), *barrier_lines(records)]
+            _show(as_json, [asdict(record) for record in records], lines)
             return
         if dry_run:
             trials = run.trials_of(recipes, out, **options)
@@ -80,7 +82,7 @@ def sweep(
             f"in {result.seconds:.1f} s"
         )
         ranking = table(result.trials) if any(t.evaluations for t in result.trials) else ()
-        _show(as_json, result.as_json(), [*ranking, counted])
+        _show(as_json, result.as_json(), [*ranking, *barrier_lines(result.trials), counted])
         if failed:
             sys.exit(FAILED)
 

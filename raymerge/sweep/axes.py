@@ -5,11 +5,11 @@
       w: {linspace: [0, 1, 5]}           5 numbers from 0 to 1, both ends among them
       lambda: {geomspace: [0.1, 10, 3]}  0.1, 1, 10
       seed: {range: [0, 4]}              0, 1, 2, 3
-      t: {uniform: [0, 1]}               any number: for `sample`
+      t: {uniform: [0, 1]}               any number: for `sample` and `search`
       e: {log_uniform: [0.001, 1]}       likewise, evenly over orders of magnitude
       k: {int: [1, 8]}                   a whole number from 1 to 8
 
-Without `sample` the trials are every combination, the last axis turning fastest.
+Without `sample` and `search` the trials are every combination, the last axis turning fastest.
 """
 
 from __future__ import annotations
@@ -60,6 +60,13 @@ class Span:
         else:
             value = _between(self.lower, self.upper, share)
         return min(max(value, self.lower), self.upper)
+
+    @property
+    def ends(self) -> tuple[Value, Value]:
+        """The least and the greatest."""
+        if self.kind == "int":
+            return int(self.lower), int(self.upper)
+        return self.lower, self.upper
 
 
 Axis = Choices | Span
@@ -135,9 +142,13 @@ def _tidy(value: float) -> float:
     return float(f"{value:.{_DIGITS}g}")
 
 
+def evenly(first: float, last: float, number: int) -> tuple[float, ...]:
+    """Numbers from one to another, both among them, two or more."""
+    return tuple(_tidy(first + (last - first) * i / (number - 1)) for i in range(number))
+
+
 def _linspace(what: str, node: Items) -> Axis:
-    first, last, number = _steps(what, node)
-    return Choices(tuple(_tidy(first + (last - first) * i / (number - 1)) for i in range(number)))
+    return Choices(evenly(*_steps(what, node)))
 
 
 def _geomspace(what: str, node: Items) -> Axis:
@@ -197,8 +208,8 @@ def grid(axes: Mapping[str, Axis], place: Place) -> Iterator[dict[str, Value]]:
     for name, axis in axes.items():
         if isinstance(axis, Span):
             raise place.error(
-                f"axes: {name} is {axis.kind}, of which there is no list; add sample: {{n: 20}}, "
-                "or give a list or linspace"
+                f"axes: {name} is {axis.kind}, of which there is no list; add sample: {{n: 20}} or "
+                "search: {trials: 64}, or give a list or linspace"
             )
         lists.append(axis.values)
     if (number := math.prod(map(len, lists))) > MAX_TRIALS:

@@ -44,7 +44,10 @@ class SweepResult:
 
     def as_json(self) -> dict[str, Any]:
         """The document of `raymerge sweep --json`."""
-        return {**asdict(self), "failed": len(self.failed)}
+        from raymerge.sweep.path import barriers
+
+        found = {task: asdict(one) for task, one in barriers(self.trials).items()}
+        return {**asdict(self), "failed": len(self.failed), "barriers": found}
 
 
 def trials_of(

@@ -13,15 +13,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from raymerge.recipe.document import Field, Fields, Items, Node, Place, Scalar, read_documents
-from raymerge.recipe.parse import NUM_SEEDS, read_trees
+from raymerge.recipe.parse import read_trees
 from raymerge.recipe.render import render
-from raymerge.sweep.axes import MAX_TRIALS, Axis, grid, read_axes, sample
-from raymerge.sweep.evaluation import KEYS, Evaluating, parse
+from raymerge.sweep.axes import Axis, Choices
+from raymerge.sweep.block import Block, read_block
+from raymerge.sweep.evaluation import Evaluating
 from raymerge.sweep.expressions import evaluate, fill, names_in
+from raymerge.sweep.greedy import GreedySoup
 from raymerge.sweep.proposing import OneRound, Proposer
+from raymerge.sweep.search import Searching
 from raymerge.sweep.trial import Trial, Value
 
-SWEEP_KEYS = ("axes", "sample", *KEYS)
 _NUMERIC = frozenset({"parameters", "seed", "trim", "rescale", "layer_range"})
 _TEXTUAL = frozenset({"filter"})
 _MAX_NAME = 60
@@ -35,10 +37,14 @@ class Template:
     path: str
     documents: tuple[Fields, ...]
     """Without the block."""
-    axes: Mapping[str, Axis]
-    points: tuple[Mapping[str, Value], ...]
-    evaluating: Evaluating
-    """How its trials are evaluated and chosen."""
+    block: Block
+    block_at: int
+    """Which document had it."""
+
+    @property
+    def evaluating(self) -> Evaluating:
+        """How its trials are evaluated and chosen."""
+        return self.block.evaluating
 
     def proposer(self, out: str, *, seed: int | None = None) -> Proposer:
         """What names the sweep's trials: here the block's keys choose it.
@@ -49,11 +55,24 @@ class Template:
 
         Raises:
             RecipeError: A value does not fit where it stands; with file and line.
+            PlanError: What searches is not installed.
         """
+        block = self.block
+        if block.search:
+            return Searching(
+                block.search,
+                block.axes,
+                lambda values: self.trial(values, out, seed=seed),
+                by=block.evaluating.by,
+                gated=bool(block.evaluating.gates or block.evaluating.at_least),
+            )
+        if block.shape == "greedy_soup":
+            labels = self._ingredients()
+            return GreedySoup(labels, lambda some: self._soup(some, labels, out, seed))
         return OneRound(tuple(self.trials(out, seed=seed)))
 
     def trials(self, out: str, *, seed: int | None = None) -> Iterator[Trial]:
-        """A trial per point, equal ones once.
+        """A trial per point that is known beforehand, equal ones once.
 
         Args:
             out: Path or URL that trials without an `out` of their own are put below.
@@ -63,12 +82,35 @@ class Template:
             RecipeError: A value does not fit where it stands; with file and line.
         """
         seen = set()
-        for values in self.points:
-            documents = [_filled(top, values) for top in self.documents]
-            trial = make_trial(documents, self.path, values, out, stem=None, seed=seed)
+        for values in self.block.points:
+            trial = self.trial(values, out, seed=seed)
             if trial.text not in seen:
                 seen.add(trial.text)
                 yield trial
+
+    def trial(self, values: Mapping[str, Value], out: str, *, seed: int | None = None) -> Trial:
+        """The trial of one point; see `trials`."""
+        documents = [_filled(top, values) for top in self.documents]
+        return make_trial(documents, self.path, values, out, stem=None, seed=seed)
+
+    def _ingredients(self) -> tuple[str, ...]:
+        recipe = read_trees(self.documents, render(self.documents), self.path)
+        return tuple(source.label for source in recipe.sources)
+
+    def _soup(
+        self, some: Sequence[int], labels: Sequence[str], out: str, seed: int | None
+    ) -> Trial:
+        """The average of some ingredients, by position."""
+        documents = list(self.documents)
+        top = documents[self.block_at]
+        models = top.fields["models"].node
+        assert isinstance(models, Items), "read_soup saw to it"
+        chosen = Items(models.place, tuple(models.items[position] for position in some))
+        fields = {**top.fields, "models": Field(chosen.place, chosen)}
+        documents[self.block_at] = Fields(top.place, fields)
+        soup = "+".join(labels[position] for position in some)
+        values: dict[str, Value] = {"models": len(some), "soup": soup}
+        return make_trial(documents, self.path, values, out, stem=None, seed=seed)
 
 
 def read_template(text: str, path: str) -> Template | None:
@@ -84,22 +126,26 @@ def read_template(text: str, path: str) -> Template | None:
     if len(having) > 1:
         place = having[1].place_of("sweep")
         raise place.error("sweep: a second block; one holds for all documents of a recipe")
-    block = having[0].fields["sweep"]
-    if not isinstance(block.node, Fields):
-        raise block.place.error(f"sweep is {block.node.shown}; allowed: a mapping with axes")
-    block.node.check_keys("sweep", SWEEP_KEYS)
-    if (node := block.node.get("axes")) is None:
-        raise block.place.error("sweep: axes: missing; write axes: {name: [values]}")
-    axes = read_axes(node)
-    rest = tuple(_without(top, "sweep") for top in documents)
-    _check_used(axes, rest, node.place)
-    return Template(
-        path=path,
-        documents=rest,
-        axes=axes,
-        points=_points(block.node, axes),
-        evaluating=parse(block.node.fields, block.place),
-    )
+    position = documents.index(having[0])
+    rest = [_without(top, "sweep") for top in documents]
+    found = having[0].fields["sweep"]
+    block = read_block(found, rest[position])
+    rest[position] = block.document
+    _check_used(block.axes, rest, block.place)
+    template = Template(path=path, documents=tuple(rest), block=block, block_at=position)
+    _check_ends(template)
+    return template
+
+
+def _check_ends(template: Template) -> None:
+    """Make the trials at the ends of a search's axes: what does not fit is known beforehand."""
+    if template.block.search is None:
+        return
+    axes = template.block.axes
+    ends = [axis.values if isinstance(axis, Choices) else axis.ends for axis in axes.values()]
+    for i in range(max(map(len, ends))):
+        point = (values[min(i, len(values) - 1)] for values in ends)
+        template.trial(dict(zip(axes, point, strict=True)), "")
 
 
 def make_trial(
@@ -128,27 +174,6 @@ def make_trial(
     name = stem or f"{_slug(values)}-{_digest(documents)}"
     place = recipe.out or f"{out.rstrip('/')}/{name}"
     return Trial(name=name, recipe=recipe, text=text, out=place, values=values)
-
-
-def _points(block: Fields, axes: Mapping[str, Axis]) -> tuple[Mapping[str, Value], ...]:
-    node = block.get("sample")
-    if node is None:
-        return tuple(grid(axes, block.place_of("axes")))
-    if not isinstance(node, Fields):
-        raise node.place.error(f"sample is {node.shown}; allowed: {{n: 20, seed: 0}}")
-    node.check_keys("sample", ("n", "seed"))
-    number = _whole(node, "n", None, MAX_TRIALS)
-    return tuple(sample(axes, number=number, seed=_whole(node, "seed", 0, NUM_SEEDS - 1)))
-
-
-def _whole(fields: Fields, key: str, default: int | None, most: int) -> int:
-    node = fields.get(key)
-    value = node.value if isinstance(node, Scalar) else default
-    least = 1 if default is None else default
-    if isinstance(value, int) and not isinstance(value, bool) and least <= value <= most:
-        return value
-    shown = "missing" if node is None else f"is {node.shown}"
-    raise fields.place_of(key).error(f"{key} {shown}; allowed: a whole number, {least} to {most}")
 
 
 def _without(top: Fields, key: str) -> Fields:
