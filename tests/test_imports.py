@@ -86,10 +86,11 @@ THIRD_PARTY: dict[str, set[str]] = {
     "rich": {"progress"},
     "lm_eval": {"sweep.evaluation.harness"},
     "optuna": {"sweep.search"},
-    "matplotlib": {"plot"},
+    "matplotlib": {"plot", "sweep.report.png"},
     "tokenizers": {"tokenizer.vocabulary"},
     "transformers": set(),
-    "jinja2": {"recipe.chat_templates"},
+    "jinja2": {"recipe.chat_templates", "sweep.report.page"},
+    "markupsafe": {"sweep.report.page"},
     "pyarrow": {"storage.arrow", "runtime.ledger", "sweep.tables"},
     "obstore": {
         "storage.bucket",
