@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 from raymerge.checkpoint.dtypes import DType
 from raymerge.kernels import delta, grouped, rank, reduce, select, span
+from raymerge.kernels.delta_shared import DeltaTrials
 from raymerge.kernels.floats import CODES
 from raymerge.kernels.free import FREE_KERNELS
 from raymerge.kernels.groups import Groups, GroupSums
@@ -54,8 +55,9 @@ class CpuKernels:
         self, tile: Tile, selectors: Selectors, sums: Sums, ranked: Ranked | None = None
     ) -> None:
         """See `Kernels.norms`."""
-        factors = _factors(tile, selectors, ranked)
-        delta.norm_tile(*_inputs(tile), tile.first, tile.count, selectors, factors, sums)
+        inputs = _inputs(tile)
+        factors = _factors(*inputs, tile, selectors, ranked)
+        delta.norm_tile(*inputs, tile.first, tile.count, selectors, factors, sums)
 
     def span(
         self,
@@ -89,9 +91,10 @@ class CpuKernels:
 
     def delta(self, tile: Tile, figures: DeltaPass, *, out: Bytes, dtype: DType) -> int:
         """See `Kernels.delta`."""
+        inputs = _inputs(tile)
         return int(
             delta.delta_tile(
-                *_inputs(tile),
+                *inputs,
                 tile.first,
                 tile.count,
                 figures.selectors,
@@ -100,11 +103,64 @@ class CpuKernels:
                 figures.elect,
                 figures.normalize,
                 figures.scale,
-                _factors(tile, figures.selectors, figures.ranked),
+                _factors(*inputs, tile, figures.selectors, figures.ranked),
                 _address(out),
                 CODES[dtype],
             )
         )
+
+    def span_trials(
+        self,
+        tile: Tile,
+        coefficients: npt.NDArray[np.float32],
+        *,
+        relative: bool,
+        outs: Sequence[Bytes],
+        dtype: DType,
+    ) -> list[int]:
+        """See `Kernels.span_trials`."""
+        from raymerge.kernels.span_trials import span_trials_tile
+
+        targets = np.array([_address(out) for out in outs], np.int64)
+        reports = np.empty(len(outs), np.int64)
+        given = *_inputs(tile), tile.count, coefficients, relative
+        span_trials_tile(*given, targets, CODES[dtype], reports)
+        found: list[int] = reports.tolist()
+        return found
+
+    def delta_trials(
+        self, tile: Tile, trials: DeltaTrials, *, outs: Sequence[Bytes], dtype: DType
+    ) -> list[int]:
+        """See `Kernels.delta_trials`."""
+        from raymerge.kernels.delta_trials import delta_trials_tile
+
+        addresses, codes = _inputs(tile)
+        # As if each row of kept entries had an input of its own.
+        of_rows = np.concatenate(([0], trials.sources))
+        factors = _factors(
+            addresses[of_rows], codes[of_rows], tile, trials.selectors, trials.ranked
+        )
+        targets = np.array([(_address(outs[i]), CODES[dtype]) for i in trials.order], np.int64)
+        reports = np.empty(len(outs), np.int64)
+        delta_trials_tile(
+            addresses,
+            codes,
+            tile.first,
+            tile.count,
+            trials.sources,
+            trials.selectors,
+            factors,
+            trials.rows,
+            trials.shares,
+            trials.weights,
+            trials.ways,
+            trials.mixes,
+            trials.scales,
+            targets,
+            reports,
+        )
+        found = dict(zip(trials.order, reports.tolist(), strict=True))
+        return [found[position] for position in range(len(outs))]
 
     def reduce(self, name: str, tile: Tile, figures: Sequence[Figure]) -> int:
         """See `Kernels.reduce`."""
@@ -123,13 +179,15 @@ def _inputs(tile: Tile) -> tuple[Int64s, Int64s]:
     return addresses, np.array([CODES[dtype] for dtype in tile.dtypes], np.int64)
 
 
-def _factors(tile: Tile, selectors: Selectors, ranked: Ranked | None) -> Floats:
+def _factors(
+    addresses: Int64s, codes: Int64s, tile: Tile, selectors: Selectors, ranked: Ranked | None
+) -> Floats:
     """What the entries of each source are multiplied by, where they are drawn by rank."""
     if ranked is None:
         return np.empty((len(selectors), 0), np.float32)
     factors = np.empty((len(selectors), (tile.count + 3) // 4 * 4), np.float32)
     place = tile.first, tile.count, ranked.rows.length, ranked.rows.stride
-    rank.rank_tile(*_inputs(tile), *place, selectors, ranked.limits, ranked.factors, factors)
+    rank.rank_tile(addresses, codes, *place, selectors, ranked.limits, ranked.factors, factors)
     return factors
 
 

@@ -157,40 +157,44 @@ def _compress_alone(state: Any, block: int) -> None:
     state[:] = both[0]
 
 
-@kernel("void(uint32[:, ::1], uint8[:, ::1], int64[::1], int64, int64)")
-def _take(states: Any, tails: Any, lengths: Any, address: int, nbytes: int) -> None:
-    """Take the same bytes into both streams, each from where it stands in a block."""
-    content = carray(pointer(address), (nbytes,), np.uint8)
+@kernel("void(uint32[:, ::1], uint8[:, ::1], int64[::1], int64[::1], int64)")
+def _take(states: Any, tails: Any, lengths: Any, addresses: Any, nbytes: int) -> None:
+    """Take as many bytes into both streams, each from where it stands in a block."""
     begun = np.zeros(STREAMS, np.int64)
     for i in range(STREAMS):
+        content = carray(pointer(addresses[i]), (nbytes,), np.uint8)
         used = lengths[i] % BLOCK_BYTES
         begun[i] = min(nbytes, -used % BLOCK_BYTES)
         tails[i, used : used + begun[i]] = content[: begun[i]]
         if used and used + begun[i] == BLOCK_BYTES:
             _compress_alone(states[i], tails[i].ctypes.data)
     count = max(0, (nbytes - begun.max()) // BLOCK_BYTES)
-    _compress_blocks(states.ctypes.data, address + begun[0], address + begun[1], count)
+    first, second = addresses + begun
+    _compress_blocks(states.ctypes.data, first, second, count)
     for i in range(STREAMS):
+        content = carray(pointer(addresses[i]), (nbytes,), np.uint8)
         done = begun[i] + count * BLOCK_BYTES
         if nbytes - done >= BLOCK_BYTES:
-            _compress_alone(states[i], address + done)
+            _compress_alone(states[i], addresses[i] + done)
             done += BLOCK_BYTES
         tails[i, : nbytes - done] = content[done:]
         lengths[i] += nbytes
 
 
 class PairedHash:
-    """SHA-256 of two streams that are given the same bytes, and may begin anew one by one."""
+    """SHA-256 of two streams that grow by as many bytes, and may begin anew one by one."""
 
     def __init__(self) -> None:
         self._states = np.tile(_BEGIN, (STREAMS, 1))
         self._tails = np.zeros((STREAMS, BLOCK_BYTES), np.uint8)
         self._lengths = np.zeros(STREAMS, np.int64)
 
-    def update(self, content: Bytes) -> None:
-        """Take the next bytes into both."""
-        address = content.__array_interface__["data"][0]
-        _take(self._states, self._tails, self._lengths, address, content.nbytes)
+    def update(self, content: Bytes, other: Bytes | None = None) -> None:
+        """Take the next bytes into both, or into the second as many others."""
+        both = content, content if other is None else other
+        assert both[0].nbytes == both[1].nbytes, [each.nbytes for each in both]
+        addresses = np.array([each.__array_interface__["data"][0] for each in both], np.int64)
+        _take(self._states, self._tails, self._lengths, addresses, content.nbytes)
 
     def restart(self, stream: int) -> None:
         """Forget what one stream has taken."""

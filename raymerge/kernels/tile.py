@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +12,9 @@ import numpy.typing as npt
 from raymerge.checkpoint.dtypes import DType
 from raymerge.kernels.groups import Groups, GroupSums
 from raymerge.kernels.rows import Rows
+
+if TYPE_CHECKING:
+    from raymerge.kernels.delta_shared import DeltaTrials
 
 Bytes = npt.NDArray[np.uint8]
 Sums = npt.NDArray[np.float64]
@@ -68,6 +71,16 @@ class DeltaPass:
     """Where a selector draws by rank."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SpanPass:
+    """The resolved figures of a span pass over one tensor."""
+
+    coefficients: npt.NDArray[np.float32]
+    """One per vector."""
+    relative: bool
+    """The first input is the base, and the vectors are the others minus it."""
+
+
 class Kernels(Protocol):
     """One device's kernels.
 
@@ -121,6 +134,24 @@ class Kernels(Protocol):
 
     def delta(self, tile: Tile, figures: DeltaPass, *, out: Bytes, dtype: DType) -> int:
         """Write the base plus the merged task vectors, as `dtype`."""
+
+    def span_trials(
+        self,
+        tile: Tile,
+        coefficients: npt.NDArray[np.float32],
+        *,
+        relative: bool,
+        outs: Sequence[Bytes],
+        dtype: DType,
+    ) -> list[int]:
+        """`span` with each row of coefficients, into bytes of its own; what it returns for each."""
+        ...
+
+    def delta_trials(
+        self, tile: Tile, trials: DeltaTrials, *, outs: Sequence[Bytes], dtype: DType
+    ) -> list[int]:
+        """`delta` of several merges, each into its own bytes; what it returns for each."""
+        ...
 
     def reduce(self, name: str, tile: Tile, figures: Sequence[Figure]) -> int:
         """Add a tile to the figures of a free method's reduction; `free.py` lists the names."""

@@ -26,6 +26,7 @@ from raymerge.kernels.delta import (
     MODE,
     UPPER,
 )
+from raymerge.kernels.delta_shared import DeltaTrials
 from raymerge.kernels.groups import Groups, GroupSums
 from raymerge.kernels.philox import MULTIPLIERS, ROUNDS, WEYL
 from raymerge.kernels.reduce import REDUCTION_BLOCK, close_block
@@ -160,6 +161,28 @@ class TorchKernels:
         if figures.normalize:
             mix = mix / torch.where(divisor != 0, divisor, 1.0)
         return self._narrow(inputs, base + mix * float(figures.scale), out, dtype)
+
+    def span_trials(
+        self,
+        tile: Tile,
+        coefficients: npt.NDArray[np.float32],
+        *,
+        relative: bool,
+        outs: Sequence[Bytes],
+        dtype: DType,
+    ) -> list[int]:
+        """See `Kernels.span_trials`."""
+        return [
+            self.span(tile, own, relative=relative, out=out, dtype=dtype)
+            for own, out in zip(coefficients, outs, strict=True)
+        ]
+
+    def delta_trials(
+        self, tile: Tile, trials: DeltaTrials, *, outs: Sequence[Bytes], dtype: DType
+    ) -> list[int]:
+        """See `Kernels.delta_trials`."""
+        passes = zip(trials.passes, outs, strict=True)
+        return [self.delta(tile, figures, out=out, dtype=dtype) for figures, out in passes]
 
     def reduce(self, name: str, tile: Tile, figures: Sequence[Figure]) -> int:
         """See `Kernels.reduce`."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from raymerge.kernels.constants import BLOCK
 from raymerge.plan.build import Plan
 from raymerge.plan.graph import CopyStep, DeltaStep, Input, TensorNode
 from raymerge.plan.memory import (
@@ -12,12 +13,13 @@ from raymerge.plan.memory import (
     Budget,
     Sweeping,
     figure_bytes,
+    kind_of,
     samples,
     tile_of,
     upload_bytes,
     working_bytes,
 )
-from raymerge.plan.rebase import unite
+from raymerge.plan.rebase import Union
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,7 +64,16 @@ class JointTensor:
         # Counts of magnitudes are read off before the next merge's are taken.
         counted = [own for node, own in figures if _is_counted(node)]
         kept = sum(own for node, own in figures if not _is_counted(node))
-        return working_bytes(self.node, tile_elements) + max(counted, default=0) + kept
+        return self._tile_bytes(tile_elements) + max(counted, default=0) + kept
+
+    def _tile_bytes(self, tile_elements: int) -> int:
+        """Of a tile of the inputs and of every output, and of a fused pass over them."""
+        tile = max(tile_of(node, tile_elements) for node in self.nodes)
+        further = len(self.nodes) - 1
+        # At most a row of kept entries for each source of each.
+        rows = sum(4 * BLOCK * len(node.inputs) for node in self.nodes)
+        outputs = further * self.node.slot.dtype.num_bytes((tile,))
+        return working_bytes(self.node, tile_elements) + outputs + rows
 
 
 def _is_counted(node: TensorNode) -> bool:
@@ -82,11 +93,12 @@ def joint(nodes: Sequence[TensorNode]) -> JointTensor | None:
     return JointTensor(nodes=merged, inputs=tuple(inputs.values()))
 
 
-def joint_budget(plans: Sequence[Plan], *, uploads: bool) -> Budget | None:
+def joint_budget(plans: Sequence[Plan], union: Union, *, uploads: bool) -> Budget | None:
     """What one thread may use that merges for several plans; None if it does not suffice.
 
     Args:
         plans: Of equal units, for the same machine.
+        union: Theirs.
         uploads: Whether units are sent to a store: every plan has an upload open then.
     """
     first = plans[0]
@@ -95,11 +107,27 @@ def joint_budget(plans: Sequence[Plan], *, uploads: bool) -> Budget | None:
     own = min((plan.memory.budget for plan in plans), key=lambda budget: budget.thread_bytes)
     tile = min(plan.memory.budget.tile_elements for plan in plans)
     left = own.thread_bytes - more * (len(plans) - 1)
-    columns = zip(*(rebased.units for rebased in unite(plans).plans), strict=True)
-    nodes = (zip(*(unit.nodes for unit in units), strict=True) for units in columns)
-    tensors = [found for unit in nodes for each in unit if (found := joint(each)) is not None]
+    tensors = _kinds(union)
     while any(tensor.working_bytes(tile) > left for tensor in tensors):
         tile //= 2
         if tile < SMALLEST_TILE:
             return None
     return replace(own, thread_bytes=left, tile_elements=tile) if left >= 0 else None
+
+
+def _kinds(union: Union) -> list[JointTensor]:
+    """The tensors of a union, one for all that are alike in memory."""
+    found: dict[object, JointTensor] = {}
+    for units in zip(*(rebased.units for rebased in union.plans), strict=True):
+        for nodes in zip(*(unit.nodes for unit in units), strict=True):
+            key = _kind(nodes)
+            if key not in found and (tensor := joint(nodes)) is not None:
+                found[key] = tensor
+    return list(found.values())
+
+
+def _kind(nodes: Sequence[TensorNode]) -> object:
+    """Equal for tensors whose nodes are alike, and have the same inputs in common."""
+    places: dict[int, int] = {}
+    shared = tuple(places.setdefault(id(one), len(places)) for node in nodes for one in node.inputs)
+    return shared, tuple(map(kind_of, nodes))

@@ -293,7 +293,7 @@ def project(
     fixed_bytes = process_bytes + PLAN_BYTES_PER_TENSOR * _described(nodes)
     available = max(0, budget_bytes - fixed_bytes) // threads - THREAD_BYTES - uploaded_bytes
     window = _window_bytes(available) if remote else 0
-    keys = list(map(_kind, nodes))
+    keys = list(map(kind_of, nodes))
     kinds = dict(zip(keys, nodes, strict=True))
     on_device = 0
     tile = tile_elements or (DEVICE_TILE if device == "cuda" else LARGEST_TILE)
@@ -350,10 +350,11 @@ def _window_bytes(available: int) -> int:
     return max(LEAST_WINDOW_BYTES, min(WINDOW_BYTES, available // WINDOW_SHARE))
 
 
-_Kind = tuple[object, ...]
+Kind = tuple[object, ...]
+"""Of nodes that are alike in memory."""
 
 
-def _kind(node: TensorNode) -> _Kind:
+def kind_of(node: TensorNode) -> Kind:
     """Equal for nodes that are alike in memory: a large mixture has 90,000 of a few kinds."""
     if all(isinstance(one, Read) for one in node.inputs):
         dtypes = tuple(one.dtype for one in node.inputs)

@@ -20,6 +20,7 @@ from raymerge.checkpoint.layout import Shard
 from raymerge.errors import StorageError
 from raymerge.plan.build import Plan
 from raymerge.plan.graph import Unit
+from raymerge.runtime.read_back import ReadBack
 from raymerge.runtime.receipt import Receipt
 from raymerge.storage.store import Access
 from raymerge.storage.urls import Location, Scheme, destination
@@ -108,7 +109,13 @@ class _Terms(TypedDict):
 
 
 def claim(
-    out: str, plan: Plan, *, names: list[str], overwrite: bool, access: Access
+    out: str,
+    plan: Plan,
+    *,
+    names: list[str],
+    overwrite: bool,
+    access: Access,
+    read_back: ReadBack | None = None,
 ) -> Destination:
     """Claim a destination for a plan.
 
@@ -118,6 +125,7 @@ def claim(
         names: Files that are going to be published beside the index.
         overwrite: Take the destination whoever holds it, and remove what is there.
         access: How storage is reached.
+        read_back: Hashes files of this and of other destinations.
 
     Raises:
         ConflictError: A live driver, another plan or a finished checkpoint holds the destination.
@@ -128,7 +136,7 @@ def claim(
     if where.scheme is Scheme.FILE:
         from raymerge.runtime.folder_destination import FolderDestination
 
-        return FolderDestination(Path(where.path), **terms)
+        return FolderDestination(Path(where.path), **terms, read_back=read_back)
     if where.scheme is Scheme.HUB:
         from raymerge.runtime.hub_destination import RepositoryDestination
 

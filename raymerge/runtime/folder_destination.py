@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
-from mmap import mmap
 from pathlib import Path
 
 from raymerge.checkpoint.layout import Shard
@@ -12,6 +10,7 @@ from raymerge.errors import CommitError, StorageError
 from raymerge.plan.build import Plan
 from raymerge.plan.graph import Unit
 from raymerge.runtime.commit import Claim
+from raymerge.runtime.read_back import ReadBack, file_sha256, whole_sha256
 from raymerge.runtime.receipt import Receipt
 from raymerge.storage.mounts import free_bytes
 from raymerge.storage.posix import PosixShard, write_atomically
@@ -21,16 +20,32 @@ from raymerge.units import format_bytes
 class FolderDestination:
     """See `Destination`. Units are written in the claim's folder; a commit renames its shards.
 
+    Args:
+        out: The folder.
+        digest: The plan's.
+        names: Files that are going to be published beside the index.
+        overwrite: Take it whoever holds it.
+        read_back: Hashes shards that several units have filled, for several destinations.
+
     Raises:
         ConflictError: A live driver, another plan or a finished checkpoint holds the folder.
     """
 
-    def __init__(self, out: Path, *, digest: str, names: list[str], overwrite: bool) -> None:
+    def __init__(
+        self,
+        out: Path,
+        *,
+        digest: str,
+        names: list[str],
+        overwrite: bool,
+        read_back: ReadBack | None = None,
+    ) -> None:
         self._claim = Claim(out, digest=digest, overwrite=overwrite, names=names)
         self._folder = self._claim.folder
         self.location = str(out)
         self.units_at = str(self._folder)
         self.figures_at: str | None = self.units_at
+        self._hash_file = read_back.sha256 if read_back else whole_sha256
 
     def check(self) -> None:
         """See `Destination.check`."""
@@ -61,7 +76,7 @@ class FolderDestination:
         stops = [unit.nodes[0].slot.start, *(node.slot.stop for node in unit.nodes)]
         hashes = [receipt.head_sha256, *(tensor.sha256 for tensor in receipt.tensors)]
         return len(hashes) == len(starts) and all(
-            _sha256(path, start, stop) == sha256
+            file_sha256(path, start, stop) == sha256
             for start, stop, sha256 in zip(starts, stops, hashes, strict=True)
         )
 
@@ -90,7 +105,7 @@ class FolderDestination:
         with path.open("rb") as file:
             if file.read(len(shard.header)) != shard.header:
                 raise CommitError(f"{path} does not begin with its planned header", file=shard.name)
-        return last.shard_sha256 or _sha256(path, 0, shard.nbytes)
+        return last.shard_sha256 or self._hash_file(path, shard.nbytes)
 
     def publish(
         self, plan: Plan, receipts: Mapping[int, Receipt], files: Mapping[str, bytes]
@@ -101,18 +116,3 @@ class FolderDestination:
     def close(self) -> None:
         """See `Destination.close`."""
         self._claim.close()
-
-
-def _sha256(path: Path, start: int, stop: int) -> str:
-    digest = hashlib.sha256()
-    # It begins at a page: elsewhere the kernel may copy into it at half the speed.
-    piece = mmap(-1, 2**20)
-    with path.open("rb", buffering=0) as file:
-        file.seek(start)
-        while start < stop:
-            count = file.readinto(memoryview(piece)[: min(len(piece), stop - start)])
-            if not count:
-                break
-            digest.update(memoryview(piece)[:count])
-            start += count
-    return digest.hexdigest()

@@ -13,7 +13,17 @@ from raymerge.kernels.constants import LANES
 from raymerge.kernels.groups import Group, GroupSums
 from raymerge.kernels.reduce import close_block, gram_matrix, new_sums, num_pairs
 from raymerge.kernels.rows import rows_of
-from raymerge.kernels.tile import Bytes, Counts, DeltaPass, Kernels, Ranked, Selectors, Sums, Tile
+from raymerge.kernels.tile import (
+    Bytes,
+    Counts,
+    DeltaPass,
+    Kernels,
+    Ranked,
+    Selectors,
+    SpanPass,
+    Sums,
+    Tile,
+)
 from raymerge.methods.registry import Coefficients, Gram
 from raymerge.methods.rules import KeepBand, KeepDrawn, KeepLargest, KeepRanked
 from raymerge.plan.graph import STATS, CopyStep, DeltaStep, FreeStep, SpanStep, TensorNode
@@ -47,6 +57,9 @@ class Merging:
     carried: Selectors | None
     """What a tile leaves behind for the next one, changed in place; None where tiles stand on their
     own and may be merged in any order."""
+    figures: DeltaPass | SpanPass | None = None
+    """What the last pass goes by, for who does it for several merges at once; None where that
+    cannot be done."""
 
 
 Apply = Callable[[Tile, Bytes], int]
@@ -140,39 +153,44 @@ class TensorMerge:
             self._take_gram()
         step = self._node.step
         carried: Selectors | None = None
+        figures: DeltaPass | SpanPass | None = None
         if isinstance(step, SpanStep):
-            apply = self._span(step)
+            apply, figures = self._span(step)
         elif isinstance(step, FreeStep):
             apply, carried = self._free(step)
         else:
-            apply, carried = self._delta(step, surveyed)
-        return Merging(lambda tile, out: self._check(tile, apply(tile, out), out), carried)
+            assert isinstance(step, DeltaStep), step
+            figures = self._figures(step, surveyed)
+            carried = figures.selectors if has_ties(figures.selectors) else None
+            apply = self._delta(figures)
+        return Merging(lambda tile, out: self.check(tile, apply(tile, out), out), carried, figures)
 
     def count_high(self, tile: Tile, counts: Counts) -> None:
         """Add the upper magnitude bits of each delta to `counts`."""
-        self._check(tile, self._kernels.count_high(tile, counts), None)
+        self.check(tile, self._kernels.count_high(tile, counts), None)
 
     def count_low(self, tile: Tile, bins: Sequence[int], counts: Counts) -> None:
         """Add the lower bits inside each bin, and what lies above it, to `counts`."""
-        self._check(tile, self._kernels.count_low(tile, bins, counts), None)
+        self.check(tile, self._kernels.count_low(tile, bins, counts), None)
 
-    def _check(self, tile: Tile, bad: int, out: Bytes | None) -> None:
+    def check(self, tile: Tile, bad: int, out: Bytes | None) -> None:
+        """Raise for what a kernel reported about a tile; `out` is the merged one, if there is."""
         pass_through = self._settings.nan == "pass"
         sources = self._settings.sources
         with in_stage(self._settings.stage):
             check_finite(self._node, tile, bad, out, sources=sources, pass_through=pass_through)
 
-    def _span(self, step: SpanStep) -> Apply:
+    def _span(self, step: SpanStep) -> tuple[Apply, SpanPass | None]:
         coefficients: Coefficients | None = step.coefficients
         if coefficients is None:
             if self._node.groups.kind is not Group.TENSOR:
-                return self._group_span(step)
+                return self._group_span(step), None
             coefficients = tensor_coefficients(self._node, step, self._take_gram())
         rounded = np.array(coefficients, np.float32)
         dtype = self._node.slot.dtype
         return lambda tile, out: self._kernels.span(
             tile, rounded, relative=step.relative, out=out, dtype=dtype
-        )
+        ), SpanPass(coefficients=rounded, relative=step.relative)
 
     def _take_gram(self) -> Gram:
         """One sweep: the inner products of all vectors, over the whole tensor."""
@@ -183,7 +201,7 @@ class TensorMerge:
         def reduce() -> Gram:
             sums = new_sums(num_pairs(vectors))
             for tile in self._inputs.sweep():
-                self._check(tile, self._kernels.gram(tile, relative=relative, sums=sums), None)
+                self.check(tile, self._kernels.gram(tile, relative=relative, sums=sums), None)
             return gram_matrix(sums, vectors)
 
         self._gram = self._once("gram", reduce, relative)
@@ -201,7 +219,7 @@ class TensorMerge:
             sums = GroupSums.new(groups, len(self._node.inputs) - relative)
             for tile in self._inputs.sweep():
                 bad = self._kernels.group_gram(tile, groups, relative=relative, sums=sums)
-                self._check(tile, bad, None)
+                self.check(tile, bad, None)
             return sums
 
         sums = self._once("group gram", reduce, relative, groups.kind)
@@ -213,7 +231,7 @@ class TensorMerge:
 
     def _free(self, step: FreeStep) -> tuple[Apply, Selectors | None]:
         sweeps = TensorSweeps(
-            self._node, self._inputs, self._kernels, lambda tile, bad: self._check(tile, bad, None)
+            self._node, self._inputs, self._kernels, lambda tile, bad: self.check(tile, bad, None)
         )
         figures = step.rule.figures(sweeps)
         name, dtype = step.rule.kernel, self._node.slot.dtype
@@ -222,14 +240,9 @@ class TensorMerge:
             carried_among(figures),
         )
 
-    def _delta(
-        self, step: DeltaStep | object, surveyed: Selectors | None
-    ) -> tuple[Apply, Selectors | None]:
-        assert isinstance(step, DeltaStep), step
-        figures = self._figures(step, surveyed)
+    def _delta(self, figures: DeltaPass) -> Apply:
         dtype = self._node.slot.dtype
-        carried = figures.selectors if has_ties(figures.selectors) else None
-        return lambda tile, out: self._kernels.delta(tile, figures, out=out, dtype=dtype), carried
+        return lambda tile, out: self._kernels.delta(tile, figures, out=out, dtype=dtype)
 
     def _figures(self, step: DeltaStep, surveyed: Selectors | None) -> DeltaPass:
         selectors = self._selectors(step, surveyed)

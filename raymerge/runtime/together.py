@@ -20,14 +20,15 @@ from raymerge.errors import ClusterError, RaymergeError, SourceError
 from raymerge.plan.build import Plan
 from raymerge.plan.graph import Unit
 from raymerge.plan.memory import Budget
-from raymerge.plan.rebase import unite
+from raymerge.plan.rebase import RebasedPlan, Union
 from raymerge.plan.sweep_unit import SweepUnit
 from raymerge.plan.units import dispatch_order
 from raymerge.runtime.destination import Destination, claim, finished
 from raymerge.runtime.driver import MergeResult, Meter, check_apart, result_before, result_of
 from raymerge.runtime.engine import Engine
-from raymerge.runtime.filling import Filling, names_of
+from raymerge.runtime.filling import BESIDE_THREADS, Filling, names_of
 from raymerge.runtime.preflight import leave_nonce
+from raymerge.runtime.read_back import ReadBack
 from raymerge.runtime.receipt import Receipt
 from raymerge.runtime.settings import (
     OnProgress,
@@ -56,6 +57,7 @@ StartEngine = Callable[[RunSettings, OnProgress], Engine]
 
 def execute_together(
     tasks: Sequence[Task],
+    union: Union,
     start_engine: StartEngine,
     on_end: OnEnd,
     *,
@@ -69,6 +71,7 @@ def execute_together(
 
     Args:
         tasks: Of equal shards and units.
+        union: Of their plans, in order.
         start_engine: Makes the engine for what is left to do.
         on_end: Told of each task once.
         budget: Of a thread that merges for all tasks.
@@ -83,13 +86,16 @@ def execute_together(
     """
     meter = Meter(on_progress)
     with ExitStack() as stack:
-        entered = (_Trial(i, task, on_end, access) for i, task in enumerate(tasks))
+        # Closed last: until then trials wait for what it hashes.
+        read_back = stack.enter_context(closing(ReadBack(BESIDE_THREADS)))
+        entered = (_Trial(i, task, on_end, access, read_back) for i, task in enumerate(tasks))
         trials = [one for one in entered if one.enter(stack, overwrite=overwrite)]
         if not trials:
             return
-        settings, own_units = _settings(trials, budget, device, access)
+        own = [union.plans[one.position] for one in trials]
+        settings = _settings(trials, union, own, budget=budget, device=device, access=access)
         engine = stack.enter_context(closing(start_engine(settings, meter.add)))
-        _run(trials, own_units, engine, meter)
+        _run(trials, [rebased.units for rebased in own], engine, meter)
 
 
 class _Trial:
@@ -98,12 +104,15 @@ class _Trial:
     destination: Destination
     filling: Filling
 
-    def __init__(self, position: int, task: Task, on_end: OnEnd, access: Access) -> None:
+    def __init__(
+        self, position: int, task: Task, on_end: OnEnd, access: Access, read_back: ReadBack
+    ) -> None:
         self.task = task
         self.ended = False
-        self._position = position
+        self.position = position
         self._on_end = on_end
         self._access = access
+        self._read_back = read_back
         self._began = perf_counter()
         self._written_bytes = 0
 
@@ -119,7 +128,12 @@ class _Trial:
             # Read before hours of work: what cannot be read at the end is found now.
             self._beside = files_beside(plan, self._access)
             self.destination = claim(
-                out, plan, names=names_of(plan), overwrite=overwrite, access=self._access
+                out,
+                plan,
+                names=names_of(plan),
+                overwrite=overwrite,
+                access=self._access,
+                read_back=self._read_back,
             )
             stack.enter_context(closing(self.destination))
             found = self.destination.receipts()
@@ -199,14 +213,19 @@ class _Trial:
 
     def _end(self, result: MergeResult | RaymergeError) -> None:
         self.ended = True
-        self._on_end(self._position, result)
+        self._on_end(self.position, result)
 
 
 def _settings(
-    trials: Sequence[_Trial], budget: Budget, device: Literal["cpu", "cuda"], access: Access
-) -> tuple[RunSettings, list[tuple[Unit, ...]]]:
-    """What workers have to know, and each trial's units over the union of the sources."""
-    union = unite([one.task.plan for one in trials])
+    trials: Sequence[_Trial],
+    union: Union,
+    plans: Sequence[RebasedPlan],
+    *,
+    budget: Budget,
+    device: Literal["cpu", "cuda"],
+    access: Access,
+) -> RunSettings:
+    """What workers have to know."""
     own = tuple(
         TrialSettings(
             units_at=one.destination.units_at,
@@ -215,9 +234,9 @@ def _settings(
             labels=rebased.labels,
             nonce=leave_nonce(one.destination),
         )
-        for one, rebased in zip(trials, union.plans, strict=True)
+        for one, rebased in zip(trials, plans, strict=True)
     )
-    settings = RunSettings(
+    return RunSettings(
         sources=(*union.sources, *(stage_source(str(stage.name)) for stage in union.stages)),
         units_at=own[0].units_at,
         seed=own[0].seed,
@@ -228,7 +247,6 @@ def _settings(
         stages=union.stages,
         trials=own,
     )
-    return settings, [rebased.units for rebased in union.plans]
 
 
 def _run(

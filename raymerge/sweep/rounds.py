@@ -133,10 +133,13 @@ class Rounds:
             self._merge_alone(group[0], on_outcome)
             return
         from raymerge.plan.joint import joint_budget
+        from raymerge.plan.rebase import unite
         from raymerge.runtime.together import Task, execute_together
 
         uploads = group[0].whole_shards
-        budget = joint_budget([one.plan for one in group], uploads=uploads)
+        plans = [one.plan for one in group]
+        union = unite(plans)
+        budget = joint_budget(plans, union, uploads=uploads)
         if budget is None:
             half = (len(group) + 1) // 2
             self._on_note(
@@ -156,6 +159,7 @@ class Rounds:
 
         execute_together(
             [Task(plan=one.plan, out=one.trial.out) for one in group],
+            union,
             self._start_engine,
             end,
             budget=budget,

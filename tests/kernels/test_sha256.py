@@ -55,3 +55,19 @@ def test_a_digest_leaves_its_stream_as_it_was() -> None:
     assert pair.hexdigest(1) == pair.hexdigest(1)
     pair.update(BYTES[100:])
     assert pair.hexdigest(1) == _hexdigest(BYTES)
+
+
+def test_streams_of_different_bytes() -> None:
+    random = np.random.default_rng(2)
+    others = BYTES[::-1].copy()
+    for _ in range(100):
+        pair, start = PairedHash(), 0
+        for number, length in enumerate(random.integers(0, random.choice([3, 70, 200, 5000]), 8)):
+            if number == 2:
+                pair.restart(1)
+                began = start
+            stop = start + length
+            pair.update(BYTES[start:stop], others[start:stop])
+            start = stop
+        assert pair.hexdigest(0) == _hexdigest(BYTES[:start])
+        assert pair.hexdigest(1) == _hexdigest(others[began:start])

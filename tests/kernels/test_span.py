@@ -227,3 +227,44 @@ def test_nothing_is_finite(kernels: Kernels) -> None:
         == -1
     )
     assert not out.any()
+
+
+@KERNELS
+@EACH_DTYPE
+@quick
+@given(
+    inputs=tensors(min_inputs=2),
+    relative=st.booleans(),
+    step=st.sampled_from([None, 256]),
+    choose=st.data(),
+)
+def test_several_outputs_are_what_each_is_alone(
+    kernels: Kernels,
+    dtype: DType,
+    inputs: list[Stored],
+    *,
+    relative: bool,
+    step: int | None,
+    choose: st.DataObject,
+) -> None:
+    count = len(inputs) - relative
+    own = st.lists(knob_values, min_size=count, max_size=count)
+    coefficients = choose.draw(st.lists(own, min_size=1, max_size=5))
+    lost = choose.draw(st.none() | st.integers(0, len(inputs) - 1))
+    if lost is not None:
+        inputs[lost].raw[-inputs[lost].dtype.bits // 8 :] = 0xFF
+    parts: list[bytes] = [b""] * len(coefficients)
+    reports: list[list[int]] = [[] for _ in coefficients]
+    for tile in cut(inputs, step):
+        outs = [np.zeros(dtype.num_bytes([tile.count]), np.uint8) for _ in coefficients]
+        rows = np.array(coefficients, np.float32)
+        found = kernels.span_trials(tile, rows, relative=relative, outs=outs, dtype=dtype)
+        for position, (out, report) in enumerate(zip(outs, found, strict=True)):
+            parts[position] += out.tobytes()
+            reports[position].append(report)
+
+    expected = [
+        run_span(kernels, inputs, each, relative=relative, dtype=dtype, step=step)
+        for each in coefficients
+    ]
+    assert list(zip(parts, reports, strict=True)) == expected
