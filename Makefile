@@ -24,7 +24,7 @@ lint: install
 	$(BIN)/mypy raymerge tests bench recipes cluster
 
 test: lint servers $(VENV)/peer
-	$(BIN)/pytest -n 2 --dist loadfile
+	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 # S3 came with `install`. Azure's emulator is npm's, with what it needs as of a day, since it pins
 # nothing itself. Without npm its tests skip, and say so.

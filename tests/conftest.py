@@ -36,8 +36,15 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 MEMORY = Path("/dev/shm")
 ROOM_BYTES = 3 * 2**30
 """What tests may have lying about at once, and some."""
-LONG_FILES = ("e2e/test_submit.py",)
-"""Of many seconds, the longest first: a long one at the end would have the others wait."""
+LONG_FILES = (
+    "e2e/test_submit.py", "e2e/test_engines.py", "runtime/test_cluster.py", "e2e/test_storage.py",
+    "soak/test_soak.py", "e2e/test_stages_combined.py", "e2e/test_storage_interrupted.py",
+    "e2e/test_nodes.py", "e2e/test_memory.py", "e2e/test_interrupted.py",
+    "storage/test_hub_faults.py", "e2e/test_killed.py", "cluster/test_files.py", "test_demo.py",
+    "e2e/test_no_secrets.py", "runtime/test_fetching.py", "e2e/test_stages.py",
+    "storage/test_store_contract.py", "e2e/test_adapters.py", "e2e/test_storage_ray.py",
+)  # fmt: skip
+"""The longest first: one that takes a minute, begun last, would have the other half wait."""
 
 
 def pytest_configure() -> None:
