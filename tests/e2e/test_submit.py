@@ -36,7 +36,7 @@ pytestmark = [
 ]
 START_S = 60
 ENDED = {"SUCCEEDED", "FAILED", "STOPPED"}
-USE = ("--device", "cpu", "--workers", 2, "--memory", "1GiB", "--shard-size", "6kB")
+USE = ("--device", "cpu", "--workers", 1, "--memory", "1GiB", "--shard-size", "6kB")
 
 
 def free_port() -> int:
@@ -153,7 +153,7 @@ def test_a_merge_that_is_submitted_has_the_bytes_of_a_local_one(
     place.llamas()
     recipe = place.any_recipe("ties")
     local = place.merge(recipe, "local", "--json", "--shard-size", "6kB").json
-    done = submit(recipe, "out", *USE, "--submission-id", "mine")
+    done = submit(recipe, "out", *USE, "--workers", 2, "--submission-id", "mine")
 
     assert done.rc == 0, done.err
     assert shard_hashes(place / "out") == shard_hashes(place / "local")
