@@ -300,6 +300,6 @@ def test_an_interrupted_run_does_not_wait_for_a_silent_server(bench: Bench, meth
     done = finish(process, 100)
     assert done.rc == 130, done.err
     assert time.monotonic() - began < 15
-    bench.proxy.choose = never
+    bench.proxy.choose, bench.proxy.bytes_per_s = never, None
     assert bench.merged().rc == 0
     bench.check_whole()
