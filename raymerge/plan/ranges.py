@@ -17,15 +17,14 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-WINDOW_BYTES = 128 * 2**20
+WINDOW_BYTES = 64 * 2**20
 """What is fetched ahead of a thread where memory allows: eight ranges, four of them the stretch
 that is in use."""
 LEAST_WINDOW_BYTES = 2 * 2**20
 """Ranges are 256 KiB then; a request for less is more journey than transport."""
-MAX_RANGE_BYTES = 16 * 2**20
-"""Of a connection of some 100 MB/s, the journey to a bucket is a sixth of the time that this takes.
-A server, too, does less for the same bytes: SeaweedFS took a fifth less of its processor than in
-ranges of half of this. Longer ones have more to repeat where one fails."""
+MAX_RANGE_BYTES = 8 * 2**20
+"""Of a connection of some 100 MB/s, the journey to a bucket is a third of the time that this takes.
+Longer ones gain little and have more to repeat where one fails."""
 MAX_GAP_BYTES = 2**16
 """What is rather fetched for nothing than asked around: less than passes in a journey."""
 MAX_GAP_SHARE = 100

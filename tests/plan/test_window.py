@@ -62,7 +62,7 @@ def test_what_fits_is_held_even_where_files_would_be_read_again() -> None:
     assert near.digest == far.digest
     assert far.memory.held_tensors == len(far.nodes)
     assert far.bytes_read == sum(node.input_bytes for node in far.nodes)
-    assert "each fetching up to 128.0 MiB ahead" in explain(far)
+    assert "each fetching up to 64.0 MiB ahead" in explain(far)
     assert "ahead" not in explain(near)
 
 
