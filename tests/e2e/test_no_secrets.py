@@ -140,8 +140,8 @@ def run(planted: Planted, *arguments: object, **environment: str) -> Done:
 def ended(planted: Planted, process: subprocess.Popen[str]) -> Done:
     """What a process left behind, whose words are searched."""
     done = finish(process, 200)
-    planted.assert_absent(done.out, f"stdout of {process.args}")
-    planted.assert_absent(done.err, f"stderr of {process.args}")
+    planted.assert_absent(done.out, f"stdout of {process.args!r}")
+    planted.assert_absent(done.err, f"stderr of {process.args!r}")
     return done
 
 

@@ -12,9 +12,9 @@ import pytest
 from huggingface_hub import close_session
 
 from raymerge.errors import SourceError
-from raymerge.storage import hub as hub_folders
 from raymerge.storage import hub_ranges
 from raymerge.storage.hub import HubFolder
+from raymerge.storage.hub_retry import OPENING_S, STALL_S
 from tests.servers.hub_state import Fault, Hub
 
 CONTENT = random.Random(0).randbytes(300_000)
@@ -195,9 +195,9 @@ def test_a_hub_that_is_not_there_is_waited_for_only_so_long(
 @pytest.mark.usefixtures("hub")
 def test_a_silent_hub_ends_within_thirty_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
     """At a tenth of the times that it has."""
-    assert hub_folders.OPENING_S + hub_folders.STALL_S < 30
-    monkeypatch.setattr(hub_folders, "OPENING_S", hub_folders.OPENING_S / 10)
-    monkeypatch.setattr(hub_folders, "STALL_S", hub_folders.STALL_S / 10)
+    assert OPENING_S + STALL_S < 30
+    monkeypatch.setattr("raymerge.storage.hub.OPENING_S", OPENING_S / 10)
+    monkeypatch.setattr("raymerge.storage.hub.STALL_S", STALL_S / 10)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         endpoint = f"http://127.0.0.1:{silent.getsockname()[1]}"
         monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", endpoint)
