@@ -33,7 +33,7 @@ from typing import Any, Self
 
 from raymerge.errors import ConflictError, StorageError
 from raymerge.sweep.record import Evaluated, TrialRecord
-from raymerge.sweep.tables import EVALUATIONS, PARTS_NAME, TRIALS, Row
+from raymerge.sweep.tables import EVALUATIONS, PARTS_NAME, TRIALS, Row, remove_drafts
 
 _LOCK_NAME = "lock"
 
@@ -59,6 +59,7 @@ class Ledger:
         self._shard_bytes = shard_bytes
         self._evaluator = evaluator
         self._lock = _lock(out)
+        remove_drafts(out)
         self._writing = Lock()
         self._rows = read_rows(out)
         self._evaluations = _read_evaluations(out)

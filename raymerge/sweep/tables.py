@@ -95,6 +95,12 @@ EVALUATIONS = Table(
 )  # fmt: skip
 
 
+def remove_drafts(out: Path) -> None:
+    """Remove what a sweep that was killed had begun to write, once nobody else can be writing."""
+    for path in (*out.glob(".raymerge-*.parquet.*"), *(out / PARTS_NAME).glob(".*.*.*")):
+        path.unlink()
+
+
 def _rows(path: Path) -> list[Row]:
     from pyarrow import ArrowInvalid, parquet
 

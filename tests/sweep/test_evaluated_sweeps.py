@@ -209,6 +209,30 @@ def test_what_the_sweep_has_not_made_is_not_removed(quick_place: Place) -> None:
     assert (place / "out" / second / "notes.txt").read_text() == "mine"
 
 
+def test_a_kept_trial_whose_place_is_taken_fails(quick_place: Place) -> None:
+    place = quick_place
+    recipe = grid(place, [0.5, 1], keep=1, by="like_b", scratch=str(place / "scratch"))
+    listed = place.run("sweep", recipe, place / "out", "--dry-run", "--json").json
+    shutil.copytree(place / "a", place / "out" / listed[1]["name"])
+    done = place.run("sweep", recipe, place / "out", *MACHINE, "--json")
+
+    assert done.rc == 4
+    assert "already holds a checkpoint" in done.json["trials"][1]["error"]
+    assert shard_hashes(place / "out" / listed[1]["name"]) == shard_hashes(place / "a")
+    assert not (place / "scratch").exists()
+    again = sweep(place, recipe, overwrite=True)
+    assert states(again) == {0.5: "removed", 1: "kept"}
+
+
+@pytest.mark.ray
+def test_evaluations_outlast_a_ray_of_our_own(quick_place: Place) -> None:
+    place = quick_place
+    recipe = grid(place, [0.5, 1], keep=1, by="like_b", evaluate={"cpus": 1})
+    result = raymerge.sweep(recipe, place / "out", engine="ray", device="cpu", workers=1)
+    assert states(result) == {0.5: "removed", 1: "kept"}
+    assert not result.failed
+
+
 FAULTS = {"crash": "out of luck", "hang": "limit of 1 s", "rubbish": "all is well", "nan": "is nan"}
 
 
