@@ -14,8 +14,8 @@ import pytest
 
 import raymerge
 from raymerge.options import RunOptions
+from raymerge.sweep.barrier import barriers
 from raymerge.sweep.choice import newest
-from raymerge.sweep.path import barriers
 from raymerge.sweep.record import TrialRecord
 from raymerge.sweep.run import SweepResult
 from recipes.sweeps import digits
