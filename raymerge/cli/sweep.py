@@ -46,7 +46,7 @@ def sweep(
         raise click.UsageError("give RECIPE... and OUT")
     with reported(as_json=as_json, resume=f"run the same command again to finish {out}"):
         from raymerge.sweep import run
-        from raymerge.sweep.path import barrier_lines
+        from raymerge.sweep.barrier import barrier_lines
         from raymerge.sweep.ranking import evaluated_line, table
 
         if status:

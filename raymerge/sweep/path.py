@@ -1,26 +1,17 @@
-"""`path:` of a sweep block: what lies between two checkpoints, and how high the barrier is.
+"""`path:` of a sweep block: what lies between two checkpoints.
 
     path: {from: models/a, to: models/b, points: 11, along: line}
 
 A ready sweep of one round: `points` trials from `t: 0`, which is `from`, to `t: 1`, which is `to`;
 `line` merges them by linear, `arc` by slerp. The rest of the recipe (dtype, keep, drop and so on)
 holds for each.
-
-Frankle, Dziugaite, Roy, Carbin. Linear Mode Connectivity and the Lottery Ticket Hypothesis. ICML
-2020, arXiv:1912.05671. Entezari, Sedghi, Saukh, Neyshabur. The Role of Permutation Invariance in
-Linear Mode Connectivity of Neural Networks. ICLR 2022, arXiv:2110.06296.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-
 from raymerge.recipe.document import Fields, Items, Node
 from raymerge.sweep.axes import Axis, Choices, evenly
-from raymerge.sweep.choice import newest
 from raymerge.sweep.evaluation.values import mapping, number
-from raymerge.sweep.record import TrialRecord
 from raymerge.sweep.trees import keyed, refuse, word
 
 POINTS = 11
@@ -92,61 +83,3 @@ def _weighted(model: Node, weight: str) -> Fields:
     entry = model.fields if isinstance(model, Fields) else keyed({"model": model})
     knobs = Fields(place, keyed({"weight": word(weight, place)}))
     return Fields(place, {**entry, **keyed({"parameters": knobs})})
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Barrier:
-    """How much worse a path is than the straight line between what its ends score."""
-
-    height: float
-    """In points of the score, 0 or above: the ends themselves are on the line."""
-    t: float
-    """Where it is highest."""
-
-
-def barrier(records: Sequence[TrialRecord], task: str | None = None) -> Barrier | None:
-    """The barrier along a path: max over t of loss(t) - ((1 - t) loss(0) + t loss(1)).
-
-    Scores are higher for better, so the loss is the score with its sign turned. The height of an
-    accuracy is therefore in points of accuracy, that of `-cross_entropy` in nats.
-
-    Args:
-        records: The trials of a path, or of a grid over `t` alone; others are left aside.
-        task: Whose score; None for what the trials are ranked by, which no front gives.
-
-    Returns:
-        None unless both ends have a score.
-    """
-    losses: dict[float, float] = {}
-    for record in records:
-        score = record.score if task is None else _score(record, task)
-        t = record.values.get(AXIS) if len(record.values) == 1 else None
-        if score is not None and isinstance(t, int | float):
-            losses[float(t)] = -score
-    if not {0.0, 1.0} <= losses.keys():
-        return None
-    over = {t: loss - ((1 - t) * losses[0.0] + t * losses[1.0]) for t, loss in losses.items()}
-    t = max(sorted(over), key=over.__getitem__)
-    return Barrier(height=over[t], t=t)
-
-
-def barriers(records: Sequence[TrialRecord]) -> dict[str, Barrier]:
-    """The barrier by task; empty where the records are no path."""
-    tasks = dict.fromkeys(
-        task for record in records for each in record.evaluations for task in each.scores
-    )
-    found = {task: barrier(records, task) for task in tasks}
-    return {task: one for task, one in found.items() if one is not None}
-
-
-def barrier_lines(records: Sequence[TrialRecord]) -> list[str]:
-    """The barriers of a path in words, a line each."""
-    return [
-        f"barrier of {task}: {one.height:.4g} at t={one.t:g}"
-        for task, one in barriers(records).items()
-    ]
-
-
-def _score(record: TrialRecord, task: str) -> float | None:
-    whole = newest(record, "search", None)
-    return None if whole is None or whole.error else whole.scores.get(task)

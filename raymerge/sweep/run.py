@@ -44,7 +44,7 @@ class SweepResult:
 
     def as_json(self) -> dict[str, Any]:
         """The document of `raymerge sweep --json`."""
-        from raymerge.sweep.path import barriers
+        from raymerge.sweep.barrier import barriers
 
         found = {task: asdict(one) for task, one in barriers(self.trials).items()}
         return {**asdict(self), "failed": len(self.failed), "barriers": found}

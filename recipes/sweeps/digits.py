@@ -1,11 +1,16 @@
 # ruff: noqa: INP001 - a script, not a package
-"""Small models for the sweeps in this folder, and the function that scores them.
+"""Small models for the sweeps in this folder, and the functions that score them.
 
-    python digits.py models        trains models/base and a specialist per task, in seconds
+    python digits.py models        trains all of them, in seconds
 
-A model is a network of one hidden layer that reads scikit-learn's digits. The base has seen a part
-of them in every way of `TASKS`; each specialist goes on from there in one way only. `score` is what
-the sweeps name under `evaluate: python:`.
+A model is a network of one hidden layer that reads scikit-learn's digits.
+
+base                       has seen a part of them in every way of `TASKS`
+turned, mirrored, inverted   specialists: each goes on from the base in one way only
+run-1 ... run-8            each goes on from the base in every way, with other digits and rates
+apart-1, apart-2           trained in every way from two different starts
+
+`score` and `likelihood` are what the sweeps name under `evaluate: python:`.
 
 Seeds are fixed, and the digits that score are not those that train: half of them choose (`search`),
 the others are for the report (`final`).
@@ -35,6 +40,7 @@ NUM_TRAIN = 1000
 """Of the 1797 digits; of the others every second chooses."""
 NUM_BASE = 250
 """Of the training digits, what the base sees."""
+NUM_RUNS = 8
 HIDDEN = 256
 DIGITS_NAME = "digits.npz"
 """Beside the models: scikit-learn takes longer to load than a model to score."""
@@ -48,14 +54,41 @@ def score(checkpoint: str, *, split: str, subset: int | None) -> dict[str, float
         split: `search` or `final`.
         subset: How many digits, from the first on; None for all.
     """
+    weights, (images, labels) = read(Path(checkpoint)), examples(split, subset)
+    return {
+        task: 100 * float((logits(weights, show(images)).argmax(1) == labels).mean())
+        for task, show in TASKS.items()
+    }
+
+
+def likelihood(checkpoint: str, *, split: str, subset: int | None) -> dict[str, float]:
+    """Mean log-likelihood of the labels over all tasks: finer than an accuracy.
+
+    Args:
+        checkpoint: Folder of a model.
+        split: `search` or `final`.
+        subset: How many digits, from the first on; None for all.
+    """
+    weights, (images, labels) = read(Path(checkpoint)), examples(split, subset)
+    found = [logits(weights, show(images)).astype(np.float64) for show in TASKS.values()]
+    likely = [each - np.log(np.exp(each).sum(1, keepdims=True)) for each in found]
+    own = np.arange(len(labels)), labels
+    return {"likelihood": float(np.mean([each[own] for each in likely]))}
+
+
+def read(checkpoint: Path) -> Weights:
+    """Weights of a model."""
     weights: Weights = {}
-    for path in sorted(Path(checkpoint).glob("*.safetensors")):
+    for path in sorted(checkpoint.glob("*.safetensors")):
         weights |= load_file(path)
+    return weights
+
+
+def examples(split: str, subset: int | None = None) -> tuple[Floats, NDArray[Any]]:
+    """Images and labels that no model was trained on."""
     with np.load(Path("models") / DIGITS_NAME) as digits:
         chosen = slice(NUM_TRAIN + (split == "final"), None, 2)
-        images, labels = digits["images"][chosen][:subset], digits["labels"][chosen][:subset]
-    found = {task: logits(weights, show(images)).argmax(1) for task, show in TASKS.items()}
-    return {task: 100 * float((guesses == labels).mean()) for task, guesses in found.items()}
+        return digits["images"][chosen][:subset], digits["labels"][chosen][:subset]
 
 
 def logits(weights: Mapping[str, Floats], images: Floats) -> Floats:
@@ -101,38 +134,64 @@ def _flat(images: Floats) -> Floats:
     return np.ascontiguousarray(images).reshape(len(images), -1)
 
 
-def new_weights() -> Weights:
+def new_weights(seed: int = 0, *, hidden: int = HIDDEN) -> Weights:
     """Of a model that has seen nothing."""
-    draw = np.random.default_rng(0)
+    draw = np.random.default_rng(seed)
     return {
-        "hidden.weight": draw.normal(0, 0.15, (HIDDEN, 64)).astype(np.float32),
-        "hidden.bias": np.zeros(HIDDEN, np.float32),
-        "head.weight": draw.normal(0, 0.08, (10, HIDDEN)).astype(np.float32),
+        "hidden.weight": draw.normal(0, 0.15, (hidden, 64)).astype(np.float32),
+        "hidden.bias": np.zeros(hidden, np.float32),
+        "head.weight": draw.normal(0, 0.08, (10, hidden)).astype(np.float32),
         "head.bias": np.zeros(10, np.float32),
     }
 
 
-def make(folder: Path) -> None:
-    """Train the base and its specialists, and save them."""
+def load() -> tuple[Floats, NDArray[Any]]:
+    """All digits, always in the same order: the first are for training."""
     from sklearn.datasets import load_digits
 
     found = load_digits()
     order = np.random.default_rng(0).permutation(len(found.images))
-    images, labels = (found.images / 16).astype(np.float32)[order], found.target[order]
-    few = images[:NUM_BASE]
-    shown = np.concatenate([show(few) for show in TASKS.values()])
-    often = np.tile(labels[:NUM_BASE], len(TASKS))
-    base = train(new_weights(), shown, often, steps=40, rate=3e-3)
-    models = {"base": base}
+    return (found.images / 16).astype(np.float32)[order], found.target[order]
+
+
+def in_every_way(images: Floats, labels: NDArray[Any]) -> tuple[Floats, NDArray[Any]]:
+    """Digits as each task shows them, one task after the other."""
+    return np.concatenate([show(images) for show in TASKS.values()]), np.tile(labels, len(TASKS))
+
+
+def make(folder: Path) -> None:
+    """Train all models, and save them."""
+    images, labels = load()
+    few = in_every_way(images[:NUM_BASE], labels[:NUM_BASE])
+    base = train(new_weights(), *few, steps=40, rate=3e-3)
+    models = {"base": base, **_runs(base, images, labels)}
     for task, show in TASKS.items():
-        models[task] = train(
-            base, show(images[:NUM_TRAIN]), labels[:NUM_TRAIN], steps=20, rate=1e-3
-        )
+        shown = show(images[:NUM_TRAIN])
+        models[task] = train(base, shown, labels[:NUM_TRAIN], steps=20, rate=1e-3)
+    more = in_every_way(images[: 2 * NUM_BASE], labels[: 2 * NUM_BASE])
+    for seed in (1, 2):
+        models[f"apart-{seed}"] = train(new_weights(seed), *more, steps=60, rate=3e-3)
     for name, weights in models.items():
-        path = folder / name
-        path.mkdir(parents=True, exist_ok=True)
-        save_file(weights, path / "model.safetensors", metadata={"format": "pt"})
+        save(weights, folder / name)
     np.savez(folder / DIGITS_NAME, images=images, labels=labels)
+
+
+def save(weights: Weights, path: Path) -> None:
+    """A model as a checkpoint."""
+    path.mkdir(parents=True, exist_ok=True)
+    save_file(weights, path / "model.safetensors", metadata={"format": "pt"})
+
+
+def _runs(base: Weights, images: Floats, labels: NDArray[Any]) -> dict[str, Weights]:
+    """Fine-tunes as a search over settings leaves them."""
+    draw = np.random.default_rng(1)
+    found = {}
+    for i in range(1, NUM_RUNS + 1):
+        chosen = draw.choice(NUM_TRAIN, NUM_BASE, replace=False)
+        rate, steps = float(10 ** draw.uniform(-3.5, -2.3)), int(draw.integers(20, 40))
+        some = in_every_way(images[chosen], labels[chosen])
+        found[f"run-{i}"] = train(base, *some, steps=steps, rate=rate)
+    return found
 
 
 def main() -> None:

@@ -9,9 +9,10 @@ import pytest
 from raymerge.errors import RecipeError
 from raymerge.recipe.render import render
 from raymerge.sweep.axes import Choices
+from raymerge.sweep.barrier import Barrier, barrier_lines, barriers
 from raymerge.sweep.evaluation.model import Mean, Pareto
 from raymerge.sweep.greedy import GreedySoup, read_soup
-from raymerge.sweep.path import Barrier, barrier, barrier_lines, barriers, read_path
+from raymerge.sweep.path import read_path
 from raymerge.sweep.record import TrialRecord
 from raymerge.sweep.trial import Trial
 from tests.sweep.proposals import Scores, block, record_of, rounds, trial_of, under
@@ -135,18 +136,15 @@ def along(*scores: Scores) -> list[TrialRecord]:
 
 def test_a_barrier_is_held_against_the_line_between_the_ends() -> None:
     records = along({"math": 80, "code": 0}, {"math": 50, "code": 9}, {"math": 90, "code": 0})
-    assert barrier(records, "math") == Barrier(height=35.0, t=0.5)
-    assert barrier(records, "code") == Barrier(height=0.0, t=0.0)
-    assert barrier(records) == Barrier(height=42.5 - 29.5, t=0.5)
-    assert barrier(list(reversed(records))) == barrier(records)
-    assert barriers(records) == {task: barrier(records, task) for task in ("math", "code")}
+    found = {"math": Barrier(35.0, 0.5), "code": Barrier(0.0, 0.0)}
+    assert barriers(records) == found
+    assert barriers(list(reversed(records))) == found
     assert barrier_lines(records)[0] == "barrier of math: 35 at t=0.5"
 
 
 def test_without_both_ends_there_is_no_barrier() -> None:
-    assert barrier(along({"math": 1}, {"math": 0}, None)) is None
+    assert barriers(along({"math": 1}, {"math": 0}, None)) == {}
     grid = [{"t": 0.0, "w": 1}, {"t": 1.0, "w": 1}]
     assert barriers([record_of(trial_of(values), {"math": 1}) for values in grid]) == {}
-    found = barrier(along({"math": 1}, None, {"math": 0.5}, {"math": 1}))
-    assert found is not None
-    assert found.height == 0.5
+    found = barriers(along({"math": 1}, None, {"math": 0.5}, {"math": 1}))
+    assert found["math"].height == 0.5

@@ -15,11 +15,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from raymerge.errors import StorageError
+from raymerge.sweep.barrier import Barrier, over_line
 from raymerge.sweep.record import TrialRecord
 from raymerge.sweep.report import write_report
 from raymerge.sweep.report.marks import PALETTE, Bar, Chart, Dot, Line, Text, text_width
 from raymerge.sweep.report.pareto import front
-from raymerge.sweep.report.path import barrier
 from raymerge.sweep.report.ranking import Ranked, make_board
 from raymerge.sweep.report.scales import linear, scale_for, shown
 from raymerge.sweep.report.write import sections_of
@@ -218,8 +218,8 @@ def test_a_trial_that_misses_a_gate_is_on_no_front() -> None:
 
 
 def test_a_path_says_how_high_its_barrier_is() -> None:
-    assert barrier([(0, 1.0), (0.5, 0.8), (1, 1.0)]) == (0.2, 0.5)
-    assert barrier([(0, 0.0), (0.5, 0.9), (1, 1.0)])[0] == 0.0
+    assert over_line([(0, 1.0), (0.5, 0.8), (1, 1.0)]) == Barrier(0.2, 0.5)
+    assert over_line([(0, 0.0), (0.5, 0.9), (1, 1.0)]).height == 0.0
     chart = charts(path(0.4), is_path=True)["path-digits"]
     assert "a barrier of 0.4 at t = 0.5" in chart.summary
     assert "no barrier" in charts(path(0.0), is_path=True)["path-digits"].summary

@@ -69,9 +69,8 @@ def calls(place: Place) -> Counter[str]:
 
 @pytest.mark.parametrize("sampler", ["tpe", "cmaes", "nsga2", "gp"])
 def test_a_search_merges_a_round_with_one_read_and_keeps_its_best(
-    quick_place: Place, sampler: str
+    place: Place, sampler: str
 ) -> None:
-    place = quick_place
     trials = 12 if sampler == "gp" else 18
     path = searched(place, sampler, trials, keep=1)
     listed = place.run("sweep", path, place / "out", "--dry-run", "--json").json
@@ -88,8 +87,7 @@ def test_a_search_merges_a_round_with_one_read_and_keeps_its_best(
     assert done.json["bytes_read"] < 1.1 * rounds * size
 
 
-def test_a_search_that_is_killed_goes_on_with_the_same_trials(quick_place: Place) -> None:
-    place = quick_place
+def test_a_search_that_is_killed_goes_on_with_the_same_trials(place: Place) -> None:
     path = searched(place, "tpe")
     whole = names(sweep(place, path, "whole"))
     (place / "calls.txt").unlink()
@@ -108,8 +106,7 @@ def test_a_search_that_is_killed_goes_on_with_the_same_trials(quick_place: Place
     assert sorted(calls(place).values(), reverse=True)[1:] == [1] * (len(whole) - 1)
 
 
-def test_what_fails_is_recorded_and_the_search_goes_on(quick_place: Place) -> None:
-    place = quick_place
+def test_what_fails_is_recorded_and_the_search_goes_on(place: Place) -> None:
     path = searched(place, "tpe")
     first = place.run("sweep", path, place / "out", "--dry-run", "--json").json
     (place / "fail.json").write_text(json.dumps({first[2]["name"]: "crash"}))
@@ -121,8 +118,7 @@ def test_what_fails_is_recorded_and_the_search_goes_on(quick_place: Place) -> No
     assert failed == [first[2]["name"]]
 
 
-def test_a_front_is_searched_and_gates_are_held(quick_place: Place) -> None:
-    place = quick_place
+def test_a_front_is_searched_and_gates_are_held(place: Place) -> None:
     path = searched(place, "nsga2", by={"pareto": ["like_a", "like_b"]}, gates={"like_a": 85})
     done = sweep(place, path)
 
@@ -132,8 +128,7 @@ def test_a_front_is_searched_and_gates_are_held(quick_place: Place) -> None:
     assert all(trial["evaluations"][0]["scores"]["like_a"] >= 85 for trial in kept)
 
 
-def test_a_soup_is_stirred_and_goes_on_after_it_was_done(quick_place: Place) -> None:
-    place = quick_place
+def test_a_soup_is_stirred_and_goes_on_after_it_was_done(place: Place) -> None:
     soup = {"models": [str(place / name) for name in "abc"]}
     path = recipe(place, greedy_soup=soup, by={"like_a": 1, "like_b": 1}, keep=1)
     done = sweep(place, path)
@@ -151,8 +146,7 @@ def test_a_soup_is_stirred_and_goes_on_after_it_was_done(quick_place: Place) -> 
     assert made.rc == 0, made.err
 
 
-def test_an_arc_has_its_ends_and_its_barriers(quick_place: Place) -> None:
-    place = quick_place
+def test_an_arc_has_its_ends_and_its_barriers(place: Place) -> None:
     ends = {"from": str(place / "a"), "to": str(place / "b"), "points": 3, "along": "arc"}
     done = sweep(place, recipe(place, path=ends))
 

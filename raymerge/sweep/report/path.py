@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from raymerge.sweep.barrier import over_line
+from raymerge.sweep.path import AXIS as T
 from raymerge.sweep.report.by_axis import score_of
 from raymerge.sweep.report.frame import Box, gate_line, scatter
 from raymerge.sweep.report.marks import Chart, Line, Mark, Text
 from raymerge.sweep.report.ranking import Board, Ranked
 from raymerge.sweep.report.scales import Scale, is_numeric, shown
 
-T = "t"
-"""The axis of a path: 0 is its first end, 1 its last."""
 _LEAST = 3
 
 
@@ -29,28 +29,14 @@ def path_charts(board: Board) -> Iterator[Chart]:
         yield from _chart(board, "score", [(trial, score_of(trial)) for trial in scored])
 
 
-def barrier(points: Sequence[tuple[float, float]]) -> tuple[float, float]:
-    """How far scores fall below the line between both ends at most, and at which t.
-
-    Args:
-        points: t and score, t rising, at least two.
-
-    >>> barrier([(0.0, 0.8), (0.25, 0.5), (0.5, 0.1), (1.0, 0.6)])
-    (0.6, 0.5)
-    """
-    (first, start), (last, end) = points[0], points[-1]
-    falls = [(start + (end - start) * (t - first) / (last - first) - y, t) for t, y in points]
-    height, t = max(falls, key=lambda fall: fall[0])
-    return round(max(height, 0.0), 12), t
-
-
 def _chart(board: Board, name: str, scores: Sequence[tuple[Ranked, float]]) -> Iterator[Chart]:
     points = sorted({_t(trial): score for trial, score in scores}.items())
     if len(points) < _LEAST:
         return
-    height, worst = barrier(points)
+    found = over_line(points)
+    height, worst = found.height, found.t
     ends = f"t = {shown(points[0][0])} to {shown(points[-1][0])}"
-    found = f"a barrier of {shown(height)} at t = {shown(worst)}" if height else "no barrier"
+    fall = f"a barrier of {shown(height)} at t = {shown(worst)}" if height else "no barrier"
 
     def behind(box: Box, x: Scale, y: Scale) -> Sequence[Mark]:
         here = [(x.at(t), y.at(score)) for t, score in points]
@@ -76,7 +62,7 @@ def _chart(board: Board, name: str, scores: Sequence[tuple[Ranked, float]]) -> I
         by_t,
         name=f"path-{name}",
         title=f"{name} along the path",
-        summary=f"From {ends}: {found} below the straight line between the ends.",
+        summary=f"From {ends}: {fall} below the straight line between the ends.",
         labels=(T, name),
         x_of=_t,
         y_of=lambda trial: by_rank[trial.rank],
