@@ -23,7 +23,7 @@ from raymerge.sweep.report.path import barrier
 from raymerge.sweep.report.ranking import Ranked, make_board
 from raymerge.sweep.report.scales import linear, scale_for, shown
 from raymerge.sweep.report.write import sections_of
-from tests.sweep.reported import evaluated, failed, grid, many, path, record
+from tests.sweep.reported import GATES, evaluated, failed, fronts, grid, many, path, record
 
 VOID = {"meta", "link", "br", "input", "img", "hr"}
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(1)>\"'&$x$\x1b[31m"
@@ -82,8 +82,8 @@ class Parsed(HTMLParser):
             self.cells[-1] += data
 
 
-def charts(records: Sequence[TrialRecord], *, is_path: bool = False) -> dict[str, Chart]:
-    sections = sections_of(make_board(records, {}), is_path=is_path)
+def charts(records: Sequence[TrialRecord]) -> dict[str, Chart]:
+    sections = sections_of(make_board(records, {}))
     return {chart.name: chart for section in sections for chart in section.charts}
 
 
@@ -93,7 +93,7 @@ def ranked(records: Sequence[TrialRecord]) -> tuple[Ranked, ...]:
 
 @EACH_SWEEP
 def test_the_page_is_whole_and_asks_for_nothing(name: str, tmp_path: Path) -> None:
-    text = write_report(tmp_path, SWEEPS[name], is_path=name == "path").read_text("utf-8")
+    text = write_report(tmp_path, SWEEPS[name]).read_text("utf-8")
     page = Parsed(text)
 
     assert page.open == []
@@ -154,7 +154,7 @@ def test_the_same_records_make_the_same_page(tmp_path: Path) -> None:
 def test_a_chart_of_an_earlier_report_goes(tmp_path: Path) -> None:
     write_report(tmp_path, grid())
     assert (tmp_path / "report" / "parallel.svg").exists()
-    write_report(tmp_path, path(), is_path=True)
+    write_report(tmp_path, path())
     assert sorted(file.stem for file in (tmp_path / "report").glob("*.svg")) == [
         "cost-bytes", "cost-seconds", "path-digits",
     ]  # fmt: skip
@@ -217,12 +217,27 @@ def test_a_trial_that_misses_a_gate_is_on_no_front() -> None:
     assert [trial.record.values["n"] for trial in front(trials, ("a", "b"))] == [1]
 
 
+def test_a_sweep_ranked_by_fronts_shows_tasks_and_not_scores(tmp_path: Path) -> None:
+    text = write_report(tmp_path, fronts(), gates=GATES, by_fronts=True).read_text("utf-8")
+    named = {file.stem for file in (tmp_path / "report").glob("*.svg")}
+    assert {"math-by-w", "code-by-w", "math-by-density", "pareto-math-code"} <= named
+    assert not {name for name in named if name.startswith("score-")}
+    assert "First of the best front" in text
+
+
+def test_ranks_are_those_of_the_choice() -> None:
+    records = [record({"n": n}, {"a": n}, rank=3 - n) for n in range(3)]
+    assert [trial.record.rank for trial in ranked(records)] == [1, 2, 3]
+    later = record({"n": 9}, {"a": 99})
+    assert [trial.record.rank for trial in ranked([later, *records])] == [1, 2, 3, None]
+
+
 def test_a_path_says_how_high_its_barrier_is() -> None:
     assert barrier([(0, 1.0), (0.5, 0.8), (1, 1.0)]) == (0.2, 0.5)
     assert barrier([(0, 0.0), (0.5, 0.9), (1, 1.0)])[0] == 0.0
-    chart = charts(path(0.4), is_path=True)["path-digits"]
+    chart = charts(path(0.4))["path-digits"]
     assert "a barrier of 0.4 at t = 0.5" in chart.summary
-    assert "no barrier" in charts(path(0.0), is_path=True)["path-digits"].summary
+    assert "no barrier" in charts(path(0.0))["path-digits"].summary
 
 
 def test_an_axis_of_one_value_has_no_chart() -> None:
@@ -260,7 +275,7 @@ def test_words_and_truth_have_a_place_each() -> None:
 
 @EACH_SWEEP
 def test_nothing_is_drawn_outside_of_its_chart(name: str) -> None:
-    for chart in charts(SWEEPS[name], is_path=name == "path").values():
+    for chart in charts(SWEEPS[name]).values():
         for mark in chart.marks:
             for x, y in corners(mark):
                 assert -1 <= x <= chart.width + 1, (chart.name, mark)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from raymerge.sweep.report.by_axis import score_of
+from raymerge.sweep.record import TrialRecord
 from raymerge.sweep.report.frame import Box, gate_line, scatter
 from raymerge.sweep.report.marks import Chart, Line, Mark, Text
-from raymerge.sweep.report.ranking import Board, Ranked
+from raymerge.sweep.report.ranking import Board, Measure, Ranked
 from raymerge.sweep.report.scales import Scale, is_numeric, shown
 
 T = "t"
@@ -23,10 +23,20 @@ def path_charts(board: Board) -> Iterator[Chart]:
         if T in trial.record.values and is_numeric([trial.record.values[T]])
     ]
     for task in board.tasks:
-        yield from _chart(board, task, [(t, t.scores[task]) for t in on_path if task in t.scores])
-    if len(board.tasks) != 1:
-        scored = [trial for trial in on_path if trial.record.score is not None]
-        yield from _chart(board, "score", [(trial, score_of(trial)) for trial in scored])
+        yield from _chart(board, task, Measure(task, task).pairs(on_path))
+    if len(board.tasks) > 1 and not board.by_fronts:
+        yield from _chart(board, "score", Measure("score", None).pairs(on_path))
+
+
+def is_path(records: Sequence[TrialRecord]) -> bool:
+    """Whether trials differ in `t` alone, from 0 to 1."""
+    found = set()
+    for record in records:
+        t = record.values.get(T)
+        if len(record.values) != 1 or isinstance(t, bool) or not isinstance(t, int | float):
+            return False
+        found.add(t)
+    return {0, 1} <= found and 0 <= min(found) <= max(found) <= 1
 
 
 def barrier(points: Sequence[tuple[float, float]]) -> tuple[float, float]:

@@ -17,7 +17,7 @@ from raymerge.sweep.report.marks import Chart
 from raymerge.sweep.report.page import Section, render_page
 from raymerge.sweep.report.parallel import parallel_chart
 from raymerge.sweep.report.pareto import pareto_charts
-from raymerge.sweep.report.path import path_charts
+from raymerge.sweep.report.path import is_path, path_charts
 from raymerge.sweep.report.ranking import Board, make_board
 from raymerge.sweep.report.svg import file_svg
 
@@ -50,7 +50,7 @@ def write_report(
     records: Sequence[TrialRecord],
     *,
     gates: Mapping[str, float] | None = None,
-    is_path: bool = False,
+    by_fronts: bool = False,
 ) -> Path:
     """Write the report of a sweep, in place of an earlier one.
 
@@ -61,7 +61,8 @@ def write_report(
         records: Its trials, in any order.
         gates: The least that a kept trial scores, by task: drawn, and filtered by. Which trials
             miss one, their records say.
-        is_path: Whether the axis `t` leads from one checkpoint to another.
+        by_fronts: Whether trials are ranked by fronts over tasks, so that what is shown is the
+            tasks and not the score.
 
     Returns:
         The page.
@@ -69,8 +70,8 @@ def write_report(
     Raises:
         StorageError: A file cannot be written.
     """
-    board = make_board(records, gates or {})
-    sections = sections_of(board, is_path=is_path)
+    board = make_board(records, gates or {}, by_fronts=by_fronts)
+    sections = sections_of(board)
     charts = [chart for section in sections for chart in section.charts]
     endings = ("svg", "png") if png.can_paint() else ("svg",)
     page = render_page(
@@ -89,12 +90,13 @@ def write_report(
     return out / PAGE_NAME
 
 
-def sections_of(board: Board, *, is_path: bool) -> tuple[Section, ...]:
+def sections_of(board: Board) -> tuple[Section, ...]:
     """All charts that there is something to see in."""
+    along = is_path([trial.record for trial in board.trials])
     parallel = parallel_chart(board)
     found: Mapping[str, Iterable[Chart]] = {
-        "path": path_charts(board) if is_path else (),
-        "axes": () if is_path else charts_by_axis(board),
+        "path": path_charts(board) if along else (),
+        "axes": () if along else charts_by_axis(board),
         "pareto": pareto_charts(board),
         "parallel": [parallel] if parallel else (),
         "cost": cost_charts(board),
