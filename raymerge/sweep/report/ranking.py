@@ -19,7 +19,6 @@ KINDS: Mapping[Kind, tuple[str, Shape]] = {
     "failed": ("failed", "cross"),
 }
 """What a trial came to, in words and as a point: shapes differ, so that colours need not."""
-_WITHOUT_GATES = "scored"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,7 +110,11 @@ class Board:
 
     def words(self, kind: Kind) -> str:
         """What a trial came to."""
-        return _WITHOUT_GATES if kind == "cleared" and not self.has_gates else KINDS[kind][0]
+        if kind == "cleared" and not self.has_gates:
+            return "scored"
+        if kind == "unscored" and not self.tasks:
+            return "merged"
+        return KINDS[kind][0]
 
     def misses(self, trial: Ranked) -> tuple[str, ...]:
         """The gates, by task, that a trial does not clear."""
