@@ -19,7 +19,6 @@ from raymerge.sweep.record import TrialRecord
 from raymerge.sweep.report import write_report
 from raymerge.sweep.report.marks import PALETTE, Bar, Chart, Dot, Line, Text, text_width
 from raymerge.sweep.report.pareto import front
-from raymerge.sweep.report.path import barrier
 from raymerge.sweep.report.ranking import Ranked, make_board
 from raymerge.sweep.report.scales import linear, scale_for, shown
 from raymerge.sweep.report.write import sections_of
@@ -233,11 +232,13 @@ def test_ranks_are_those_of_the_choice() -> None:
 
 
 def test_a_path_says_how_high_its_barrier_is() -> None:
-    assert barrier([(0, 1.0), (0.5, 0.8), (1, 1.0)]) == (0.2, 0.5)
-    assert barrier([(0, 0.0), (0.5, 0.9), (1, 1.0)])[0] == 0.0
-    chart = charts(path(0.4))["path-digits"]
-    assert "a barrier of 0.4 at t = 0.5" in chart.summary
-    assert "no barrier" in charts(path(0.0))["path-digits"].summary
+    assert "A barrier of 0.4 at t = 0.5" in charts(path(0.4))["path-digits"].summary
+    assert "No barrier" in charts(path(0.0))["path-digits"].summary
+    without_end = [one for one in path() if one.values["t"] != 1]
+    assert "path-digits" not in charts(without_end)
+    assert "score-by-t" in charts(without_end)
+    unscored = [replace(one, evaluations=()) if one.values["t"] == 1 else one for one in path()]
+    assert "An end has no score" in charts(unscored)["path-digits"].summary
 
 
 def test_an_axis_of_one_value_has_no_chart() -> None:
