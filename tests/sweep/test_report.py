@@ -159,6 +159,16 @@ def test_a_chart_of_an_earlier_report_goes(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
+def test_a_trial_called_report_keeps_its_folder(tmp_path: Path) -> None:
+    theirs = tmp_path / "report" / "logo.png"
+    theirs.parent.mkdir()
+    theirs.write_bytes(b"theirs")
+    text = write_report(tmp_path, [record({"w": 1}, out=str(theirs.parent))]).read_text("utf-8")
+    assert [path.name for path in theirs.parent.iterdir()] == ["logo.png"]
+    assert (tmp_path / "report-2" / "cost-bytes.svg").exists()
+    assert 'href="report-2/cost-bytes.svg"' in text
+
+
 def test_without_matplotlib_there_are_the_page_and_the_svgs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

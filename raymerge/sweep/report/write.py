@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from itertools import chain, count
 from pathlib import Path
 
 from raymerge.errors import StorageError
@@ -73,17 +74,18 @@ def write_report(
     board = make_board(records, gates or {}, by_fronts=by_fronts)
     sections = sections_of(board)
     charts = [chart for section in sections for chart in section.charts]
+    folder = _folder(out, records)
     endings = ("svg", "png") if png.can_paint() else ("svg",)
     page = render_page(
         board,
         sections,
         title=out.resolve().name,
         out=str(out),
-        files_at=CHARTS_NAME,
+        files_at=folder.name,
         endings=endings,
     )
     try:
-        _write_charts(out / CHARTS_NAME, charts, endings)
+        _write_charts(folder, charts, endings)
         _write(out / PAGE_NAME, page)
     except OSError as error:
         raise StorageError(f"{out / PAGE_NAME} cannot be written: {error.strerror}") from error
@@ -107,6 +109,13 @@ def sections_of(board: Board) -> tuple[Section, ...]:
         for key, charts in found.items()
         if (some := tuple(_with_file_name(chart, names) for chart in charts))
     )
+
+
+def _folder(out: Path, records: Sequence[TrialRecord]) -> Path:
+    """The charts' own folder: what `report.yaml` makes lies in the one of that name."""
+    taken = {Path(record.out.removeprefix("file://")).resolve() for record in records}
+    names = chain([CHARTS_NAME], (f"{CHARTS_NAME}-{number}" for number in count(2)))
+    return next(out / name for name in names if (out / name).resolve() not in taken)
 
 
 def _with_file_name(chart: Chart, taken: dict[str, str]) -> Chart:
