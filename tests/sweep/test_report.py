@@ -21,7 +21,7 @@ from raymerge.sweep.report.marks import PALETTE, Bar, Chart, Dot, Line, Text, te
 from raymerge.sweep.report.pareto import front
 from raymerge.sweep.report.ranking import Ranked, make_board
 from raymerge.sweep.report.scales import linear, scale_for, shown
-from raymerge.sweep.report.write import sections_of
+from raymerge.sweep.report.write import MAX_SHOWN, sections_of
 from tests.sweep.reported import GATES, evaluated, failed, fronts, grid, many, path, record
 
 VOID = {"meta", "link", "br", "input", "img", "hr"}
@@ -157,6 +157,17 @@ def test_a_chart_of_an_earlier_report_goes(tmp_path: Path) -> None:
     assert sorted(file.stem for file in (tmp_path / "report").glob("*.svg")) == [
         "cost-bytes", "cost-seconds", "path-digits",
     ]  # fmt: skip
+
+
+def test_of_very_many_trials_the_best_are_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    records = [record({"w": n}, {"a": n}, name=f"trial-{n}") for n in range(MAX_SHOWN + 1)]
+    text = write_report(tmp_path, records).read_text("utf-8")
+    assert f"the best {MAX_SHOWN} of {MAX_SHOWN + 1} trials" in text
+    assert "trial-1<" in text
+    assert "trial-0<" not in text
 
 
 def test_a_trial_called_report_keeps_its_folder(tmp_path: Path) -> None:

@@ -24,6 +24,8 @@ from raymerge.sweep.report.svg import file_svg
 
 PAGE_NAME = "report.html"
 CHARTS_NAME = "report"
+MAX_SHOWN = 500
+"""Trials, best first, that are in the page: more make it slow to open, and charts a smear."""
 _UNFIT = re.compile(r"[^A-Za-z0-9_.]+")
 _MAX_NAME = 80
 _ABOUT = {
@@ -55,7 +57,8 @@ def write_report(
 ) -> Path:
     """Write the report of a sweep, in place of an earlier one.
 
-    The same records make the same page. Charts are also PNG where matplotlib is installed.
+    The same records make the same page. It shows the best 500 trials, and says so where there are
+    more. Charts are also PNG where matplotlib is installed.
 
     Args:
         out: Folder of the sweep.
@@ -71,7 +74,8 @@ def write_report(
     Raises:
         StorageError: A file cannot be written.
     """
-    board = make_board(records, gates or {}, by_fronts=by_fronts)
+    whole = make_board(records, gates or {}, by_fronts=by_fronts)
+    board = replace(whole, trials=whole.trials[:MAX_SHOWN])
     sections = sections_of(board)
     charts = [chart for section in sections for chart in section.charts]
     folder = _folder(out, records)
@@ -79,6 +83,7 @@ def write_report(
     page = render_page(
         board,
         sections,
+        whole=whole,
         title=out.resolve().name,
         out=str(out),
         files_at=folder.name,
