@@ -104,9 +104,11 @@ def sweep(
     """
     from raymerge.storage import local_folder
     from raymerge.sweep import loop
+    from raymerge.sweep.evaluation import Pareto
     from raymerge.sweep.judging import Judge
     from raymerge.sweep.ledger import Ledger
     from raymerge.sweep.places import Places
+    from raymerge.sweep.report import write_report
     from raymerge.sweep.rounds import Rounds
 
     began = perf_counter()
@@ -136,6 +138,8 @@ def sweep(
             on_evaluated=on_evaluated,
         ) as judge:
             records = loop.run(proposer, judge)
+    by_fronts = isinstance(evaluating.by, Pareto)
+    write_report(folder, records, gates=evaluating.gates, by_fronts=by_fronts)
     ran = [record for record in records if record.name in judge.merged]
     return SweepResult(
         output=place,

@@ -116,3 +116,10 @@ def path(barrier: float = 0.4) -> list[TrialRecord]:
         record({"t": t / 10}, {"digits": 0.9 - t / 100 - barrier * math.sin(math.pi * t / 10) ** 2})
         for t in range(11)
     ]
+
+
+def fronts() -> list[TrialRecord]:
+    """The grid, ranked by fronts over both tasks."""
+    found = [one for one in grid() if one.score is not None]
+    best = sorted(found, key=lambda one: (bool(one.missed), -(one.score or 0.0)))
+    return [replace(one, score=float(-(rank // 5)), rank=rank + 1) for rank, one in enumerate(best)]

@@ -168,7 +168,7 @@ def test_candidates_lie_in_scratch_until_they_are_kept(
     assert not scratch.exists()
     assert there(place) == {0.75, 1}
     assert sorted(path.name for path in (place / "out").iterdir() if path.is_dir()) == sorted(
-        [".raymerge-sweep", *(one.name for one in result.trials if one.state == "kept")]
+        [".raymerge-sweep", "report", *(one.name for one in result.trials if one.state == "kept")]
     )
     for one in result.trials[-2:]:
         (place / "alone.yaml").write_text(one.text)

@@ -15,15 +15,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from raymerge.errors import StorageError
-from raymerge.sweep.barrier import Barrier, over_line
 from raymerge.sweep.record import TrialRecord
 from raymerge.sweep.report import write_report
 from raymerge.sweep.report.marks import PALETTE, Bar, Chart, Dot, Line, Text, text_width
 from raymerge.sweep.report.pareto import front
 from raymerge.sweep.report.ranking import Ranked, make_board
 from raymerge.sweep.report.scales import linear, scale_for, shown
-from raymerge.sweep.report.write import sections_of
-from tests.sweep.reported import evaluated, failed, grid, many, path, record
+from raymerge.sweep.report.write import MAX_SHOWN, sections_of
+from tests.sweep.reported import GATES, evaluated, failed, fronts, grid, many, path, record
 
 VOID = {"meta", "link", "br", "input", "img", "hr"}
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(1)>\"'&$x$\x1b[31m"
@@ -82,8 +81,8 @@ class Parsed(HTMLParser):
             self.cells[-1] += data
 
 
-def charts(records: Sequence[TrialRecord], *, is_path: bool = False) -> dict[str, Chart]:
-    sections = sections_of(make_board(records, {}), is_path=is_path)
+def charts(records: Sequence[TrialRecord]) -> dict[str, Chart]:
+    sections = sections_of(make_board(records, {}))
     return {chart.name: chart for section in sections for chart in section.charts}
 
 
@@ -93,7 +92,7 @@ def ranked(records: Sequence[TrialRecord]) -> tuple[Ranked, ...]:
 
 @EACH_SWEEP
 def test_the_page_is_whole_and_asks_for_nothing(name: str, tmp_path: Path) -> None:
-    text = write_report(tmp_path, SWEEPS[name], is_path=name == "path").read_text("utf-8")
+    text = write_report(tmp_path, SWEEPS[name]).read_text("utf-8")
     page = Parsed(text)
 
     assert page.open == []
@@ -154,10 +153,31 @@ def test_the_same_records_make_the_same_page(tmp_path: Path) -> None:
 def test_a_chart_of_an_earlier_report_goes(tmp_path: Path) -> None:
     write_report(tmp_path, grid())
     assert (tmp_path / "report" / "parallel.svg").exists()
-    write_report(tmp_path, path(), is_path=True)
+    write_report(tmp_path, path())
     assert sorted(file.stem for file in (tmp_path / "report").glob("*.svg")) == [
         "cost-bytes", "cost-seconds", "path-digits",
     ]  # fmt: skip
+
+
+def test_of_very_many_trials_the_best_are_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    records = [record({"w": n}, {"a": n}, name=f"trial-{n}") for n in range(MAX_SHOWN + 1)]
+    text = write_report(tmp_path, records).read_text("utf-8")
+    assert f"the best {MAX_SHOWN} of {MAX_SHOWN + 1} trials" in text
+    assert "trial-1<" in text
+    assert "trial-0<" not in text
+
+
+def test_a_trial_called_report_keeps_its_folder(tmp_path: Path) -> None:
+    theirs = tmp_path / "report" / "logo.png"
+    theirs.parent.mkdir()
+    theirs.write_bytes(b"theirs")
+    text = write_report(tmp_path, [record({"w": 1}, out=str(theirs.parent))]).read_text("utf-8")
+    assert [path.name for path in theirs.parent.iterdir()] == ["logo.png"]
+    assert (tmp_path / "report-2" / "cost-bytes.svg").exists()
+    assert 'href="report-2/cost-bytes.svg"' in text
 
 
 def test_without_matplotlib_there_are_the_page_and_the_svgs(
@@ -217,12 +237,29 @@ def test_a_trial_that_misses_a_gate_is_on_no_front() -> None:
     assert [trial.record.values["n"] for trial in front(trials, ("a", "b"))] == [1]
 
 
+def test_a_sweep_ranked_by_fronts_shows_tasks_and_not_scores(tmp_path: Path) -> None:
+    text = write_report(tmp_path, fronts(), gates=GATES, by_fronts=True).read_text("utf-8")
+    named = {file.stem for file in (tmp_path / "report").glob("*.svg")}
+    assert {"math-by-w", "code-by-w", "math-by-density", "pareto-math-code"} <= named
+    assert not {name for name in named if name.startswith("score-")}
+    assert "First of the best front" in text
+
+
+def test_ranks_are_those_of_the_choice() -> None:
+    records = [record({"n": n}, {"a": n}, rank=3 - n) for n in range(3)]
+    assert [trial.record.rank for trial in ranked(records)] == [1, 2, 3]
+    later = record({"n": 9}, {"a": 99})
+    assert [trial.record.rank for trial in ranked([later, *records])] == [1, 2, 3, None]
+
+
 def test_a_path_says_how_high_its_barrier_is() -> None:
-    assert over_line([(0, 1.0), (0.5, 0.8), (1, 1.0)]) == Barrier(0.2, 0.5)
-    assert over_line([(0, 0.0), (0.5, 0.9), (1, 1.0)]).height == 0.0
-    chart = charts(path(0.4), is_path=True)["path-digits"]
-    assert "a barrier of 0.4 at t = 0.5" in chart.summary
-    assert "no barrier" in charts(path(0.0), is_path=True)["path-digits"].summary
+    assert "A barrier of 0.4 at t = 0.5" in charts(path(0.4))["path-digits"].summary
+    assert "No barrier" in charts(path(0.0))["path-digits"].summary
+    without_end = [one for one in path() if one.values["t"] != 1]
+    assert "path-digits" not in charts(without_end)
+    assert "score-by-t" in charts(without_end)
+    unscored = [replace(one, evaluations=()) if one.values["t"] == 1 else one for one in path()]
+    assert "An end has no score" in charts(unscored)["path-digits"].summary
 
 
 def test_an_axis_of_one_value_has_no_chart() -> None:
@@ -260,7 +297,7 @@ def test_words_and_truth_have_a_place_each() -> None:
 
 @EACH_SWEEP
 def test_nothing_is_drawn_outside_of_its_chart(name: str) -> None:
-    for chart in charts(SWEEPS[name], is_path=name == "path").values():
+    for chart in charts(SWEEPS[name]).values():
         for mark in chart.marks:
             for x, y in corners(mark):
                 assert -1 <= x <= chart.width + 1, (chart.name, mark)

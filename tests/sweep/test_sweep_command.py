@@ -54,6 +54,11 @@ def test_a_sweep_its_resumption_and_a_trial_again(place: Place) -> None:
         assert place.merge(place / "alone.yaml", "alone", "--overwrite").rc == 0
         assert shard_hashes(place / "alone") == shard_hashes(Path(row["out"]))
 
+    page = (place / "out" / "report.html").read_text()
+    assert all(row["recipe"].splitlines()[0] in page for row in rows)
+    assert all(f"raymerge reproduce {place / 'out'} {name}" in page for name in names)
+    assert (place / "out" / "report" / "cost-bytes.png").exists()
+
     again = sweep(place, recipe, "--json").json
     assert (again["resumed"], again["bytes_read"]) == (2, 0)
     wider = sweep(place, grid(place, weights="[0.5, 0.25, 1]"), "--json").json

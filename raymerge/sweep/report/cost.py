@@ -15,18 +15,14 @@ _MAX_BAR_PX = 26.0
 
 
 def cost_charts(board: Board) -> Iterator[Chart]:
-    """A chart of seconds and one of bytes."""
-    if not board.trials:
-        return
-    yield _chart(
-        board,
-        "seconds",
-        "s",
-        (("merge", "score3"), ("evaluation", "score1")),
-        [(trial.record.seconds, trial.evaluation_seconds) for trial in board.trials],
-    )
+    """A chart of seconds and one of bytes, where there are any."""
+    times = [(trial.record.seconds, trial.evaluation_seconds) for trial in board.trials]
+    if any(map(sum, times)):
+        yield _chart(board, "seconds", "s", (("merge", "score3"), ("evaluation", "score1")), times)
     sizes = [(trial.record.bytes_read, trial.record.bytes_written) for trial in board.trials]
-    power, most = 0, max(map(sum, sizes))
+    power, most = 0, max(map(sum, sizes), default=0)
+    if not most:
+        return
     while most >= _STEP and power < len(_UNITS) - 1:
         power, most = power + 1, most // _STEP
     scaled = [(read / _STEP**power, written / _STEP**power) for read, written in sizes]

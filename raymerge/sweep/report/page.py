@@ -30,6 +30,7 @@ def render_page(
     board: Board,
     sections: Sequence[Section],
     *,
+    whole: Board,
     title: str,
     out: str,
     files_at: str,
@@ -40,6 +41,7 @@ def render_page(
     Args:
         board: What it shows.
         sections: And the charts of it.
+        whole: All trials, of which the page counts what it does not show.
         title: Of the page.
         out: Folder of the sweep, as its commands are told it.
         files_at: Where the charts' files are, from the page.
@@ -60,7 +62,8 @@ def render_page(
         sections=sections,
         table=ranking_table(board),
         title=title,
-        tiles=_tiles(board),
+        tiles=_tiles(whole),
+        num_trials=len(whole.trials),
         best=board.trials[0] if board.scored and board.trials else None,
         svg=lambda chart: Markup(page_svg(chart)),  # noqa: S704 - it escapes what is in it
         css=Markup(css),  # noqa: S704 - ours

@@ -2,73 +2,93 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
-from raymerge.sweep.barrier import over_line
-from raymerge.sweep.path import AXIS as T
-from raymerge.sweep.report.by_axis import score_of
+from raymerge.sweep.barrier import Barrier, over_line
+from raymerge.sweep.path import AXIS
+from raymerge.sweep.record import TrialRecord
 from raymerge.sweep.report.frame import Box, gate_line, scatter
 from raymerge.sweep.report.marks import Chart, Line, Mark, Text
-from raymerge.sweep.report.ranking import Board, Ranked
-from raymerge.sweep.report.scales import Scale, is_numeric, shown
+from raymerge.sweep.report.ranking import Board, Measure, Ranked
+from raymerge.sweep.report.scales import Scale, shown
 
 _LEAST = 3
+"""Points that make a path to look at."""
+_NOTHING = 1e-9
+"""A barrier that is none but for rounding."""
 
 
 def path_charts(board: Board) -> Iterator[Chart]:
-    """A chart per task, and one of the score where that is none of them."""
-    on_path = [
-        trial
-        for trial in board.trials
-        if T in trial.record.values and is_numeric([trial.record.values[T]])
-    ]
+    """A chart per task, and one of the score where that is none of them; the trials are a path."""
     for task in board.tasks:
-        yield from _chart(board, task, [(t, t.scores[task]) for t in on_path if task in t.scores])
-    if len(board.tasks) != 1:
-        scored = [trial for trial in on_path if trial.record.score is not None]
-        yield from _chart(board, "score", [(trial, score_of(trial)) for trial in scored])
+        yield from _chart(board, Measure(task, task), board.trials)
+    if len(board.tasks) > 1 and not board.by_fronts:
+        yield from _chart(board, Measure("score", None), board.trials)
 
 
-def _chart(board: Board, name: str, scores: Sequence[tuple[Ranked, float]]) -> Iterator[Chart]:
-    points = sorted({_t(trial): score for trial, score in scores}.items())
+def is_path(records: Sequence[TrialRecord]) -> bool:
+    """Whether trials differ in `t` alone, from 0 to 1."""
+    found = set()
+    for record in records:
+        t = record.values.get(AXIS)
+        if len(record.values) != 1 or isinstance(t, bool) or not isinstance(t, int | float):
+            return False
+        found.add(t)
+    return {0, 1} <= found and 0 <= min(found) <= max(found) <= 1
+
+
+def _chart(board: Board, measure: Measure, trials: Sequence[Ranked]) -> Iterator[Chart]:
+    pairs = sorted(measure.pairs(trials), key=lambda pair: _t(pair[0]))
+    points = [(_t(trial), score) for trial, score in pairs]
     if len(points) < _LEAST:
         return
-    found = over_line(points)
-    height, worst = found.height, found.t
-    ends = f"t = {shown(points[0][0])} to {shown(points[-1][0])}"
-    fall = f"a barrier of {shown(height)} at t = {shown(worst)}" if height else "no barrier"
+    found = over_line(points) if (points[0][0], points[-1][0]) == (0, 1) else None
+    by_rank = {trial.rank: score for trial, score in pairs}
 
     def behind(box: Box, x: Scale, y: Scale) -> Sequence[Mark]:
-        here = [(x.at(t), y.at(score)) for t, score in points]
-        marks: list[Mark] = [
-            *(gate_line(box, y, board.gates[name]) if name in board.gates else ()),
-            Line(points=(here[0], here[-1]), colour="axis", dashed=True),
-            Line(points=tuple(here), colour="accent", width=2),
+        here = tuple((x.at(t), y.at(score)) for t, score in points)
+        gate = board.gates.get(measure.name)
+        return [
+            *(gate_line(box, y, gate) if gate is not None else ()),
+            *([Line(points=(here[0], here[-1]), colour="axis", dashed=True)] if found else ()),
+            Line(points=here, colour="accent", width=2),
+            *(_height(found, x, y, dict(points)) if found else ()),
         ]
-        if height:
-            at, low = x.at(worst), y.at(dict(points)[worst])
-            high = low - (y.at(0) - y.at(height))
-            marks.append(Line(points=((at, low), (at, high)), colour="failed", width=1.5))
-            words, middle = f"barrier {shown(height)}", (low + high) / 2
-            marks.append(
-                Text(x=at, y=middle, text=words, colour="failed", anchor="middle", halo=True)
-            )
-        return marks
 
-    by_t = sorted((trial for trial, _ in scores), key=_t)
-    by_rank = {trial.rank: score for trial, score in scores}
     yield scatter(
         board,
-        by_t,
-        name=f"path-{name}",
-        title=f"{name} along the path",
-        summary=f"From {ends}: {fall} below the straight line between the ends.",
-        labels=(T, name),
+        [trial for trial, _ in pairs],
+        name=f"path-{measure.name}",
+        title=f"{measure.title} along the path",
+        summary=_summary(found),
+        labels=(AXIS, measure.name),
         x_of=_t,
         y_of=lambda trial: by_rank[trial.rank],
         behind=behind,
     )
 
 
+def _summary(found: Barrier | None) -> str:
+    if found is None:
+        return "An end has no score, so there is no line to compare with."
+    if found.height < _NOTHING:
+        return "No barrier: nowhere below the straight line between the ends."
+    return (
+        f"A barrier of {found.height:.4g} at t = {shown(found.t)}, below the straight line between "
+        "the ends."
+    )
+
+
+def _height(found: Barrier, x: Scale, y: Scale, scores: Mapping[float, float]) -> Iterator[Mark]:
+    """From the path up to the line between its ends."""
+    if found.height < _NOTHING:
+        return
+    at, low = x.at(found.t), y.at(scores[found.t])
+    high = y.at(scores[found.t] + found.height)
+    words = f"barrier {found.height:.4g}"
+    yield Line(points=((at, low), (at, high)), colour="failed")
+    yield Text(x=at, y=(low + high) / 2, text=words, colour="failed", anchor="middle", halo=True)
+
+
 def _t(trial: Ranked) -> float:
-    return float(trial.record.values[T])
+    return float(trial.record.values[AXIS])

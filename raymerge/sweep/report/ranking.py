@@ -19,7 +19,6 @@ KINDS: Mapping[Kind, tuple[str, Shape]] = {
     "failed": ("failed", "cross"),
 }
 """What a trial came to, in words and as a point: shapes differ, so that colours need not."""
-_WITHOUT_GATES = "scored"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,6 +54,29 @@ class Ranked:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class Measure:
+    """Something that trials are compared by."""
+
+    name: str
+    task: str | None
+    """None for the score."""
+
+    @property
+    def title(self) -> str:
+        """At the beginning of a title; a task is written as it is."""
+        return self.name.capitalize() if self.task is None else self.name
+
+    def of(self, trial: Ranked) -> float | None:
+        """How good a trial is."""
+        return trial.record.score if self.task is None else trial.scores.get(self.task)
+
+    def pairs(self, trials: Iterable[Ranked]) -> list[tuple[Ranked, float]]:
+        """The trials that have it, with it."""
+        found = ((trial, self.of(trial)) for trial in trials)
+        return [(trial, value) for trial, value in found if value is not None]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Board:
     """All trials, best first, and what there is to show of them."""
@@ -66,11 +88,20 @@ class Board:
     final_tasks: tuple[str, ...]
     gates: Mapping[str, float]
     """The least that a kept trial scores, by task, as far as it is known."""
+    by_fronts: bool
+    """Whether ranks go by fronts over tasks, so that a score says only on which one a trial is."""
 
     @property
     def scored(self) -> tuple[Ranked, ...]:
         """The trials that have what they are ranked by."""
         return tuple(trial for trial in self.trials if trial.record.score is not None)
+
+    @property
+    def measures(self) -> tuple[Measure, ...]:
+        """What trials are compared by: their score, or each task where fronts rank."""
+        if self.by_fronts:
+            return tuple(Measure(task, task) for task in self.tasks)
+        return (Measure("score", None),)
 
     @property
     def has_gates(self) -> bool:
@@ -79,7 +110,11 @@ class Board:
 
     def words(self, kind: Kind) -> str:
         """What a trial came to."""
-        return _WITHOUT_GATES if kind == "cleared" and not self.has_gates else KINDS[kind][0]
+        if kind == "cleared" and not self.has_gates:
+            return "scored"
+        if kind == "unscored" and not self.tasks:
+            return "merged"
+        return KINDS[kind][0]
 
     def misses(self, trial: Ranked) -> tuple[str, ...]:
         """The gates, by task, that a trial does not clear."""
@@ -96,17 +131,17 @@ def colour_of(kind: Kind) -> str:
     return "stopped" if kind == "unscored" else kind
 
 
-def make_board(records: Sequence[TrialRecord], gates: Mapping[str, float]) -> Board:
-    """Put trials in order: those that clear the gates by score, then the others.
-
-    A trial that misses a gate comes after all that clear them, however good its score.
-    """
+def make_board(
+    records: Sequence[TrialRecord], gates: Mapping[str, float], *, by_fronts: bool = False
+) -> Board:
+    """Put trials in order: by rank; those without one by what they came to, then by score."""
     found = [_ranked(record) for record in records]
     order = {kind: number for number, kind in enumerate(KINDS)} | {"cleared": 0}
 
-    def key(trial: tuple[TrialRecord, Kind, Evaluated | None]) -> tuple[int, float]:
-        score = trial[0].score
-        return order[trial[1]], 0.0 if score is None else -score
+    def key(trial: tuple[TrialRecord, Kind, Evaluated | None]) -> tuple[float, int, float]:
+        record, kind, _ = trial
+        rank = float("inf") if record.rank is None else record.rank
+        return rank, order[kind], 0.0 if record.score is None else -record.score
 
     trials = []
     for rank, (record, kind, shown) in enumerate(sorted(found, key=key), start=1):
@@ -128,6 +163,7 @@ def make_board(records: Sequence[TrialRecord], gates: Mapping[str, float]) -> Bo
         tasks=_union(trial.scores for trial in trials),
         final_tasks=_union(trial.final for trial in trials),
         gates=gates,
+        by_fronts=by_fronts,
     )
 
 

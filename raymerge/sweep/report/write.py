@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from itertools import chain, count
 from pathlib import Path
 
 from raymerge.errors import StorageError
@@ -17,12 +18,14 @@ from raymerge.sweep.report.marks import Chart
 from raymerge.sweep.report.page import Section, render_page
 from raymerge.sweep.report.parallel import parallel_chart
 from raymerge.sweep.report.pareto import pareto_charts
-from raymerge.sweep.report.path import path_charts
+from raymerge.sweep.report.path import is_path, path_charts
 from raymerge.sweep.report.ranking import Board, make_board
 from raymerge.sweep.report.svg import file_svg
 
 PAGE_NAME = "report.html"
 CHARTS_NAME = "report"
+MAX_SHOWN = 500
+"""Trials, best first, that are in the page: more make it slow to open, and charts a smear."""
 _UNFIT = re.compile(r"[^A-Za-z0-9_.]+")
 _MAX_NAME = 80
 _ABOUT = {
@@ -50,18 +53,20 @@ def write_report(
     records: Sequence[TrialRecord],
     *,
     gates: Mapping[str, float] | None = None,
-    is_path: bool = False,
+    by_fronts: bool = False,
 ) -> Path:
     """Write the report of a sweep, in place of an earlier one.
 
-    The same records make the same page. Charts are also PNG where matplotlib is installed.
+    The same records make the same page. It shows the best 500 trials, and says so where there are
+    more. Charts are also PNG where matplotlib is installed.
 
     Args:
         out: Folder of the sweep.
         records: Its trials, in any order.
         gates: The least that a kept trial scores, by task: drawn, and filtered by. Which trials
             miss one, their records say.
-        is_path: Whether the axis `t` leads from one checkpoint to another.
+        by_fronts: Whether trials are ranked by fronts over tasks, so that what is shown is the
+            tasks and not the score.
 
     Returns:
         The page.
@@ -69,32 +74,36 @@ def write_report(
     Raises:
         StorageError: A file cannot be written.
     """
-    board = make_board(records, gates or {})
-    sections = sections_of(board, is_path=is_path)
+    whole = make_board(records, gates or {}, by_fronts=by_fronts)
+    board = replace(whole, trials=whole.trials[:MAX_SHOWN])
+    sections = sections_of(board)
     charts = [chart for section in sections for chart in section.charts]
+    folder = _folder(out, records)
     endings = ("svg", "png") if png.can_paint() else ("svg",)
     page = render_page(
         board,
         sections,
+        whole=whole,
         title=out.resolve().name,
         out=str(out),
-        files_at=CHARTS_NAME,
+        files_at=folder.name,
         endings=endings,
     )
     try:
-        _write_charts(out / CHARTS_NAME, charts, endings)
+        _write_charts(folder, charts, endings)
         _write(out / PAGE_NAME, page)
     except OSError as error:
         raise StorageError(f"{out / PAGE_NAME} cannot be written: {error.strerror}") from error
     return out / PAGE_NAME
 
 
-def sections_of(board: Board, *, is_path: bool) -> tuple[Section, ...]:
+def sections_of(board: Board) -> tuple[Section, ...]:
     """All charts that there is something to see in."""
+    along = is_path([trial.record for trial in board.trials])
     parallel = parallel_chart(board)
     found: Mapping[str, Iterable[Chart]] = {
-        "path": path_charts(board) if is_path else (),
-        "axes": () if is_path else charts_by_axis(board),
+        "path": path_charts(board) if along else (),
+        "axes": () if along else charts_by_axis(board),
         "pareto": pareto_charts(board),
         "parallel": [parallel] if parallel else (),
         "cost": cost_charts(board),
@@ -105,6 +114,13 @@ def sections_of(board: Board, *, is_path: bool) -> tuple[Section, ...]:
         for key, charts in found.items()
         if (some := tuple(_with_file_name(chart, names) for chart in charts))
     )
+
+
+def _folder(out: Path, records: Sequence[TrialRecord]) -> Path:
+    """The charts' own folder: what `report.yaml` makes lies in the one of that name."""
+    taken = {Path(record.out.removeprefix("file://")).resolve() for record in records}
+    names = chain([CHARTS_NAME], (f"{CHARTS_NAME}-{number}" for number in count(2)))
+    return next(out / name for name in names if (out / name).resolve() not in taken)
 
 
 def _with_file_name(chart: Chart, taken: dict[str, str]) -> Chart:
