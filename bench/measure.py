@@ -136,8 +136,8 @@ def cat(paths: Sequence[Path]) -> float:
     return run(["cat", *paths]).wall_s
 
 
-def write(path: Path, size_bytes: int) -> float:
-    """Seconds to write a file of this size in blocks of 1 MiB and fsync it. It is removed again.
+def write(path: Path, size_bytes: int, *, keep: bool = False) -> float:
+    """Seconds to write a file of this size in blocks of 1 MiB and fsync it. Then it is removed.
 
     raymerge fsyncs every shard before it says that the shard is there; so does this.
     """
@@ -148,7 +148,8 @@ def write(path: Path, size_bytes: int) -> float:
             file.write(block[: size_bytes - first])
         os.fsync(file.fileno())
     wall_s = time.perf_counter() - started
-    path.unlink()
+    if not keep:
+        path.unlink()
     return wall_s
 
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from enum import Enum
+from types import NoneType
 from typing import Any, TypeVar
 
+from raymerge.checkpoint.header import TensorEntry
 from raymerge.plan.build import Plan
 from raymerge.plan.graph import Derived, PlannedSource, Read, TensorNode, Unit
 from raymerge.plan.merged import Merged
@@ -129,6 +131,8 @@ class _Interned:
 
     def __init__(self) -> None:
         self._objects: dict[_Key, Any] = {}
+        self.entries: dict[int, TensorEntry] = {}
+        """What became of entries, by identity: plans have them from the same catalogs."""
 
     def one(self, parts: _Key, make: Callable[[], T]) -> T:
         """The object of these parts: of a type, then values."""
@@ -147,8 +151,15 @@ def _key(part: object) -> object:
     return id(part)
 
 
+_LEAVES: dict[type, bool] = {}
+"""By type: a union of a hundred plans asks for millions of values."""
+
+
 def _is_leaf(value: object) -> bool:
-    return value is None or isinstance(value, str | int | float | bytes | Enum | type)
+    kind = type(value)
+    if kind not in _LEAVES:
+        _LEAVES[kind] = issubclass(kind, str | int | float | bytes | Enum | type | NoneType)
+    return _LEAVES[kind]
 
 
 class _Moved:
@@ -172,14 +183,22 @@ class _Moved:
         return result
 
     def _rebuilt(self, value: Any) -> Any:
+        if isinstance(value, TensorEntry):
+            known = self._interned.entries
+            if id(value) not in known:
+                known[id(value)] = self._like(value)
+            return known[id(value)]
         if isinstance(value, tuple):
             members = tuple(map(self.walk, value))
             return self._interned.one((type(value), *members), lambda: members)
         if is_dataclass(value):
-            parts = [self._part(value, name) for name in _names(type(value))]
-            return self._interned.one((type(value), *parts), lambda: _like(value, parts))
+            return self._like(value)
         # Knobs and the like: plain mappings of plain values.
         return self._interned.one((type(value), repr(value)), lambda: value)
+
+    def _like(self, value: Any) -> Any:
+        parts = [self._part(value, name) for name in _names(type(value))]
+        return self._interned.one((type(value), *parts), lambda: _like(value, parts))
 
     def _part(self, value: Any, name: str) -> Any:
         part = getattr(value, name)
