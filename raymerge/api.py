@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal, Unpack
 
 from raymerge.options import (
     RunOptions,
+    SimulateOptions,
     StorageOptions,
     access_of,
     checked_access,
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from raymerge.runtime.events import OnEvent
     from raymerge.runtime.inspection import Inspection
     from raymerge.runtime.settings import OnProgress, RunSettings
+    from raymerge.runtime.simulation.result import Simulation
     from raymerge.storage.store import Access
 
 AnyPath = str | os.PathLike[str]
@@ -70,6 +72,28 @@ def plan(
         SourceError: A source cannot be read or is malformed.
     """
     return _plan(recipe, out=out, seed=seed, machine=machine_of(options), options=options)
+
+
+def simulate(recipe: Recipe | AnyPath, **options: Unpack[SimulateOptions]) -> Simulation:
+    """Foretell what a merge takes on a cluster, from the headers of its sources. Reads no weight.
+
+    The units are those of the merge, and what hands them out is the Ray engine's own scheduler.
+
+    Args:
+        recipe: A recipe, or the path of one.
+        **options: See `SimulateOptions`.
+
+    Raises:
+        RecipeError: The recipe is wrong.
+        PlanError: The sources do not match it, each other, or the budget.
+        SourceError: A source cannot be read or is malformed.
+    """
+    from raymerge.recipe import Recipe
+    from raymerge.simulating import simulate_merge
+
+    if not isinstance(recipe, Recipe):
+        recipe = _load(recipe, access_of(options))
+    return simulate_merge(recipe, options)
 
 
 def merge(
