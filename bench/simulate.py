@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 import time
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
-from statistics import median
 from typing import TYPE_CHECKING, Any, Literal
 
 import click
@@ -22,8 +23,9 @@ import click
 import raymerge
 from bench import moe
 from bench.lines import Line
-from bench.models import LLAMA_150M, LLAMA_405B, LlamaShape, make_family, make_headers
+from bench.models import LLAMA_405B, LlamaShape, make_family, make_headers
 from bench.moe import MOE_671B
+from bench.sweep import LLAMA_400M
 from bench.tools import METHODS
 from raymerge.machine import Machine
 from raymerge.plan.units import dispatch_order
@@ -55,7 +57,7 @@ FAMILIES: Mapping[Family, str] = {
 LLAMA_300M = LlamaShape(
     hidden=1536, layers=8, heads=16, kv_heads=4, intermediate=6144, vocab=32_000
 )
-"""0.33 G parameters, 0.66 GB: not the model that the rates were measured on."""
+"""0.33 G parameters, 0.66 GB: what rates are measured on."""
 UNLIMITED_GBPS = 1e6
 MEMORY_BYTES = 2**30
 
@@ -102,9 +104,10 @@ class Real:
         return plan_merge(raymerge.load(recipe), out=None, machine=machine, options={}, afar=afar)
 
     def seconds(self, plan: Plan, out: Path, repeat: int) -> float:
-        """Run a plan on one engine; returns the median time from the first unit to the last.
+        """Run a plan on one engine; returns the best time from the first unit to the last.
 
-        The first run is not counted: in it processes load kernels, and caches are filled.
+        The first run is not counted: in it processes load kernels, and caches are filled. The best,
+        since what else goes on here only ever takes time.
         """
         access = Access()
         shutil.rmtree(out, ignore_errors=True)
@@ -115,7 +118,7 @@ class Real:
         with closing(destination), closing(self._start(settings)) as engine:
             spent = [_run(plan, destination, engine) for _ in range(repeat + 1)]
         shutil.rmtree(out)
-        return median(spent[1:])
+        return min(spent[1:])
 
     def _start(self, settings: RunSettings) -> Engine:
         if self.engine == "local":
@@ -173,7 +176,7 @@ def main(context: click.Context, where: Path, repeat: int) -> None:
 def rates(chosen: tuple[Path, int]) -> None:
     """Measure what forecasts rest on."""
     where, repeat = chosen
-    _tell(rates_of(_family(where, LLAMA_150M), repeat))
+    _tell(rates_of(_family(where, LLAMA_300M), repeat))
 
 
 CHECKS = (
@@ -194,9 +197,9 @@ CHECKS = (
 def check(chosen: tuple[Path, int]) -> None:
     """Measure rates on one model, and foretell and time merges of another."""
     where, repeat = chosen
-    merge_gbps = rates_of(_family(where, LLAMA_150M), repeat)
+    merge_gbps = rates_of(_family(where, LLAMA_300M), repeat)
     _tell({"merge_gbps": merge_gbps})
-    models = _family(where, LLAMA_300M)
+    models = _family(where, LLAMA_400M)
     for method, real in CHECKS:
         plan = real.plan(models, method)
         foretold_s = simulate(plan, real.fleet(merge_gbps)).seconds
@@ -216,26 +219,40 @@ def check(chosen: tuple[Path, int]) -> None:
 
 
 @main.command()
+@click.argument("engine", type=click.Choice(["local", "ray"]))
+@click.argument("workers", type=int)
+@click.pass_obj
+def once(chosen: tuple[Path, int], engine: Literal["local", "ray"], workers: int) -> None:
+    """Time TIES on one engine."""
+    where, repeat = chosen
+    real = Real(engine=engine, workers=workers)
+    models = _family(where, LLAMA_300M)
+    click.echo(round(real.seconds(real.plan(models, "ties"), models / "out", repeat), 3))
+
+
+@main.command()
 @click.pass_obj
 def scaling(chosen: tuple[Path, int]) -> None:
-    """Time the engines in turn on as many threads."""
+    """Time the engines in turn on as many threads, each in a process of its own."""
     where, repeat = chosen
-    models = _family(where, LLAMA_300M)
+    _family(where, LLAMA_300M)
     for workers in (1, 2):
-        reals = [Real(engine="local", workers=workers), Real(engine="ray", workers=workers)]
-        plan = reals[1].plan(models, "ties")
-        # In turn, so that a machine that gets slower does so for both.
-        taken = [[real.seconds(plan, models / "out", repeat) for real in reals] for _ in range(2)]
-        local_s, ray_s = (min(times) for times in zip(*taken, strict=True))
+        taken: dict[str, list[float]] = {"local": [], "ray": []}
+        for engine in ("local", "ray", "local", "ray"):
+            words = ["--where", where, "--repeat", repeat, "once", engine, workers]
+            command = [sys.executable, "-m", "bench.simulate", *map(str, words)]
+            done = subprocess.run(command, check=True, capture_output=True, text=True)  # noqa: S603
+            taken[engine].append(float(done.stdout))
+        local_s, ray_s = (min(times) for times in taken.values())
         _tell(
             {
                 "workers": workers,
                 "local_s": round(local_s, 2),
                 "ray_s": round(ray_s, 2),
                 "ray_over_local": round(ray_s / local_s, 3),
+                "all": taken,
             }
         )
-    ray_cluster.disconnect()
 
 
 @main.command()
