@@ -131,7 +131,7 @@ def merge(
 
     machine = machine_of(options)
     place = os.fspath(out)
-    listeners = _listeners(on_event, machine)
+    listeners = listeners_of(on_event, machine)
     paths = [None if path is None else os.fspath(path) for path in (events, trace)]
     with watched(place, listeners, events_path=paths[0], trace_path=paths[1]) as tell:
         with phase(tell, "plan"):
@@ -192,7 +192,7 @@ def run_plan(
     )
 
 
-def _listeners(on_event: OnEvent, machine: Machine) -> list[OnEvent]:
+def listeners_of(on_event: OnEvent, machine: Machine) -> list[OnEvent]:
     """Whoever is told of events besides files."""
     if machine.engine == "local":
         return [on_event]
