@@ -73,8 +73,8 @@ def test_a_sweep_that_reads_stands_apart_from_one_that_writes() -> None:
     # Of the first and the last tensor; the small one between them flows with the first's last.
     assert [demand.read_bytes > 0 for demand in work.demands] == [True, True, True, False]
     assert [demand.write_bytes > 0 for demand in work.demands] == [False, True, False, True]
-    assert work.demands[0] == Demand(3 * nbytes, pytest.approx(sweep_s), 0)
-    assert work.demands[3] == Demand(0, pytest.approx(sweep_s), nbytes)
+    assert work.demands[0] == pytest.approx(Demand(3 * nbytes, sweep_s, 0))
+    assert work.demands[3] == pytest.approx(Demand(0, sweep_s, nbytes))
 
 
 def test_one_sweep_reads_merges_and_writes_at_once() -> None:
@@ -96,7 +96,7 @@ def test_one_sweep_reads_merges_and_writes_at_once() -> None:
 def test_every_method_has_its_family(method: str, expected: str) -> None:
     density = {"density": 0.5} if expected in {"delta", "drawn"} else {}
     more = {"epsilon": 0.1} if method == "della" else {}
-    top = {"parameters": {**density, **more}}
+    top: dict[str, Any] = {"parameters": {**density, **more}}
     if method == "ram":
         merge = recipe(method, "a", "b", base="base")
         merged = plan(merge, [catalog(label, TENSORS) for label in ("a", "b", "base")])
