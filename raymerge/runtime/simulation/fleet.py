@@ -21,12 +21,13 @@ CORE_GBPS: Mapping[Family, float] = {
     "copy": 0.48,
     "span": 0.99,
     "delta": 1.12,
-    "drawn": 0.77,
+    "drawn": 0.91,
     "free": 1.21,
 }
-"""Measured: GB/s of inputs that one thread took in for each sweep, from cached files into cached
-files, hashing included, on one core of a Zen 4 at 2 threads (`python -m bench.simulate rates`).
-No GPU has been measured: for one this is a lower bound."""
+"""Measured: GB/s of inputs that one of two threads took in for each sweep, from cached files into
+cached files, hashing included, on two cores of a Zen 4: the best of three turns of `python -m
+bench.simulate rates`, which lay up to two times apart on a machine that others shared. No GPU has
+been measured: for one this is a lower bound."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
