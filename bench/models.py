@@ -36,7 +36,7 @@ NUM_THREADS = 2
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LlamaShape:
-    """The sizes a Llama config names. Embeddings are tied."""
+    """The sizes a Llama config names."""
 
     hidden: int
     layers: int
@@ -44,6 +44,8 @@ class LlamaShape:
     kv_heads: int
     intermediate: int
     vocab: int
+    tied: bool = True
+    """Whether there is no head besides the embedding."""
 
     @property
     def num_bytes(self) -> int:
@@ -54,7 +56,8 @@ class LlamaShape:
         """Every tensor of the checkpoint, in model order."""
         layers = [t for i in range(self.layers) for t in self._layer(f"model.layers.{i}")]
         embedding = ("model.embed_tokens.weight", (self.vocab, self.hidden))
-        return [embedding, *layers, ("model.norm.weight", (self.hidden,))]
+        head = [] if self.tied else [("lm_head.weight", (self.vocab, self.hidden))]
+        return [embedding, *layers, ("model.norm.weight", (self.hidden,)), *head]
 
     def _layer(self, prefix: str) -> Iterator[Tensor]:
         kv_width = self.hidden // self.heads * self.kv_heads
@@ -84,7 +87,7 @@ class LlamaShape:
             "max_position_embeddings": 8192,
             "rms_norm_eps": 1e-5,
             "rope_theta": 500000.0,
-            "tie_word_embeddings": True,
+            "tie_word_embeddings": self.tied,
             "torch_dtype": "bfloat16",
         }
 
@@ -99,6 +102,16 @@ LLAMA_150M = LlamaShape(
 LLAMA_3M = LlamaShape(hidden=256, layers=2, heads=8, kv_heads=2, intermediate=1024, vocab=1000)
 LLAMA_TINY = LlamaShape(hidden=64, layers=2, heads=4, kv_heads=2, intermediate=128, vocab=256)
 """90 thousand parameters, 0.2 MB: what is left is the start of the process."""
+LLAMA_405B = LlamaShape(
+    hidden=16_384,
+    layers=126,
+    heads=128,
+    kv_heads=8,
+    intermediate=53_248,
+    vocab=128_256,
+    tied=False,
+)
+"""Llama-3.1-405B, for plans of headers alone: 812 GB."""
 
 
 def make_family(folder: Path, shape: LlamaShape) -> None:
@@ -114,6 +127,11 @@ def make_family(folder: Path, shape: LlamaShape) -> None:
         _fill_shard([path / shard.name for path in folders], shard, i, data_starts[i])
     for path in folders:
         shards.write_index(path, layout, shape.config())
+
+
+def make_headers(folder: Path, shape: LlamaShape) -> None:
+    """Write a base and three fine-tunes that are headers and holes, unless they are there."""
+    shards.write_holes([folder / name for name in NAMES], shape.tensors(), shape.config())
 
 
 def _fill_shard(paths: list[Path], shard: Shard, shard_index: int, data_start: int) -> None:

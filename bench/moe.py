@@ -7,7 +7,6 @@ checkpoint reaches by storing a scale beside every fp8 weight.
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -110,11 +109,9 @@ MOE_SMALL = MoeShape(layers=5, experts=8)
 
 def make_family(folder: Path, shape: MoeShape) -> None:
     """Write the headers of a base and three fine-tunes, unless they are all there already."""
-    folders = [folder / name for name in NAMES]
-    if all(map(shards.is_whole, folders)):
-        return
-    shutil.rmtree(folder, ignore_errors=True)
-    layout = shards.split_into_shards(shape.tensors(), max_shard_bytes=MAX_SHARD_BYTES)
-    for path in folders:
-        shards.write_headers(path, layout)
-        shards.write_index(path, layout, shape.config())
+    shards.write_holes(
+        [folder / name for name in NAMES],
+        shape.tensors(),
+        shape.config(),
+        max_shard_bytes=MAX_SHARD_BYTES,
+    )

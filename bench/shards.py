@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import dataclass
 from math import prod
 from typing import TYPE_CHECKING, Any
@@ -87,6 +88,23 @@ def write_index(folder: Path, shards: Sequence[Shard], config: dict[str, Any]) -
         "weight_map": {name: shard.name for shard in shards for name, _ in shard.tensors},
     }
     (folder / INDEX_NAME).write_text(json.dumps(index, indent=2) + "\n")
+
+
+def write_holes(
+    folders: Sequence[Path],
+    tensors: Sequence[Tensor],
+    config: dict[str, Any],
+    *,
+    max_shard_bytes: int = 5_000_000_000,
+) -> None:
+    """Write checkpoints whose headers are real and whose data are holes, unless all are there."""
+    if all(map(is_whole, folders)):
+        return
+    layout = split_into_shards(tensors, max_shard_bytes=max_shard_bytes)
+    for folder in folders:
+        shutil.rmtree(folder, ignore_errors=True)
+        write_headers(folder, layout)
+        write_index(folder, layout, config)
 
 
 def is_whole(folder: Path) -> bool:

@@ -16,12 +16,13 @@ checkpoint    whole or absent: its index is written last
 
 # A package's first import binds its name here: before the function of the same name, not after.
 import raymerge.plan as _plan  # noqa: F401 - for its binding
-from raymerge.api import convert, doctor, inspect, load, merge, plan, verify
-from raymerge.options import RunOptions
+from raymerge.api import convert, doctor, inspect, load, merge, plan, simulate, verify
+from raymerge.options import RunOptions, SimulateOptions
 from raymerge.sweep.run import reproduce, sweep
 
 __all__ = [
     "RunOptions",
+    "SimulateOptions",
     "convert",
     "doctor",
     "inspect",
@@ -29,6 +30,7 @@ __all__ = [
     "merge",
     "plan",
     "reproduce",
+    "simulate",
     "sweep",
     "verify",
 ]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal, Unpack
 
 from raymerge.options import (
     RunOptions,
+    SimulateOptions,
     StorageOptions,
     access_of,
     checked_access,
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from raymerge.runtime.events import OnEvent
     from raymerge.runtime.inspection import Inspection
     from raymerge.runtime.settings import OnProgress, RunSettings
+    from raymerge.runtime.simulation.result import Simulation
     from raymerge.storage.store import Access
 
 AnyPath = str | os.PathLike[str]
@@ -72,6 +74,28 @@ def plan(
     return _plan(recipe, out=out, seed=seed, machine=machine_of(options), options=options)
 
 
+def simulate(recipe: Recipe | AnyPath, **options: Unpack[SimulateOptions]) -> Simulation:
+    """Foretell what a merge takes on a cluster, from the headers of its sources. Reads no weight.
+
+    The units are those of the merge, and what hands them out is the Ray engine's own scheduler.
+
+    Args:
+        recipe: A recipe, or the path of one.
+        **options: See `SimulateOptions`.
+
+    Raises:
+        RecipeError: The recipe is wrong.
+        PlanError: The sources do not match it, each other, or the budget.
+        SourceError: A source cannot be read or is malformed.
+    """
+    from raymerge.recipe import Recipe
+    from raymerge.simulating import simulate_merge
+
+    if not isinstance(recipe, Recipe):
+        recipe = _load(recipe, access_of(options))
+    return simulate_merge(recipe, options)
+
+
 def merge(
     recipe: Recipe | AnyPath,
     out: AnyPath,
@@ -107,7 +131,7 @@ def merge(
 
     machine = machine_of(options)
     place = os.fspath(out)
-    listeners = _listeners(on_event, machine)
+    listeners = listeners_of(on_event, machine)
     paths = [None if path is None else os.fspath(path) for path in (events, trace)]
     with watched(place, listeners, events_path=paths[0], trace_path=paths[1]) as tell:
         with phase(tell, "plan"):
@@ -168,7 +192,7 @@ def run_plan(
     )
 
 
-def _listeners(on_event: OnEvent, machine: Machine) -> list[OnEvent]:
+def listeners_of(on_event: OnEvent, machine: Machine) -> list[OnEvent]:
     """Whoever is told of events besides files."""
     if machine.engine == "local":
         return [on_event]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Literal, TypedDict
+from typing import TYPE_CHECKING, Literal, Required, TypedDict
 
 if TYPE_CHECKING:
     from raymerge.machine import Machine
@@ -51,6 +51,35 @@ class RunOptions(StorageOptions, total=False):
     stats: bool
     """Whether norms and cosines of what is merged go into the ledger; most methods take a pass more
     for them."""
+
+
+class SimulateOptions(StorageOptions, total=False):
+    """A cluster, and what a merge may use on it. Rates are GB/s, 10**9 bytes, not Gbit/s."""
+
+    nodes: Required[int]
+    gpus_per_node: Required[int]
+    """0 merges on CPUs, with one worker on each node."""
+    cpus_per_node: int
+    """Threads of that worker; 8 if left out."""
+    read_gbps: Required[float]
+    """What a node reads from storage, all its workers together."""
+    write_gbps: Required[float]
+    connection_gbps: float | None
+    """What one connection to storage carries; None leaves it to the node's line."""
+    merge_gbps: Mapping[Literal["copy", "span", "delta", "drawn", "free"], float]
+    """What a GPU, or a thread on CPUs, takes in of the inputs of each sweep, by family of kernels;
+    for a family left out, what was measured of one core."""
+    price_per_hour: float | None
+    """Of one node."""
+    storage: Literal["objects", "files"]
+    """Where sources and output are thought to lie, wherever they are: in an object store, where a
+    unit is a whole shard, or in a file system in which several processes fill one file."""
+    memory_bytes: int | None
+    """Budget of one worker process; 64 GiB if left out."""
+    device_memory_bytes: int | None
+    """Budget of one CUDA device."""
+    shard_bytes: int | None
+    """Limit of an output shard; None chooses it from the output's size."""
 
 
 def access_of(options: StorageOptions) -> Access:

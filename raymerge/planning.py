@@ -43,6 +43,7 @@ def plan_merge(
     machine: Machine,
     options: RunOptions,
     shelf: Shelf | None = None,
+    afar: bool | None = None,
 ) -> Plan:
     """Read the headers of a recipe's sources, wherever they lie, and plan.
 
@@ -52,6 +53,8 @@ def plan_merge(
         machine: What the merge will run on.
         options: Of the call.
         shelf: What other plans have read.
+        afar: Plan as if sources and destination were in an object store, or as if they were not;
+            None goes by where they are.
     """
     shelf = shelf or Shelf()
     from raymerge.checkpoint.adapter import holds_adapter, read_adapter
@@ -100,14 +103,14 @@ def plan_merge(
         device=machine.device,
         shard_bytes=options.get("shard_bytes"),
         device_memory_bytes=options.get("device_memory_bytes"),
-        whole_shards=out is not None and not fills_together(out),
-        uploads=out is not None and destination(out).is_objects,
+        whole_shards=(out is not None and not fills_together(out)) if afar is None else afar,
+        uploads=(out is not None and destination(out).is_objects) if afar is None else afar,
         tile_elements=options.get("tile_elements"),
         stats=options.get("stats", False),
         # Of local files: the kernel has them cached after the first sweep, and a copy
         # from there into a core's cache moves fewer bytes than memory of our own (TIES: 10 % less).
         hold=False,
-        remote=any(map(_is_fetched, folders.values())),
+        remote=any(map(_is_fetched, folders.values())) if afar is None else afar,
     )
     models = [catalog for catalog in catalogs if catalog.lora is None]
     return build(

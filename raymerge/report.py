@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from raymerge.runtime.doctor.report import Checkup, Diagnosis, Transfer
     from raymerge.runtime.driver import MergeResult
     from raymerge.runtime.inspection import GroupFigures, Inspection, PairFigures, SourceFacts
+    from raymerge.runtime.simulation.result import Simulation
 
 
 def start_lines(planned: Plan, machine: Machine) -> Iterator[str]:
@@ -192,3 +193,45 @@ def _number(figure: float | None) -> str:
 
 def _share(share: float | None) -> str:
     return "-" if share is None else f"{share:.1%}"
+
+
+def simulation_text(found: Simulation) -> str:
+    """A simulated run: figures in columns, and what they rest on."""
+    return "\n".join(columns(_simulation_rows(found)))
+
+
+def _simulation_rows(found: Simulation) -> Iterator[Sequence[str]]:
+    fleet = found.fleet
+    kind = f"{fleet.gpus_per_node} GPUs" if fleet.gpus_per_node else f"{fleet.cpus_per_node} CPUs"
+    yield "cluster", f"{fleet.nodes} nodes of {kind}, {found.workers} workers"
+    yield "units", f"{found.units} in {found.shards} shards, {found.redone_units} begun again"
+    yield "time", f"{found.seconds:.1f} s, once workers have started"
+    if found.cost is not None:
+        yield "cost", f"{found.cost:.2f} at {fleet.price_per_hour:g} an hour for each node"
+    yield "workers", f"{found.utilisation:.1%} at work, {found.idle_tail:.1%} idle at the end"
+    yield "bound by", f"{found.bound_by}, {found.bound_share:.1%} of what all nodes have in use"
+    for what, moved in (
+        ("reads", [node.bytes_read for node in found.nodes]),
+        ("writes", [node.bytes_written for node in found.nodes]),
+    ):
+        spread = f"{format_bytes(min(moved))} to {format_bytes(max(moved))} a node"
+        yield what, f"{format_bytes(sum(moved))}, {spread}"
+    held = [f"{format_bytes(found.host_bytes_per_worker)} a worker"]
+    held.append(f"{format_bytes(found.host_bytes_per_node)} a node")
+    if found.device_bytes:
+        held.append(f"{format_bytes(found.device_bytes)} a device")
+    yield "peak", f"at most {', '.join(held)}"
+    yield "given", _given_rates(found)
+
+
+def _given_rates(found: Simulation) -> str:
+    fleet = found.fleet
+    lines = f"GB/s: a node reads {fleet.read_gbps:g} and writes {fleet.write_gbps:g}"
+    if fleet.connection_gbps is not None:
+        lines += f", a connection carries {fleet.connection_gbps:g}"
+    one = "GPU" if fleet.gpus_per_node else "thread"
+    rates = ", ".join(
+        f"{family} {rate:g}{'' if family in fleet.told else ' (one core, measured)'}"
+        for family, rate in fleet.merge_gbps.items()
+    )
+    return f"{lines}, a {one} merges {rates}"

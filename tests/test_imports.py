@@ -28,6 +28,7 @@ TOP = {
     "plot",
     "progress",
     "report",
+    "simulating",
 }
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
@@ -49,6 +50,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "listing": RUN | TOP,
     "report": RUN | TOP,
     "plot": RUN | TOP,
+    "simulating": RUN | TOP,
     "cli": RUN | TOP | {"", "sweep"},
     "": RUN | TOP | {"sweep"},
 }
@@ -64,7 +66,7 @@ HUB = {
     "storage.hub_upload",
 }
 THIRD_PARTY: dict[str, set[str]] = {
-    "click": {"cli", "cli.options", "cli.submit", "cli.sweep"},
+    "click": {"cli", "cli.options", "cli.simulate", "cli.submit", "cli.sweep"},
     # The engine, which joins a cluster, and the way in for those who do not join it.
     "ray": {
         "runtime.autoscaler",

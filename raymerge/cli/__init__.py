@@ -28,6 +28,7 @@ from raymerge.cli.options import (
     storage_options,
     watch_options,
 )
+from raymerge.cli.simulate import simulate
 from raymerge.cli.submit import submit
 from raymerge.cli.sweep import reproduce, sweep
 
@@ -213,6 +214,7 @@ def methods(name: str | None, *, schema: bool, as_json: bool) -> None:
             click.echo(describe(name) if name else listing())
 
 
+main.add_command(simulate)
 main.add_command(submit)
 main.add_command(sweep)
 main.add_command(reproduce)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from raymerge.cli.endings import reported
-from raymerge.cli.options import JSON, OVERWRITE, QUIET, run_options
+from raymerge.cli.options import JSON, OVERWRITE, QUIET, run_options, watch_options
 
 if TYPE_CHECKING:
     from raymerge.sweep.record import Evaluated, TrialRecord
@@ -27,6 +27,7 @@ FAILED = 4
 @click.option("--dry-run", is_flag=True, help="List the trials. Starts nothing.")
 @click.option("--status", is_flag=True, help="Show what the sweep in OUT has come to.")
 @run_options
+@watch_options
 def sweep(
     recipes: tuple[str, ...],
     out: str,
@@ -36,6 +37,8 @@ def sweep(
     dry_run: bool,
     status: bool,
     overwrite: bool,
+    events: str | None,
+    trace: str | None,
     **options: Any,
 ) -> None:
     """Merge many RECIPES, or one with a `sweep:` block, into OUT; evaluate and choose.
@@ -74,6 +77,8 @@ def sweep(
             overwrite=overwrite,
             on_trial=on_trial,
             on_evaluated=on_evaluated,
+            events=events,
+            trace=trace,
             **options,
         )
         failed = len(result.failed)

@@ -130,9 +130,14 @@ def execute(
         ran=engine,
         done=meter.total,
     )
-    names_of_counts = Published.__dataclass_fields__.keys() - {"time_s"}
-    on_event(Published(**{name: getattr(result, name) for name in names_of_counts}))
+    on_event(published(result))
     return result
+
+
+def published(result: MergeResult) -> Published:
+    """The event of an output that is there."""
+    counted = Published.__dataclass_fields__.keys() - {"time_s"}
+    return Published(**{name: getattr(result, name) for name in counted})
 
 
 def check_apart(plan: Plan, out: str) -> None:

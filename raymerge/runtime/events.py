@@ -191,6 +191,18 @@ class Published(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TrialEnded(Event):
+    """A trial of a sweep has its checkpoint, or has failed."""
+
+    trial: str
+    output: str
+    digest: str
+    """Of its plan; empty if it failed."""
+    error: str | None
+    """Name of the error's class, if it failed."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RunEnded(Event):
     """A run is over. One that was killed has no such event."""
 

@@ -24,8 +24,16 @@ from raymerge.plan.rebase import RebasedPlan, Union
 from raymerge.plan.sweep_unit import SweepUnit
 from raymerge.plan.units import dispatch_order
 from raymerge.runtime.destination import Destination, claim, finished
-from raymerge.runtime.driver import MergeResult, Meter, check_apart, result_before, result_of
+from raymerge.runtime.driver import (
+    MergeResult,
+    Meter,
+    check_apart,
+    published,
+    result_before,
+    result_of,
+)
 from raymerge.runtime.engine import Engine
+from raymerge.runtime.events import OnEvent, UnitsResumed, nobody, phase
 from raymerge.runtime.filling import BESIDE_THREADS, Filling, names_of
 from raymerge.runtime.preflight import leave_nonce
 from raymerge.runtime.read_back import ReadBack
@@ -66,6 +74,7 @@ def execute_together(
     overwrite: bool,
     on_progress: OnProgress,
     access: Access,
+    on_event: OnEvent = nobody,
 ) -> None:
     """Run plans into their destinations.
 
@@ -79,6 +88,7 @@ def execute_together(
         overwrite: Replace whatever the destinations hold.
         on_progress: Told of every piece of work done, from any thread.
         access: How storage is reached.
+        on_event: Told of phases, shards and outputs; engines tell of units by themselves.
 
     Raises:
         SourceError: A source changed or cannot be read.
@@ -88,14 +98,20 @@ def execute_together(
     with ExitStack() as stack:
         # Closed last: until then trials wait for what it hashes.
         read_back = stack.enter_context(closing(ReadBack(BESIDE_THREADS)))
-        entered = (_Trial(i, task, on_end, access, read_back) for i, task in enumerate(tasks))
-        trials = [one for one in entered if one.enter(stack, overwrite=overwrite)]
+        with phase(on_event, "claim"):
+            entered = (
+                _Trial(i, task, on_end, access, read_back=read_back, on_event=on_event)
+                for i, task in enumerate(tasks)
+            )
+            trials = [one for one in entered if one.enter(stack, overwrite=overwrite)]
         if not trials:
             return
         own = [union.plans[one.position] for one in trials]
         settings = _settings(trials, union, own, budget=budget, device=device, access=access)
-        engine = stack.enter_context(closing(start_engine(settings, meter.add)))
-        _run(trials, [rebased.units for rebased in own], engine, meter)
+        with phase(on_event, "engine"):
+            engine = stack.enter_context(closing(start_engine(settings, meter.add)))
+        with phase(on_event, "merge"):
+            _run(trials, [rebased.units for rebased in own], engine, meter)
 
 
 class _Trial:
@@ -105,9 +121,17 @@ class _Trial:
     filling: Filling
 
     def __init__(
-        self, position: int, task: Task, on_end: OnEnd, access: Access, read_back: ReadBack
+        self,
+        position: int,
+        task: Task,
+        on_end: OnEnd,
+        access: Access,
+        *,
+        read_back: ReadBack,
+        on_event: OnEvent,
     ) -> None:
         self.task = task
+        self._tell = on_event
         self.ended = False
         self.position = position
         self._on_end = on_end
@@ -138,8 +162,10 @@ class _Trial:
             stack.enter_context(closing(self.destination))
             found = self.destination.receipts()
             self.destination.check_space(plan.bytes_written)
-            self.filling = stack.enter_context(closing(Filling(plan, self.destination)))
+            self.filling = stack.enter_context(closing(Filling(plan, self.destination, self._tell)))
             self.filling.trust(found)
+            if self.filling.resumed:
+                self._tell(UnitsResumed(units=len(self.filling.resumed)))
             self.filling.prepare_ahead()
         return not self.ended
 
@@ -198,7 +224,8 @@ class _Trial:
     def publish(self, engine: Engine, done: Progress) -> None:
         """Commit. `done` is what was read and retried for it."""
         with self.failing_alone():
-            shards = self.filling.publish(self._beside)
+            with phase(self._tell, "publish"):
+                shards = self.filling.publish(self._beside)
             written = done + Progress(written_bytes=self._written_bytes)
             result = result_of(
                 self.task.plan,
@@ -209,6 +236,7 @@ class _Trial:
                 ran=engine,
                 done=written,
             )
+            self._tell(published(result))
             self._end(result)
 
     def _end(self, result: MergeResult | RaymergeError) -> None:

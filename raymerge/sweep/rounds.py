@@ -16,6 +16,7 @@ from raymerge.sweep.trial import Trial
 if TYPE_CHECKING:
     from raymerge.runtime.driver import MergeResult
     from raymerge.runtime.engine import Engine
+    from raymerge.runtime.events import OnEvent, TrialEnded
     from raymerge.runtime.settings import OnProgress, RunSettings
 
 MAX_TRIALS = 32
@@ -69,6 +70,7 @@ class Rounds:
         overwrite: Replace what the trials' destinations hold.
         on_progress: Told of bytes read and written, from any thread.
         on_note: Told how a round is run, in a line a time.
+        on_event: Told of what happens, one event at a time, from any thread.
     """
 
     def __init__(
@@ -78,11 +80,13 @@ class Rounds:
         overwrite: bool,
         on_progress: OnProgress = lambda _: None,
         on_note: Callable[[str], None] = lambda _: None,
+        on_event: OnEvent = lambda _: None,
     ) -> None:
         self._options = options
         self._overwrite = overwrite
         self._on_progress = on_progress
         self._on_note = on_note
+        self._on_event = on_event
         self._machine = machine_of(options)
         self._shelf = Shelf()
 
@@ -97,10 +101,18 @@ class Rounds:
             SourceError: A source that trials share cannot be read: all of them end.
             ClusterError: There is nothing to run on.
         """
+        from raymerge.runtime.events import phase
+
+        def end(outcome: Outcome) -> None:
+            self._on_event(_ended(outcome))
+            on_outcome(outcome)
+
         for start in range(0, len(trials), MAX_TRIALS):
             some = trials[start : start + MAX_TRIALS]
-            for group in groups(list(self._planned(some, on_outcome))):
-                self._merge_group(group, on_outcome)
+            with phase(self._on_event, "plan"):
+                planned = list(self._planned(some, end))
+            for group in groups(planned):
+                self._merge_group(group, end)
 
     def close(self) -> None:
         """Let go of what the rounds shared."""
@@ -113,6 +125,8 @@ class Rounds:
 
     def _planned(self, trials: Sequence[Trial], on_outcome: OnOutcome) -> Iterator[PlannedTrial]:
         """Plans of those that can be planned; of the others what is wrong with each."""
+        from raymerge.runtime.watching import planned_event
+
         for trial in trials:
             try:
                 plan = plan_merge(
@@ -125,6 +139,7 @@ class Rounds:
             except RaymergeError as error:
                 on_outcome(Outcome(trial=trial, result=None, error=error))
             else:
+                self._on_event(planned_event(plan, self._machine.engine, self._machine.device))
                 whole = not fills_together(trial.out)
                 yield PlannedTrial(trial=trial, plan=plan, whole_shards=whole)
 
@@ -167,6 +182,7 @@ class Rounds:
             overwrite=self._overwrite,
             on_progress=self._on_progress,
             access=access_of(self._options),
+            on_event=self._on_event,
         )
 
     def _merge_alone(self, one: PlannedTrial, on_outcome: OnOutcome) -> None:
@@ -180,6 +196,7 @@ class Rounds:
                 overwrite=self._overwrite,
                 on_progress=self._on_progress,
                 options=self._options,
+                on_event=self._on_event,
             )
         except (SourceError, ClusterError):
             raise
@@ -191,4 +208,15 @@ class Rounds:
     def _start_engine(self, settings: RunSettings, report: OnProgress) -> Engine:
         from raymerge.api import engine_for
 
-        return engine_for(settings, self._machine, report, self._options)
+        return engine_for(settings, self._machine, report, self._options, on_event=self._on_event)
+
+
+def _ended(outcome: Outcome) -> TrialEnded:
+    from raymerge.runtime.events import TrialEnded
+
+    return TrialEnded(
+        trial=outcome.trial.name,
+        output=outcome.trial.out,
+        digest=outcome.result.digest if outcome.result else "",
+        error=type(outcome.error).__name__ if outcome.error else None,
+    )

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from raymerge.machine import Machine
     from raymerge.plan.build import Plan
     from raymerge.runtime.driver import MergeResult
+    from raymerge.runtime.events import OnEvent
     from raymerge.runtime.settings import OnProgress
     from raymerge.sweep.evaluation import Evaluating
     from raymerge.sweep.proposing import Proposer
@@ -85,6 +86,9 @@ def sweep(
     on_trial: Callable[[TrialRecord], None] = lambda _: None,
     on_evaluated: Callable[[Evaluated], None] = lambda _: None,
     on_progress: OnProgress = lambda _: None,
+    on_event: OnEvent = lambda _: None,
+    events: AnyPath | None = None,
+    trace: AnyPath | None = None,
     **options: Unpack[RunOptions],
 ) -> SweepResult:
     """Merge every trial of a sweep, evaluate and choose. Run it again to finish one.
@@ -97,11 +101,16 @@ def sweep(
         on_trial: Told of each trial as it is merged, or fails to be.
         on_evaluated: Told of each evaluation, from any thread.
         on_progress: Told of bytes read and written, from any thread.
+        on_event: Told of every `runtime.events.Event`, one at a time, from any thread.
+        events: File that events are appended to, a line of JSON each.
+        trace: File for a trace of the sweep, which Perfetto opens.
         **options: See `RunOptions`.
 
     Raises:
         RaymergeError: See `raymerge.errors`. What ends one trial alone is in its record.
     """
+    from raymerge.api import listeners_of
+    from raymerge.runtime.watching import watched
     from raymerge.storage import local_folder
     from raymerge.sweep import loop
     from raymerge.sweep.evaluation import Pareto
@@ -116,7 +125,13 @@ def sweep(
     proposer, evaluating = _read_sweep(recipes, place, seed, options)
     folder, machine = local_folder(place), machine_of(options)
     with (
-        Rounds(options, overwrite=overwrite, on_progress=on_progress) as rounds,
+        watched(
+            place,
+            listeners_of(on_event, machine),
+            events_path=None if events is None else os.fspath(events),
+            trace_path=None if trace is None else os.fspath(trace),
+        ) as tell,
+        Rounds(options, overwrite=overwrite, on_progress=on_progress, on_event=tell) as rounds,
         loop.joined(machine, evaluating),
         Ledger(
             folder,

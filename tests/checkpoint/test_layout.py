@@ -139,13 +139,13 @@ def test_bytes_dropped_at_their_addresses_in_any_order_load_in_the_stock_reader(
     ("output_bytes", "expected"),
     [
         (0, 256_000_000),
-        (131_072_000_000, 256_000_000),
-        (131_072_000_512, 256_000_001),
-        (2_560_000_000_000, 5_000_000_000),
-        (9_000_000_000_000, 5_000_000_000),
+        (524_288_000_000, 256_000_000),
+        (524_288_002_048, 256_000_001),
+        (10_240_000_000_000, 5_000_000_000),
+        (36_000_000_000_000, 5_000_000_000),
     ],
 )
-def test_auto_shards_are_a_512th_of_the_output_within_bounds(
+def test_auto_shards_are_a_2048th_of_the_output_within_bounds(
     output_bytes: int,
     expected: int,
 ) -> None:

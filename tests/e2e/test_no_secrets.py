@@ -159,23 +159,50 @@ def assert_objects_clean(planted: Planted, url: str, expected: str) -> None:
             planted.assert_absent(repr(rows), f"rows of {url}/{name}")
 
 
-def test_a_plan_and_a_merge_on_threads_hold_none(planted: Planted, recipe: Path, s3: S3) -> None:
+def watched(place: Place) -> tuple[str | Path, ...]:
+    """Flags by which a command leaves an account of what it does."""
+    return "--events", place / "events.jsonl", "--trace", place / "trace.json"
+
+
+def assert_account_clean(planted: Planted, place: Place, *kinds: str) -> None:
+    """What `watched` asked for is there, tells of some kinds of events, and holds no secret."""
+    events = (place / "events.jsonl").read_text()
+    told = {json.loads(line)["event"] for line in events.splitlines()}
+    assert told >= {"run_started", *kinds, "run_ended"}
+    assert json.loads((place / "trace.json").read_text())["traceEvents"]
+    for name in ("events.jsonl", "trace.json"):
+        planted.assert_absent((place / name).read_bytes(), name)
+
+
+def test_a_plan_and_a_merge_on_threads_hold_none(
+    planted: Planted, recipe: Path, s3: S3, place: Place
+) -> None:
     options = ("--json", "--stats", "--engine", "local", "--device", "cpu", "--shard-size", 8000)
     assert run(planted, "plan", recipe, *options).rc == 0
-    assert run(planted, "merge", recipe, s3.url("out"), *options).rc == 0
+    assert run(planted, "merge", recipe, s3.url("out"), *options, *watched(place)).rc == 0
+    assert_account_clean(planted, place, "unit_ended", "published")
     assert run(planted, "verify", s3.url("out")).rc == 0
     assert_objects_clean(planted, s3.url("out"), "raymerge.json")
 
 
 @pytest.mark.ray
 def test_a_merge_on_ray_holds_none(
-    planted: Planted, recipe: Path, s3: S3, ray_folder: Path
+    planted: Planted, recipe: Path, s3: S3, ray_folder: Path, place: Place
 ) -> None:
     options = ("--json", "--engine", "ray", "--device", "cpu", "--workers", 2, "--memory", "1GiB")
-    done = run(planted, "merge", recipe, s3.url("out"), *options, RAY_TMPDIR=str(ray_folder))
+    done = run(
+        planted,
+        "merge",
+        recipe,
+        s3.url("out"),
+        *options,
+        *watched(place),
+        RAY_TMPDIR=str(ray_folder),
+    )
 
     assert done.rc == 0, done.err
     assert done.json["engine"] == "ray"
+    assert_account_clean(planted, place, "worker_joined", "unit_ended", "published")
     assert_objects_clean(planted, s3.url("out"), "raymerge.json")
     logs = [path for path in ray_folder.rglob("*") if path.is_file() and not path.is_symlink()]
     assert any(path.name.startswith("worker-") for path in logs)
@@ -231,13 +258,17 @@ FAILURES = {
 
 
 @pytest.mark.parametrize("failure", FAILURES)
-def test_errors_of_s3_hold_none(planted: Planted, recipe: Path, s3: S3, failure: str) -> None:
+def test_errors_of_s3_hold_none(
+    planted: Planted, recipe: Path, s3: S3, failure: str, place: Place
+) -> None:
     planted.secrets["wrong"] = secret_of(NEEDED)
     environment = FAILURES[failure]
     # With --json an error is told twice: as a document, and as text on stderr.
-    merge = spawn("merge", recipe, s3.url("out"), "--json", **environment)
+    options = ("--json", *watched(place))
+    merge = spawn("merge", recipe, s3.url("out"), *options, **environment)
     doctor = spawn("doctor", s3.url("a"), "--write", s3.url("out"), **environment)
     done, tried = ended(planted, merge), ended(planted, doctor)
+    assert_account_clean(planted, place)
 
     assert (done.rc, tried.rc) == (3, 3)
     assert done.error["message"] in done.err

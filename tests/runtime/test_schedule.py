@@ -34,7 +34,8 @@ def given_to(orders: Sequence[Order]) -> dict[int, list[int]]:
     ("num_units", "workers", "expected"),
     [
         (9, [1, 1], {0: [0, 2], 1: [1, 3]}),  # one runs, one waits
-        (9, [2, 1], {0: [0, 1, 3], 1: [2, 4]}),  # whoever has most room first
+        # Whoever has most room first, then whose node has least to carry.
+        (9, [2, 1], {0: [0, 2, 4], 1: [1, 3]}),
         (6, [1, 1], {0: [0, 2], 1: [1]}),  # fewer than two left for each: none waits any more
         (3, [1, 1], {0: [0], 1: [1]}),
         (1, [2, 2], {0: [0]}),
@@ -46,6 +47,18 @@ def test_units_are_given_in_order_to_whoever_has_room(
     num_units: int, workers: list[int], expected: dict[int, list[int]]
 ) -> None:
     assert given_to(schedule([1] * num_units, workers).orders(0)) == expected
+
+
+def test_workers_of_one_node_do_not_get_everything_first() -> None:
+    play = schedule([1] * 2)
+    for worker, node in enumerate("aabb"):
+        play.join(worker, node, 2)
+    assert given_to(play.orders(0)) == {0: [0], 2: [1]}
+
+
+def test_many_small_units_do_not_make_large_ones_wait_their_turn() -> None:
+    sizes = [100] * 4 + [1] * 50
+    assert given_to(schedule(sizes, [1, 1]).orders(0)) == {0: [0], 1: [1]}
 
 
 def test_a_slow_worker_gets_less_and_nobody_waits_for_long() -> None:
@@ -137,6 +150,36 @@ def test_preemption_is_never_blamed_on_a_unit() -> None:
     assert (play.redone, play.given_up) == (49, [])
 
 
+def test_a_suspect_stays_one_where_its_worker_is_preempted() -> None:
+    play = schedule([1] * 4)
+    play.join(0, "a", 1)
+    play.orders(0)
+    play.cramp(0, 0, 0)
+    play.leave(0, Loss.PREEMPTED)
+    play.join(1, "b", 1)
+    assert play.orders(1) == [Order(1, 0, shrink=1)]
+
+
+def test_bound_units_go_to_those_who_may_have_them() -> None:
+    play = Schedule(dict.fromkeys(range(6), 1), copies=True, bound={0, 1, 5})
+    play.join(0, "a", 1, takes_bound=False)
+    assert not play.is_staffed
+    assert given_to(play.orders(0)) == {0: [2, 3]}
+    play.join(1, "b", 1)
+    assert play.is_staffed
+    for now, unit in ((1, 0), (2, 1), (3, 4)):
+        assert given_to(play.orders(now)) == {1: [unit]}
+        assert unit == 4 or play.land(1, unit, now)
+    assert play.land(0, 2, 4)
+    assert play.land(0, 3, 5)
+    assert play.orders(5) == []  # what is left is not for worker 0, which has nothing to do
+    assert play.land(1, 4, 6)
+    assert given_to(play.orders(6)) == {1: [5]}
+    assert play.orders(999) == []  # nor is a copy of it
+    play.leave(1, Loss.DIED)
+    assert not play.is_staffed
+
+
 def test_units_of_a_worker_that_ran_out_of_memory_run_alone_in_smaller_tiles() -> None:
     play = schedule([1] * 9, [2])
     assert given_to(play.orders(0)) == {0: [0, 1, 2]}
@@ -187,15 +230,15 @@ def test_a_straggler_is_copied_to_another_node_once_there_is_nothing_else() -> N
     assert play.redone == 1
 
 
-def test_what_waits_behind_a_straggler_is_one_too() -> None:
+def test_what_waits_behind_a_straggler_is_copied_before_it() -> None:
     play = schedule([100] * 7, [1, 1], copies=True)
     assert given_to(play.orders(0)) == {0: [0, 2], 1: [1, 3]}
     for now, unit in ((6, 1), (12, 3), (18, 4), (24, 5), (30, 6)):
         assert play.land(1, unit, now)
         play.orders(now)
-    assert play.holds(1) == (0,)
-    assert play.land(1, 0, 36)
-    assert play.orders(36) == [Order(1, 2)]
+    assert play.holds(1) == (2,)
+    assert play.land(1, 2, 36)
+    assert play.orders(36) == [Order(1, 0)]
 
 
 def test_a_unit_goes_on_where_its_copy_was_lost() -> None:

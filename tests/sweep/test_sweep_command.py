@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
+from collections import Counter
 from pathlib import Path
 
 import pytest
+import torch
 from pyarrow import parquet
 
 from raymerge.errors import ConflictError
 from raymerge.sweep.ledger import Ledger, read_rows
 from raymerge.sweep.record import TrialRecord
 from tests.conftest import Done, Place, shard_hashes
+from tests.traces import check_trace
 
 MACHINE = ("--engine", "local", "--device", "cpu", "--workers", 2, "--quiet")
 
@@ -34,6 +38,35 @@ def every_file(folder: Path) -> dict[str, bytes]:
         for path in folder.iterdir()
         if path.is_file() and "parquet" not in path.name
     }
+
+
+def test_a_sweep_tells_what_it_does(place: Place) -> None:
+    broken = {**place.llamas(), "extra.weight": torch.ones(4)}
+    place.model("c", broken)
+    recipes = [
+        place.recipe("linear", ("a", "c"), name="broken.yaml", parameters={"weight": 1}),
+        place.recipe("linear", ("a", "base"), parameters={"weight": 1}),
+        *map(place.any_recipe, ("ties", "dare_ties")),
+    ]
+    watched = ("--events", place / "events.jsonl", "--trace", place / "trace.json")
+    done = sweep(place, *recipes, *watched, "--json")
+    assert done.rc == 4, done.err
+    events = [json.loads(line) for line in (place / "events.jsonl").read_text().splitlines()]
+    kinds = Counter(event["event"] for event in events)
+
+    assert (events[0]["event"], events[-1]["event"]) == ("run_started", "run_ended")
+    assert kinds["phase_begun"] == kinds["phase_ended"]
+    assert kinds["unit_begun"] == kinds["unit_ended"] > 0
+    assert kinds["planned"] == kinds["published"] == 3
+    ended = {event["trial"]: event for event in events if event["event"] == "trial_ended"}
+    assert ended.keys() == {trial["name"] for trial in done.json["trials"]}
+    assert {e["trial"] for e in ended.values() if e["error"] == "PlanError"} == {"broken"}
+    for trial in done.json["trials"]:
+        told = ended[trial["name"]]
+        assert (told["output"], told["digest"]) == (trial["out"], trial["digest"])
+    written = sum(event["bytes_written"] for event in events if event["event"] == "unit_ended")
+    assert written == done.json["bytes_written"]
+    check_trace(json.loads((place / "trace.json").read_text()))
 
 
 def test_a_sweep_its_resumption_and_a_trial_again(place: Place) -> None:
