@@ -89,7 +89,8 @@ def measure(folder: Path, number: int) -> str:
 def _compile(folder: Path) -> None:
     """Merge and sweep once, so that the kernels are in numba's cache."""
     paths, out = recipes(folder, 2), folder / "out"
-    for command in (_merge(paths[0], out), [sys.executable, "-c", SWEEP, out, *paths]):
+    swept: list[str | Path] = [sys.executable, "-c", SWEEP, out, *paths]
+    for command in (_merge(paths[0], out), swept):
         _checked(run(command))
         shutil.rmtree(out)
 
