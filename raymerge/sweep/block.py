@@ -82,13 +82,11 @@ def _shape(block: Fields, place: Place) -> Shape:
             "sweep: axes: missing; write axes: {name: [values]}, or greedy_soup or path"
         )
     ways = [key for key in ("sample", "search") if block.get(key) is not None]
-    if given[0] != "axes":
-        given += ways
-    elif len(ways) > 1:
-        given = ways
-    if len(given) > 1:
-        raise block.place_of(given[1]).error(
-            f"{given[1]}: there is {given[0]}, which says what the trials are; give one of the two"
+    rivals = ways if given == ["axes"] else [*given, *ways]
+    if len(rivals) > 1:
+        raise block.place_of(rivals[1]).error(
+            f"{rivals[1]}: there is {rivals[0]}, which says what the trials are; give one of the "
+            "two"
         )
     return given[0]
 

@@ -27,8 +27,8 @@ LINEAR: dict[str, Any] = {
     "parameters": {"weight": "$w"},
 }
 UNIFORM = {"w": {"uniform": [0, 1]}}
-SOUP = {"greedy_soup": {"models": ["a", "b"]}, "evaluate": RUN}
-PATH = {"path": {"from": "a", "to": {"model": "b", "label": "x"}}, "evaluate": RUN}
+SOUP: dict[str, Any] = {"greedy_soup": {"models": ["a", "b"]}, "evaluate": RUN}
+PATH: dict[str, Any] = {"path": {"from": "a", "to": {"model": "b", "label": "x"}}, "evaluate": RUN}
 
 
 def swept(**block: Any) -> dict[str, Any]:
