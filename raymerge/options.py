@@ -40,6 +40,9 @@ class RunOptions(StorageOptions, total=False):
     """Limit of an output shard; None chooses it from the output's size."""
     gpus_per_worker: float
     """Of one GPU, for a Ray worker on CUDA: 0.5 puts two on each."""
+    cpu_workers: int
+    """Ray workers on CPUs beside those on GPUs; of free methods, whose bytes depend on the kind of
+    device, they get no unit."""
     node_labels: Mapping[str, str]
     """What nodes of the Ray cluster have to be labelled with, in Ray's notation of selectors."""
     placement_group: str | None
@@ -122,6 +125,7 @@ def hiring_of(options: RunOptions) -> Hiring:
 
     return Hiring(
         gpus_each=options.get("gpus_per_worker", 1.0),
+        cpu_workers=options.get("cpu_workers", 0),
         labels=dict(options.get("node_labels", {})),
         placement_group=options.get("placement_group"),
         wait_s=options.get("wait_s", 120.0),
@@ -129,13 +133,25 @@ def hiring_of(options: RunOptions) -> Hiring:
 
 
 def machine_of(options: RunOptions) -> Machine:
-    """What a merge runs on, as far as the options and the machine say."""
+    """What a merge runs on, as far as the options and the machine say.
+
+    Raises:
+        PlanError: The options contradict that.
+    """
+    from raymerge.errors import PlanError
     from raymerge.machine import inspect_machine
 
-    return inspect_machine(
+    machine = inspect_machine(
         engine=options.get("engine", "auto"),
         address=options.get("address"),
         device=options.get("device", "auto"),
         workers=options.get("workers"),
         memory_bytes=options.get("memory_bytes"),
     )
+    if options.get("cpu_workers") and (machine.engine, machine.device) != ("ray", "cuda"):
+        raise PlanError(
+            f"--cpu-workers are Ray workers beside those on GPUs, and here the engine is "
+            f"{machine.engine} and the device {machine.device}: write --workers instead, or "
+            "--engine ray --device cuda"
+        )
+    return machine

@@ -148,6 +148,13 @@ def cluster_options(command: Callable[..., Any]) -> Callable[..., Any]:
             help="Of one GPU: 0.5 puts two Ray workers on each.",
         ),
         click.option(
+            "--cpu-workers",
+            type=click.IntRange(min=0),
+            default=0,
+            show_default=True,
+            help="Ray workers on CPUs beside those on GPUs.",
+        ),
+        click.option(
             "--node-label",
             "node_labels",
             multiple=True,

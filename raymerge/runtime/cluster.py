@@ -16,7 +16,8 @@ from time import monotonic
 from typing import Any, Generic
 
 from raymerge.errors import ClusterError, RaymergeError
-from raymerge.plan.graph import Unit
+from raymerge.plan.graph import FreeStep, Unit
+from raymerge.plan.memory import with_inner
 from raymerge.plan.sweep_unit import SweepUnit
 from raymerge.runtime import ray_cluster
 from raymerge.runtime.cluster_events import ClusterEvents
@@ -157,7 +158,11 @@ class _Work(Generic[WorkUnit]):
     ) -> None:
         self.calls: dict[Any, tuple[Member, WorkUnit]] = {}
         """What is under way."""
-        self.schedule = Schedule({unit.number: unit.nbytes for unit in units}, copies=copies)
+        self.schedule = Schedule(
+            {unit.number: unit.nbytes for unit in units},
+            copies=copies,
+            bound=[unit.number for unit in units if crew.is_mixed and _is_free(unit)],
+        )
         self._crew = crew
         self._events = events
         self._call = call
@@ -232,7 +237,12 @@ class _Work(Generic[WorkUnit]):
             yield unit, answer
 
     def _join(self, member: Member) -> None:
-        self.schedule.join(member.number, member.place.node, member.threads)
+        self.schedule.join(
+            member.number,
+            member.place.node,
+            member.threads,
+            takes_bound=member.place.device == self._crew.device,
+        )
         self._events.joined(member)
 
     def _end(self, member: Member, unit: WorkUnit, answer: Any) -> None:
@@ -266,7 +276,7 @@ class _Work(Generic[WorkUnit]):
             if self.schedule.is_idle_and_going(member.number):
                 self._leave(member, Loss.PREEMPTED)
                 self._crew.dismiss(member)
-        if self._crew.started:
+        if self.schedule.is_staffed:
             self._deserted_since = None
         elif self._deserted_since is None:
             self._deserted_since = monotonic()
@@ -289,6 +299,13 @@ class _Work(Generic[WorkUnit]):
 def _first(unit: Unit | SweepUnit) -> str | None:
     """The tensor that a unit is called by, if anything is left of it."""
     return unit.nodes[0].slot.name if unit.nodes else None
+
+
+def _is_free(unit: Unit | SweepUnit) -> bool:
+    """Whether the bytes of a unit are those of one kind of device: a free method's."""
+    units = unit.units if isinstance(unit, SweepUnit) else (unit,)
+    nodes = (node for one in units for node in one.nodes)
+    return any(isinstance(node.step, FreeStep) for node in with_inner(nodes))
 
 
 def _bears_copies(units_at: str) -> bool:

@@ -6,11 +6,12 @@ import logging
 import pickle
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from time import monotonic
 from typing import Any
 
 from raymerge.errors import ClusterError, RaymergeError
+from raymerge.plan.memory import LARGEST_TILE
 from raymerge.runtime import autoscaler, ray_cluster
 from raymerge.runtime.engine import LOOK_S
 from raymerge.runtime.losses import WorkerLostError
@@ -82,13 +83,18 @@ class Crew:
         """Workers that were lost at work."""
         self.most = 0
         """Workers that were there at once."""
-        self._settings = pickle.dumps(settings)
+        self.device = settings.device
+        """What merges, but for workers on CPUs beside those on GPUs."""
+        self._settings = {"cpu": pickle.dumps(_on_cpus(settings))}
+        self._settings[settings.device] = pickle.dumps(settings)
         self._workers = workers
         self._threads = threads
         self._hiring = hiring
         self._one = one_worker(
             settings.device, memory_bytes=memory_bytes, gpus_each=hiring.gpus_each
         )
+        beside = one_worker("cpu", memory_bytes=memory_bytes)
+        self._beside = replace(beside, num_cpus=threads or 1)
         self._hired = 0
         self._looked = -LOOK_S
         self._quarantined: list[Member] = []
@@ -117,7 +123,8 @@ class Crew:
         if not self._grows:
             self._check_room()
         else:
-            autoscaler.want([self._one] * (self._workers or 1), self._hiring.labels)
+            beside = [self._beside] * self._hiring.cpu_workers
+            autoscaler.want([self._one] * (self._workers or 1) + beside, self._hiring.labels)
         began, announced = monotonic(), False
         self.look()
         while not self.started or (self.starting and monotonic() < began + ANNOUNCE_S):
@@ -136,6 +143,11 @@ class Crew:
                     self._hiring.wait_s,
                     ray_cluster.free(),
                 )
+
+    @property
+    def is_mixed(self) -> bool:
+        """Whether there are to be workers on CPUs beside those on GPUs."""
+        return self._hiring.cpu_workers > 0
 
     @property
     def wait_s(self) -> float:
@@ -193,9 +205,14 @@ class Crew:
         staff = [*self.members.values(), *self._quarantined]
         # Those that are about to go are to be replaced while they still work.
         staying = [member for member in staff if member.place.node not in going]
-        spare = [node.without(member.place for member in staying) for node in usable]
-        wanted = None if self._workers is None else max(0, self._workers - len(staying))
-        for spot in spread(spare, self._one, workers=wanted):
+        taken = [member.place for member in staying]
+        main = [place for place in taken if place.device == self.device]
+        wanted = None if self._workers is None else max(0, self._workers - len(main))
+        new = spread([node.without(taken) for node in usable], self._one, workers=wanted)
+        # After them, so that no GPU is without a CPU.
+        spare = [node.without([*taken, *new]) for node in usable]
+        few = max(0, self._hiring.cpu_workers - (len(taken) - len(main)))
+        for spot in (*new, *spread(spare, self._beside, workers=few, alone=False)):
             self._hire(spot)
         return going
 
@@ -218,12 +235,17 @@ class Crew:
         ]
 
     def _check_room(self) -> None:
-        check_room(self._nodes(), self._one, workers=self._workers, free=ray_cluster.free())
+        nodes, free = self._nodes(), ray_cluster.free()
+        check_room(nodes, self._one, workers=self._workers, free=free)
+        if self.is_mixed:
+            main = spread(nodes, self._one, workers=self._workers)
+            left = [node.without(main) for node in nodes]
+            check_room(left, self._beside, workers=self._hiring.cpu_workers, free=free)
 
     def _hire(self, spot: Place) -> None:
         threads = self._threads or spot.num_cpus
         actor = ray_cluster.hire(spot, threads, group=self._hiring.placement_group)
-        starting = actor.start.remote(versions(), self._settings)
+        starting = actor.start.remote(versions(), self._settings[spot.device])
         self._hired += 1
         self.members[self._hired] = Member(self._hired, spot, threads, actor, starting)
 
@@ -273,6 +295,12 @@ class Crew:
         self.stop([])
         if self._grows and ray_cluster.is_connected():
             autoscaler.want([], {})
+
+
+def _on_cpus(settings: RunSettings) -> RunSettings:
+    """The settings of a worker on CPUs, whatever the others merge on. Tiles change no byte."""
+    tile = min(settings.budget.tile_elements, LARGEST_TILE)
+    return replace(settings, device="cpu", budget=replace(settings.budget, tile_elements=tile))
 
 
 def _check_versions(report: Report) -> None:

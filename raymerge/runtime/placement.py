@@ -21,6 +21,8 @@ class Hiring:
     """What a node has to be labelled with: `value`, `!value`, `in(a, b)` or `!in(a, b)`."""
     placement_group: str | None = None
     """Name of a placement group in whose bundles the workers have to stay."""
+    cpu_workers: int = 0
+    """Workers on CPUs beside those on GPUs, of as many CPUs as units run at once in any."""
     wait_s: float = 120.0
     """How long to wait while there is no worker at all."""
 
@@ -58,6 +60,8 @@ class Place:
     num_gpus: float
     memory_bytes: int | None
     bundle: int | None = None
+    device: str = "cpu"
+    """What it merges on."""
 
     @property
     def bundle_of_resources(self) -> dict[str, float]:
@@ -68,11 +72,13 @@ class Place:
 
 def one_worker(device: str, *, memory_bytes: int | None, gpus_each: float = 1.0) -> Place:
     """The least that a worker asks for."""
-    gpus = gpus_each if device == "cuda" else 0
-    return Place(node="", num_cpus=1, num_gpus=gpus, memory_bytes=memory_bytes)
+    gpus = 0 if device == "cpu" else gpus_each
+    return Place(node="", num_cpus=1, num_gpus=gpus, memory_bytes=memory_bytes, device=device)
 
 
-def spread(nodes: Sequence[Node], one: Place, *, workers: int | None) -> tuple[Place, ...]:
+def spread(
+    nodes: Sequence[Node], one: Place, *, workers: int | None, alone: bool = True
+) -> tuple[Place, ...]:
     """Choose where workers go, as many as are wanted or as there is room for.
 
     A worker on CPUs takes its share of its node's, a worker on CUDA its part of a GPU and one CPU.
@@ -83,6 +89,7 @@ def spread(nodes: Sequence[Node], one: Place, *, workers: int | None) -> tuple[P
         nodes: What there is.
         one: The least that a worker asks for.
         workers: How many are wanted; None leaves it to the nodes.
+        alone: Whether nobody else is to have CPUs; else a worker takes no more than it asks for.
     """
     room = [_room(node, one) for node in nodes]
     given = [0] * len(nodes)
@@ -97,7 +104,7 @@ def spread(nodes: Sequence[Node], one: Place, *, workers: int | None) -> tuple[P
             one,
             node=node.id,
             bundle=node.bundle,
-            num_cpus=1 if one.num_gpus else floor(node.num_cpus) // count,
+            num_cpus=floor(node.num_cpus) // count if alone and not one.num_gpus else one.num_cpus,
         )
         for node, count in zip(nodes, given, strict=True)
         for _ in range(count)

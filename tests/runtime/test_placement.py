@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import pytest
 
@@ -88,3 +89,15 @@ def test_what_fits_nowhere_is_refused(nodes: list[Node], device: str, workers: i
 )
 def test_labels_are_read_as_ray_reads_them(wanted: Mapping[str, str], *, expected: bool) -> None:
     assert matches({"market": "spot"}, wanted) is expected
+
+
+def test_workers_on_cpus_take_what_those_on_gpus_leave_and_no_more_than_they_ask_for() -> None:
+    there = [node("a", 8, 2), node("b", 3, 2), node("c", 4)]
+    main = spread(there, one_worker("cuda", memory_bytes=GIB), workers=None)
+    left = [one.without(main) for one in there]
+    two = replace(one_worker("cpu", memory_bytes=GIB), num_cpus=2)
+    beside = spread(left, two, workers=9, alone=False)
+
+    assert {(place.device, place.num_gpus) for place in main} == {("cuda", 1)}
+    assert [place.node for place in beside] == ["a"] * 3 + ["c"] * 2
+    assert {(place.device, place.num_cpus, place.num_gpus) for place in beside} == {("cpu", 2, 0)}

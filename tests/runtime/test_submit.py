@@ -189,7 +189,7 @@ def test_a_folder_travels_with_its_recipe(tmp_path: Path, monkeypatch: pytest.Mo
 EVERY_FLAG = [
     "--json", "--overwrite", "--quiet", "--workers", "3", "--device", "cuda", "--shard-size",
     "2GB", "--memory", "1GiB", "--device-memory", "3GiB", "--seed", "5", "--stats", "--wait", "60s",
-    "--gpus-per-worker", "0.5", "--node-label", "a=b",
+    "--gpus-per-worker", "0.5", "--cpu-workers", "2", "--node-label", "a=b",
     "--placement-group", "mine",
     "--no-cache", "--storage-option", "region=eu-west-1", "--storage-option", "endpoint=http://s",
 ]  # fmt: skip
