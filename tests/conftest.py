@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -48,7 +49,13 @@ LONG_FILES = (
 
 
 def pytest_configure() -> None:
-    """Have folders of tests in memory, where there is room: a small merge waits for syncs only."""
+    """Have folders of tests in memory, where there is room: a small merge waits for syncs only.
+
+    And let commands that tests start be interrupted: a shell's background job ignores SIGINT, and
+    so would whatever it starts.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     if os.access(MEMORY, os.W_OK) and shutil.disk_usage(MEMORY).free > ROOM_BYTES:
         os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(MEMORY))
 
