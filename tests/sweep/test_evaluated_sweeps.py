@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import sys
+import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -80,8 +81,7 @@ def rows(place: Place, what: str) -> list[Mapping[str, Any]]:
     return found
 
 
-def test_the_best_that_clear_the_gates_are_kept(quick_place: Place) -> None:
-    place = quick_place
+def test_the_best_that_clear_the_gates_are_kept(place: Place) -> None:
     recipe = grid(
         place,
         keep=2,
@@ -129,8 +129,7 @@ def test_the_best_that_clear_the_gates_are_kept(quick_place: Place) -> None:
             assert shard_hashes(place / "alone") == shard_hashes(Path(one.out))
 
 
-def test_only_the_best_of_a_subset_go_on(quick_place: Place) -> None:
-    place = quick_place
+def test_only_the_best_of_a_subset_go_on(place: Place) -> None:
     recipe = grid(place, keep=1, by="like_b", subset={"sizes": [4, 16], "go_on": 0.5})
     result = sweep(place, recipe)
 
@@ -146,8 +145,7 @@ def test_only_the_best_of_a_subset_go_on(quick_place: Place) -> None:
     assert calls(place) == before
 
 
-def test_the_kept_are_evaluated_on_examples_that_did_not_choose(quick_place: Place) -> None:
-    place = quick_place
+def test_the_kept_are_evaluated_on_examples_that_did_not_choose(place: Place) -> None:
     recipe = grid(place, keep=2, by="like_b", split={"search": "dev", "final": "test"})
     result = sweep(place, recipe)
     finals = [line for line in calls(place) if line.endswith("test")]
@@ -158,10 +156,14 @@ def test_the_kept_are_evaluated_on_examples_that_did_not_choose(quick_place: Pla
 
 @pytest.mark.parametrize("elsewhere", [False, True])
 def test_candidates_lie_in_scratch_until_they_are_kept(
-    quick_place: Place, tmp_path: Path, *, elsewhere: bool
+    place: Place, request: pytest.FixtureRequest, *, elsewhere: bool
 ) -> None:
-    place = quick_place
-    scratch = (tmp_path if elsewhere else place.path) / "scratch"
+    scratch = place / "scratch"
+    if elsewhere:
+        # Places of tests are in memory where they can be: a disk is another file system.
+        disk = tempfile.TemporaryDirectory(dir="/var/tmp")
+        request.addfinalizer(disk.cleanup)
+        scratch = Path(disk.name) / "scratch"
     recipe = grid(place, keep=2, by="like_b", scratch=str(scratch))
     result = sweep(place, recipe)
 
@@ -183,8 +185,7 @@ def test_candidates_lie_in_scratch_until_they_are_kept(
     assert calls(place) == before
 
 
-def test_what_the_sweep_has_not_made_is_not_removed(quick_place: Place) -> None:
-    place = quick_place
+def test_what_the_sweep_has_not_made_is_not_removed(place: Place) -> None:
     recipe = grid(place, keep=1, by="like_b")
     names = [json.loads(place.run("sweep", recipe, place / "out", "--dry-run", "--json").out)]
     first, second = (trial["name"] for trial in names[0][:2])
@@ -209,8 +210,7 @@ def test_what_the_sweep_has_not_made_is_not_removed(quick_place: Place) -> None:
     assert (place / "out" / second / "notes.txt").read_text() == "mine"
 
 
-def test_a_kept_trial_whose_place_is_taken_fails(quick_place: Place) -> None:
-    place = quick_place
+def test_a_kept_trial_whose_place_is_taken_fails(place: Place) -> None:
     recipe = grid(place, [0.5, 1], keep=1, by="like_b", scratch=str(place / "scratch"))
     listed = place.run("sweep", recipe, place / "out", "--dry-run", "--json").json
     shutil.copytree(place / "a", place / "out" / listed[1]["name"])
@@ -225,8 +225,7 @@ def test_a_kept_trial_whose_place_is_taken_fails(quick_place: Place) -> None:
 
 
 @pytest.mark.ray
-def test_evaluations_outlast_a_ray_of_our_own(quick_place: Place) -> None:
-    place = quick_place
+def test_evaluations_outlast_a_ray_of_our_own(place: Place) -> None:
     recipe = grid(place, [0.5, 1], keep=1, by="like_b", evaluate={"cpus": 1})
     result = raymerge.sweep(recipe, place / "out", engine="ray", device="cpu", workers=1)
     assert states(result) == {0.5: "removed", 1: "kept"}
@@ -236,8 +235,7 @@ def test_evaluations_outlast_a_ray_of_our_own(quick_place: Place) -> None:
 FAULTS = {"crash": "out of luck", "hang": "limit of 1 s", "rubbish": "all is well", "nan": "is nan"}
 
 
-def test_a_failed_evaluation_is_recorded_and_made_again(quick_place: Place) -> None:
-    place = quick_place
+def test_a_failed_evaluation_is_recorded_and_made_again(place: Place) -> None:
     recipe = grid(place, keep=1, by="like_b", evaluate={"limit_s": 1})
     fail(place, **{f"w={w}-": how for w, how in zip((0.5, 0.75, 1, 0), FAULTS, strict=True)})
     done = place.run("sweep", recipe, place / "out", *MACHINE, "--json")
@@ -264,9 +262,8 @@ def test_a_failed_evaluation_is_recorded_and_made_again(quick_place: Place) -> N
 
 
 def test_a_source_that_cannot_be_evaluated_ends_the_sweep_before_it_decides(
-    quick_place: Place,
+    place: Place,
 ) -> None:
-    place = quick_place
     recipe = grid(place, keep=1, at_least={"like_a": {"of": "a"}})
     fail(place, **{f"{place.path}/a": "crash"})
     done = place.run("sweep", recipe, place / "out", *MACHINE)
@@ -277,8 +274,7 @@ def test_a_source_that_cannot_be_evaluated_ends_the_sweep_before_it_decides(
     assert place.run("sweep", recipe, place / "out", *MACHINE).rc == 0
 
 
-def test_another_evaluator_evaluates_again(quick_place: Place) -> None:
-    place = quick_place
+def test_another_evaluator_evaluates_again(place: Place) -> None:
     sweep(place, grid(place, [0.5, 1]))
     sweep(place, grid(place, [0.5, 1], split={"search": "dev", "final": "test"}))
     assert len([line for line in calls(place) if line.endswith("dev")]) == 2
@@ -289,8 +285,7 @@ def test_another_evaluator_evaluates_again(quick_place: Place) -> None:
     assert len(calls(place)) == 8
 
 
-def test_the_table_and_the_status(quick_place: Place) -> None:
-    place = quick_place
+def test_the_table_and_the_status(place: Place) -> None:
     recipe = grid(place, keep=1, by="like_b", gates={"like_a": 95})
     done = place.run("sweep", recipe, place / "out", *MACHINE, "--quiet")
     assert done.rc == 0, done.err
@@ -316,15 +311,13 @@ def test_the_table_and_the_status(quick_place: Place) -> None:
         ({"evaluate": {"tasks": ["math"]}, "keep": 1}, "no score for math"),
     ],
 )
-def test_what_cannot_be_is_said(quick_place: Place, block: dict[str, Any], said: str) -> None:
-    place = quick_place
+def test_what_cannot_be_is_said(place: Place, block: dict[str, Any], said: str) -> None:
     done = place.run("sweep", grid(place, [1], **block), place / "out", *MACHINE)
     assert done.rc in {2, 3, 4}
     assert said in done.err + done.out
 
 
-def test_keep_needs_a_place_that_it_can_remove_from(quick_place: Place) -> None:
-    place = quick_place
+def test_keep_needs_a_place_that_it_can_remove_from(place: Place) -> None:
     recipe = grid(place, [0.5, 1], keep=1)
     recipe.write_text(recipe.read_text() + 'out: "s3://bucket/$w"\n')
     done = place.run("sweep", recipe, place / "out", *MACHINE)
@@ -337,8 +330,7 @@ KILLED_AFTER = (1, 3, 5, 7)
 
 
 @pytest.mark.parametrize("number", KILLED_AFTER)
-def test_killed_while_it_evaluates_a_sweep_goes_on(quick_place: Place, number: int) -> None:
-    place = quick_place
+def test_killed_while_it_evaluates_a_sweep_goes_on(place: Place, number: int) -> None:
     scratch = place / "scratch"
     split = {"search": "dev", "final": "test"}
     recipe = grid(place, keep=1, by="like_b", subset=[8], scratch=str(scratch), split=split)
