@@ -55,7 +55,7 @@ def parse(section: Mapping[str, Field], place: Place) -> Evaluating:
     evaluator = read_evaluator(settings) if settings else None
     if evaluator is None:
         for key in KEYS:
-            if key != "scratch" and top.get(key) is not None:
+            if top.get(key) is not None:
                 raise top.place_of(key).error(f"{key}: needs evaluate, which is missing")
     gates = numbers(top, "gates")
     at_least = _at_least(top)
