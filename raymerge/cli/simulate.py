@@ -32,7 +32,7 @@ def _rates(
 @click.command()
 @RECIPE
 @JSON
-@click.option("--nodes", type=click.IntRange(1), required=True)
+@click.option("--nodes", type=click.IntRange(1), required=True, help="All alike.")
 @click.option("--gpus-per-node", type=click.IntRange(0), required=True, help="0 merges on CPUs.")
 @click.option(
     "--cpus-per-node",

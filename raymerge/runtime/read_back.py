@@ -14,7 +14,6 @@ from queue import Empty, SimpleQueue
 import numpy as np
 
 from raymerge.kernels.tile import Bytes
-from raymerge.runtime.hashing import TensorHashes
 
 PIECE_BYTES = 2**20
 PATIENCE_S = 0.02
@@ -92,6 +91,9 @@ def _answer(paths: Sequence[Path], nbytes: int, answers: Sequence[Future[str]]) 
 
 def _hash_alike(paths: Sequence[Path], nbytes: int) -> list[str]:
     """Hash files of one length side by side."""
+    # numba is loaded here, and not by a run that finds everything done.
+    from raymerge.runtime.hashing import TensorHashes
+
     hashes = TensorHashes(len(paths))
     rooms = [_room() for _ in paths]
     with ExitStack() as stack:
