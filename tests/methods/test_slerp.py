@@ -86,7 +86,8 @@ def test_unit_vectors_stay_on_the_unit_sphere(cosine: float, t: float) -> None:
 @given(inputs=tensors(min_inputs=2, max_inputs=2), t=positions)
 @pytest.mark.parametrize("dtype", OUTPUTS)
 def test_a_merge_is_the_oracle_s(dtype: DType, inputs: list[Stored], t: float) -> None:
-    values = [source.values / np.float32(4) for source in inputs]
+    # Between vectors that are almost opposite the coefficients reach 31.6 each.
+    values = [source.values / np.float32(128) for source in inputs]
     inputs = [stored(array, source.dtype) for array, source in zip(values, inputs, strict=True)]
     expected = oracle_slerp(inputs[0].values, inputs[1].values, t=t)
 
