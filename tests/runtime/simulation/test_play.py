@@ -112,5 +112,7 @@ def test_all_is_done_and_no_faster_than_it_can_be(
     lines_s = max(wanted.read_bytes, wanted.write_bytes) / GB / nodes
     least_s = max(lines_s, wanted.merge_s / (nodes * gpus))
     alone_s = sum(max(d.read_bytes / GB, d.merge_s, d.write_bytes / GB) for d in demands)
-    assert least_s - 1e-6 <= play.now <= alone_s + 1e-6
-    assert all(seat.busy_s <= play.now + 1e-6 for seat in play.seats)
+    # Rounding adds up from one event to the next.
+    slack_s = 1e-5 * len(demands)
+    assert least_s - slack_s <= play.now <= alone_s + slack_s
+    assert all(seat.busy_s <= play.now + slack_s for seat in play.seats)
