@@ -13,8 +13,7 @@ from math import ceil, inf
 from statistics import fmean
 
 from raymerge.sweep.evaluation import Evaluating, Mean, Pareto, Weighted
-from raymerge.sweep.evaluation.model import Split
-from raymerge.sweep.record import Evaluated, TrialRecord
+from raymerge.sweep.record import Evaluated, Split, TrialRecord
 
 Floors = Mapping[str, Mapping[str, float]]
 """What sources score: by label and task."""
@@ -234,15 +233,20 @@ def _fronts(tier: Sequence[_Placed], by: Pareto) -> list[list[_Placed]]:
     fronts = []
     left = list(tier)
     while left:
-        front = [one for one in left if not any(_beats(other, one, by) for other in left)]
+        front = [
+            one
+            for one in left
+            if not any(beats(other.scores, one.scores, by.tasks) for other in left)
+        ]
         fronts.append(front)
         names = {one.record.name for one in front}
         left = [one for one in left if one.record.name not in names]
     return fronts
 
 
-def _beats(one: _Placed, other: _Placed, by: Pareto) -> bool:
-    pairs = [(one.scores[task], other.scores[task]) for task in by.tasks]
+def beats(one: Mapping[str, float], other: Mapping[str, float], tasks: Iterable[str]) -> bool:
+    """Whether scores are better in one of these tasks, and worse in none."""
+    pairs = [(one[task], other[task]) for task in tasks]
     return all(a >= b for a, b in pairs) and any(a > b for a, b in pairs)
 
 

@@ -17,10 +17,9 @@ from typing import Self
 from raymerge.errors import RaymergeError
 from raymerge.sweep import choice
 from raymerge.sweep.evaluation import Evaluating, Pool
-from raymerge.sweep.evaluation.model import Split
 from raymerge.sweep.ledger import Ledger
 from raymerge.sweep.places import Places
-from raymerge.sweep.record import Evaluated, TrialRecord
+from raymerge.sweep.record import Evaluated, Split, TrialRecord
 from raymerge.sweep.rounds import MAX_TRIALS, Outcome, Rounds, record_of
 from raymerge.sweep.sources import floors_of, location_of
 from raymerge.sweep.trial import Trial

@@ -32,7 +32,8 @@ def table(records: Sequence[TrialRecord]) -> Iterator[str]:
 
 
 def _rows(best: Sequence[TrialRecord]) -> Iterator[tuple[str, ...]]:
-    searched, reported = list(map(_last, best)), list(map(_final, best))
+    searched = [one.shown("search") for one in best]
+    reported = [one.shown("final") for one in best]
     tasks, after = _tasks(searched), _tasks(reported)
     finals = [f"final {task}" for task in after]
     yield "rank", "trial", "score", *tasks, *finals, "on", "state", "gates missed"
@@ -54,17 +55,6 @@ def evaluated_line(one: Evaluated) -> str:
     what = " ".join(f"{task} {score:.4g}" for task, score in one.scores.items())
     split = "" if one.split == "search" else f" {one.split}"
     return f"{one.trial}  evaluated{split} on {_examples(one)}  {_short(one.error or what)}"
-
-
-def _last(record: TrialRecord) -> Evaluated | None:
-    """The evaluation on the most examples among those that choose."""
-    found = [one for one in record.evaluations if one.split == "search" and one.error is None]
-    return max(found, key=lambda one: (one.subset is None, one.subset or 0), default=None)
-
-
-def _final(record: TrialRecord) -> Evaluated | None:
-    found = [one for one in record.evaluations if one.split == "final" and one.error is None]
-    return found[-1] if found else None
 
 
 def _tasks(evaluations: Iterable[Evaluated | None]) -> list[str]:

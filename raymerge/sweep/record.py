@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import inf
 from typing import Literal
 
 from raymerge.sweep.trial import Value
+
+Split = Literal["search", "final"]
+"""The examples that choose, or those kept for the report."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -15,8 +19,7 @@ class Evaluated:
 
     trial: str
     """Name of the trial; of a source that gates compare with, `source:` and its label."""
-    split: Literal["search", "final"]
-    """The examples that choose, or those kept for the report."""
+    split: Split
     subset: int | None
     """How many of the examples; None for all."""
     scores: Mapping[str, float]
@@ -57,3 +60,8 @@ class TrialRecord:
     Where fronts rank: 0 on the first, -1 on the second, and so on."""
     rank: int | None = None
     """Among all trials of the sweep, 1 for the best. None where it failed or nothing is decided."""
+
+    def shown(self, split: Split) -> Evaluated | None:
+        """Its evaluation on the most examples of a split, of those that gave scores."""
+        good = [one for one in self.evaluations if one.split == split and one.error is None]
+        return max(good, key=lambda one: inf if one.subset is None else one.subset, default=None)

@@ -25,9 +25,9 @@ CORE_GBPS: Mapping[Family, float] = {
     "free": 1.21,
 }
 """Measured: GB/s of inputs that one of two threads took in for each sweep, from cached files into
-cached files, hashing included, on two cores of a Zen 4: the best of three turns of `python -m
+cached files, hashing included, on two cores of a Zen 4: the best of several turns of `python -m
 bench.simulate rates`, which lay up to two times apart on a machine that others shared. No GPU has
-been measured: for one this is a lower bound."""
+been measured."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

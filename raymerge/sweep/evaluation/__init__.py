@@ -20,7 +20,6 @@ from raymerge.sweep.evaluation.model import (
     Mean,
     Pareto,
     Rungs,
-    Split,
     Weighted,
 )
 from raymerge.sweep.evaluation.pool import Pool, evaluate
@@ -36,7 +35,6 @@ __all__ = [
     "Pareto",
     "Pool",
     "Rungs",
-    "Split",
     "Weighted",
     "evaluate",
     "parse",

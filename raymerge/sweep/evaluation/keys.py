@@ -16,7 +16,6 @@ from raymerge.sweep.evaluation.model import (
     Mean,
     Pareto,
     Rungs,
-    Split,
     Weighted,
 )
 from raymerge.sweep.evaluation.values import (
@@ -29,6 +28,7 @@ from raymerge.sweep.evaluation.values import (
     word,
     words,
 )
+from raymerge.sweep.record import Split
 
 KEYS = ("evaluate", "gates", "at_least", "subset", "split", "keep", "by", "scratch")
 """Keys of a sweep block that `parse` reads."""

@@ -5,10 +5,8 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
 
-Split = Literal["search", "final"]
-"""The examples that choose, or those kept for the report."""
+from raymerge.sweep.record import Split
 
 
 @dataclass(frozen=True, slots=True)

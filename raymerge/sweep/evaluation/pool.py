@@ -24,10 +24,10 @@ from raymerge.errors import ClusterError
 from raymerge.runtime.losses import WorkerLostError
 from raymerge.runtime.stopping import LoosePool
 from raymerge.sweep.evaluation.calls import arguments_of, check_installed, environment_of
-from raymerge.sweep.evaluation.model import Evaluating, Split
+from raymerge.sweep.evaluation.model import Evaluating
 from raymerge.sweep.evaluation.process import Ran, run
 from raymerge.sweep.evaluation.scores import NoScoresError, read_scores
-from raymerge.sweep.record import Evaluated
+from raymerge.sweep.record import Evaluated, Split
 
 OnEvaluated = Callable[[Evaluated], None]
 

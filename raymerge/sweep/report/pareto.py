@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import combinations, pairwise
 
+from raymerge.sweep.choice import beats
 from raymerge.sweep.report.frame import Box, gate_line, scatter
 from raymerge.sweep.report.marks import Chart, Dot, Line, Mark, Table
 from raymerge.sweep.report.ranking import Board, Ranked
@@ -28,18 +29,11 @@ def pareto_charts(board: Board) -> Iterator[Chart]:
 
 def front(trials: Sequence[Ranked], tasks: Sequence[str]) -> tuple[Ranked, ...]:
     """The trials, of those that clear the gates, that no other beats in one task for free."""
-    points = [
-        (trial, tuple(trial.scores[task] for task in tasks))
-        for trial in trials
-        if trial.kind in {"kept", "cleared"}
-    ]
+    clear = [trial for trial in trials if trial.kind in {"kept", "cleared"}]
     return tuple(
         trial
-        for trial, point in points
-        if not any(
-            other != point and all(a >= b for a, b in zip(other, point, strict=True))
-            for _, other in points
-        )
+        for trial in clear
+        if not any(beats(other.scores, trial.scores, tasks) for other in clear)
     )
 
 

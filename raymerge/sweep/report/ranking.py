@@ -145,7 +145,7 @@ def make_board(
 
     trials = []
     for rank, (record, kind, shown) in enumerate(sorted(found, key=key), start=1):
-        final = _last(one for one in record.evaluations if one.split == "final")
+        final = record.shown("final")
         failed = next((one.error for one in record.evaluations if one.error), None)
         trials.append(
             Ranked(
@@ -168,7 +168,7 @@ def make_board(
 
 
 def _ranked(record: TrialRecord) -> tuple[TrialRecord, Kind, Evaluated | None]:
-    shown = _last(one for one in record.evaluations if one.split == "search")
+    shown = record.shown("search")
     return record, _kind(record, shown), shown
 
 
@@ -182,14 +182,6 @@ def _kind(record: TrialRecord, shown: Evaluated | None) -> Kind:
     if shown is not None and shown.subset is not None:
         return "stopped"
     return "unscored" if record.score is None else "cleared"
-
-
-def _last(evaluations: Iterable[Evaluated]) -> Evaluated | None:
-    """The one on the most examples, of those that gave scores; of two such the later."""
-    good = [one for one in evaluations if one.error is None]
-    most = float("inf")
-    order = sorted(good, key=lambda one: most if one.subset is None else one.subset)
-    return order[-1] if order else None
 
 
 def _union(mappings: Iterable[Mapping[str, object]]) -> tuple[str, ...]:
