@@ -98,17 +98,17 @@ def best(problem: Problem, axes: Mapping[str, object], how: str = "") -> dict[st
 
 def _run(proposer: Proposer) -> list[dict[str, float]]:
     found = []
-    with Rounds({"engine": "local", "device": "cpu"}, overwrite=True) as rounds:
-        while trials := proposer.ask():
-            outcomes: list[Outcome] = []
-            rounds.merge(trials, outcomes.append)
-            told = {}
-            for outcome in outcomes:
-                trial = outcome.trial
-                found.append({split: _mean(trial.out, split) for split in ("search", "final")})
-                told[trial.name] = _told(outcome, found[-1]["search"])
-            proposer.tell([told[trial.name] for trial in trials])
-            shutil.rmtree(OUT)
+    rounds = Rounds({"engine": "local", "device": "cpu"}, overwrite=True)
+    while trials := proposer.ask():
+        outcomes: list[Outcome] = []
+        rounds.merge(trials, outcomes.append)
+        told = {}
+        for outcome in outcomes:
+            trial = outcome.trial
+            found.append({split: _mean(trial.out, split) for split in ("search", "final")})
+            told[trial.name] = _told(outcome, found[-1]["search"])
+        proposer.tell([told[trial.name] for trial in trials])
+        shutil.rmtree(OUT)
     return found
 
 

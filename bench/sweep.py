@@ -34,8 +34,7 @@ trials = [
     for i, one in enumerate(loaded)
 ]
 found = []
-with Rounds({"engine": "local", "device": "cpu"}, overwrite=False) as rounds:
-    rounds.merge(trials, found.append)
+Rounds({"engine": "local", "device": "cpu"}, overwrite=False).merge(trials, found.append)
 assert all(one.result for one in found), found
 print(sum(one.result.bytes_read for one in found), file=sys.stderr)
 """

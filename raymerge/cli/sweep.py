@@ -13,7 +13,7 @@ from raymerge.cli.endings import reported
 from raymerge.cli.options import JSON, OVERWRITE, QUIET, run_options, watch_options
 
 if TYPE_CHECKING:
-    from raymerge.sweep.record import Evaluated, TrialRecord
+    from raymerge.sweep.record import TrialRecord
 
 FAILED = 4
 
@@ -63,20 +63,17 @@ def sweep(
             _show(as_json, listed, (f"{t.name}  {t.out}" for t in trials))
             return
 
-        def on_trial(record: TrialRecord) -> None:
+        def say(line: str) -> None:
             if not quiet:
-                click.echo(_line(record), err=True)
-
-        def on_evaluated(evaluated: Evaluated) -> None:
-            if not quiet:
-                click.echo(evaluated_line(evaluated), err=True)
+                click.echo(line, err=True)
 
         result = run.sweep(
             recipes,
             out,
             overwrite=overwrite,
-            on_trial=on_trial,
-            on_evaluated=on_evaluated,
+            on_trial=lambda record: say(_line(record)),
+            on_evaluated=lambda evaluated: say(evaluated_line(evaluated)),
+            on_note=say,
             events=events,
             trace=trace,
             **options,

@@ -105,5 +105,5 @@ class TensorHashes:
 
     def hexdigests(self) -> list[str]:
         """Of each, in order."""
-        paired = [pair.hexdigest(stream) for pair in self._pairs for stream in (_TENSOR, _SHARD)]
+        paired = [pair.hexdigest(stream) for pair in self._pairs for stream in range(2)]
         return paired + [other.hexdigest() for other in self._others]

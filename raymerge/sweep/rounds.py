@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 from raymerge.errors import ClusterError, RaymergeError, SourceError
 from raymerge.options import RunOptions, access_of, machine_of
@@ -113,15 +113,6 @@ class Rounds:
                 planned = list(self._planned(some, end))
             for group in groups(planned):
                 self._merge_group(group, end)
-
-    def close(self) -> None:
-        """Let go of what the rounds shared."""
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.close()
 
     def _planned(self, trials: Sequence[Trial], on_outcome: OnOutcome) -> Iterator[PlannedTrial]:
         """Plans of those that can be planned; of the others what is wrong with each."""

@@ -85,6 +85,7 @@ def sweep(
     overwrite: bool = False,
     on_trial: Callable[[TrialRecord], None] = lambda _: None,
     on_evaluated: Callable[[Evaluated], None] = lambda _: None,
+    on_note: Callable[[str], None] = lambda _: None,
     on_progress: OnProgress = lambda _: None,
     on_event: OnEvent = lambda _: None,
     events: AnyPath | None = None,
@@ -100,6 +101,7 @@ def sweep(
         overwrite: Make every trial anew, whatever its place holds, and evaluate it again.
         on_trial: Told of each trial as it is merged, or fails to be.
         on_evaluated: Told of each evaluation, from any thread.
+        on_note: Told how rounds are run, in a line a time: where trials do not fit at once.
         on_progress: Told of bytes read and written, from any thread.
         on_event: Told of every `runtime.events.Event`, one at a time, from any thread.
         events: File that events are appended to, a line of JSON each.
@@ -131,7 +133,6 @@ def sweep(
             events_path=None if events is None else os.fspath(events),
             trace_path=None if trace is None else os.fspath(trace),
         ) as tell,
-        Rounds(options, overwrite=overwrite, on_progress=on_progress, on_event=tell) as rounds,
         loop.joined(machine, evaluating),
         Ledger(
             folder,
@@ -140,6 +141,9 @@ def sweep(
             anew=overwrite,
         ) as ledger,
     ):
+        rounds = Rounds(
+            options, overwrite=overwrite, on_progress=on_progress, on_note=on_note, on_event=tell
+        )
         places = Places(
             folder, scratch=evaluating.scratch, access=access_of(options), overwrite=overwrite
         )

@@ -26,8 +26,8 @@ def trials(recipes: Mapping[str, Path], folder: Path) -> list[Trial]:
 def merge(round_: Iterable[Trial], options: RunOptions = LOCAL, **how: Any) -> dict[str, Outcome]:
     """What becomes of each trial of one round."""
     found: dict[str, Outcome] = {}
-    with Rounds(options, overwrite=how.pop("overwrite", False), **how) as rounds:
-        rounds.merge(list(round_), lambda outcome: found.update({outcome.trial.name: outcome}))
+    rounds = Rounds(options, overwrite=how.pop("overwrite", False), **how)
+    rounds.merge(list(round_), lambda outcome: found.update({outcome.trial.name: outcome}))
     return found
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
+import raymerge
 from raymerge.errors import ConflictError, NonFiniteError
 from raymerge.options import RunOptions
 from raymerge.plan.memory import PROCESS_BYTES, THREAD_BYTES, upload_bytes
@@ -172,6 +173,10 @@ def test_trials_that_do_not_fit_are_read_for_in_parts(
     assert [note.partition(" ")[0] for note in notes] == ["8"]
     assert "for 4 and for 4 of them" in notes[0]
     assert read_bytes(found) == read / 4
+
+    told: list[str] = []
+    raymerge.sweep(list(recipes.values()), place / "swept", on_note=told.append, **options)
+    assert told == notes
 
 
 def test_many_trials_of_a_small_model(place: Place) -> None:
