@@ -15,11 +15,11 @@ from raymerge.plan.memory import (
     figure_bytes,
     kind_of,
     samples,
-    tile_of,
     upload_bytes,
     working_bytes,
 )
 from raymerge.plan.rebase import Union
+from raymerge.plan.tiles import tile_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -33,8 +33,9 @@ from raymerge.runtime.hashing import TensorHashes
 from raymerge.runtime.inputs import Arena, Inputs
 from raymerge.runtime.readers import Readers
 from raymerge.runtime.receipt import Receipt
+from raymerge.runtime.reductions import Reductions
 from raymerge.runtime.settings import OnProgress, Progress, RunSettings
-from raymerge.runtime.tensor import Reductions, TensorMerge
+from raymerge.runtime.tensor import TensorMerge
 from raymerge.runtime.trial_merge import TrialMerge, distinct, last_passes
 from raymerge.runtime.trial_output import Output
 

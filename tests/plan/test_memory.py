@@ -25,14 +25,13 @@ from raymerge.plan.memory import (
     SMALLEST_TILE,
     THREAD_BYTES,
     Memory,
-    device_bytes,
     project,
     samples,
-    tile_of,
     working_bytes,
 )
 from raymerge.plan.ranges import LEAST_WINDOW_BYTES, WINDOW_BYTES
 from raymerge.plan.steps import COPY
+from raymerge.plan.tiles import device_bytes, tile_of
 
 MIB, GIB = 2**20, 2**30
 
