@@ -67,6 +67,8 @@ SCRATCH_BYTES = 2**17
 """What kernels of free methods have of float64 and spare float32 blocks."""
 DEVICE_TILE = 2**24
 """The tile to begin with on CUDA, where any tile costs many launches. Not measured yet."""
+BUFFER_BYTES = 2**12
+"""What buffers of an input lose at most where they begin at cache lines, in whole pages."""
 RING_DEPTH = 3
 """Tiles under way between a thread and a CUDA device: one is read and sent while another is
 computed and a third comes back."""
@@ -132,7 +134,8 @@ class Budget:
             return 0
         held = self.holds(node)
         tile = tile_bytes(node, self.tile_elements, outputs_alone=held)
-        return self.depth * tile + (node.held_bytes if held else 0)
+        apart = BUFFER_BYTES * (len(node.inputs) + 1)
+        return self.depth * tile + (node.held_bytes if held else 0) + apart
 
     def _own_bytes(self, node: TensorNode) -> int:
         if self.holds(node):
