@@ -3,16 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Protocol
+from dataclasses import dataclass
+from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 
 from raymerge.kernels.tile import Bytes, Tile
 
+R = TypeVar("R")
 Work = Callable[[Tile], int]
 """Hands a tile to a kernel and returns its report."""
 Done = Callable[[Tile, int], None]
 """Takes a tile that a kernel is done with, and the report."""
+
+
+@dataclass(frozen=True, slots=True)
+class Flight(Generic[R]):
+    """A tile and what becomes of it."""
+
+    tile: Tile
+    work: Callable[[Tile], R]
+    """Hands it to kernels; returns what they report."""
+    done: Callable[[Tile, R], None]
+    """Takes it and the report, where what kernels wrote has come back."""
 
 
 class Feed(Protocol):
@@ -26,18 +39,20 @@ class Feed(Protocol):
         """Host memory for tiles, which the device can copy from and to."""
         ...
 
-    def run(self, tiles: Iterable[Tile], work: Work, done: Done) -> None:
-        """Take every tile to a kernel, and then to `done`, both in order.
+    def fly(self, flights: Iterable[Flight[R]]) -> None:
+        """Take tiles to their kernels, and then to what is done with them, both in order.
 
         A tile is asked for once the one `depth` places before it is done with: its memory may be
         the same. Whatever ends this, nothing is under way afterwards. An error comes when its tile
         is due: what lies before it is done with, and nothing behind it.
 
         Args:
-            tiles: Of one sweep.
-            work: Called on a thread of its own, one tile after another, where the device has one.
-            done: Called on this thread, where what the kernel wrote has come back.
+            flights: `work` is called on a thread of its own, one tile after another, where the
+                device has one; `done` on this thread.
         """
+
+    def run(self, tiles: Iterable[Tile], work: Work, done: Done) -> None:
+        """Do the same with all tiles of a sweep; see `fly`."""
 
     def release(self) -> None:
         """Give back what is kept of the device's memory and not in use."""
@@ -56,6 +71,11 @@ class DirectFeed:
     def memory(self, nbytes: int) -> Bytes:
         """See `Feed.memory`."""
         return unpinned(nbytes)
+
+    def fly(self, flights: Iterable[Flight[R]]) -> None:
+        """See `Feed.fly`."""
+        for flight in flights:
+            flight.done(flight.tile, flight.work(flight.tile))
 
     def run(self, tiles: Iterable[Tile], work: Work, done: Done) -> None:
         """See `Feed.run`."""

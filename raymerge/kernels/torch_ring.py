@@ -17,13 +17,16 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from raymerge.kernels.feed import Done, Work
+from raymerge.kernels.feed import Done, Flight, Work
 from raymerge.kernels.tile import Bytes, Tile
 from raymerge.kernels.torch_streams import Mark, Stream, Streams, streams_of
+
+R = TypeVar("R")
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,8 +39,8 @@ class DeviceTile(Tile):
     """Has what a kernel made copied to host memory, without waiting for it."""
 
 
-_Flight = tuple[DeviceTile, Future[tuple[int, Mark]]]
-"""A tile, and its kernel's report with the mark at which it is back."""
+_Flying = deque[tuple[DeviceTile, Future[tuple[Any, Mark]], Callable[[Tile, Any], None]]]
+"""Tiles, each with its report, the mark at which it is back, and what is done with it then."""
 
 
 class Ring:
@@ -57,24 +60,29 @@ class Ring:
         """See `Feed.memory`."""
         return self._streams.memory(nbytes)
 
-    def run(self, tiles: Iterable[Tile], work: Work, done: Done) -> None:
-        """See `Feed.run`."""
-        flying: deque[_Flight] = deque()
+    def fly(self, flights: Iterable[Flight[R]]) -> None:
+        """See `Feed.fly`."""
+        flying: _Flying = deque()
         try:
-            for tile in tiles:
-                flying.append(self._launch(tile, work))
+            for flight in flights:
+                self._launch(flight, flying)
                 if len(flying) == self.depth:
-                    self._land(flying, done)
+                    self._land(flying)
         finally:
             # Also where a tile could not be read: those before it come first, in any case.
             while flying:
-                self._land(flying, done)
+                self._land(flying)
+
+    def run(self, tiles: Iterable[Tile], work: Work, done: Done) -> None:
+        """See `Feed.run`."""
+        self.fly(Flight(tile, work, done) for tile in tiles)
 
     def release(self) -> None:
         """See `Feed.release`."""
         self._streams.release()
 
-    def _launch(self, tile: Tile, work: Work) -> _Flight:
+    def _launch(self, flight: Flight[R], flying: _Flying) -> None:
+        tile = flight.tile
         try:
             sent = [self._streams.send(torch.from_numpy(buffer)) for buffer in tile.buffers]
         except BaseException:
@@ -90,17 +98,20 @@ class Ring:
             self._streams.bring(result, target)
 
         moved = DeviceTile(tile.buffers, tile.dtypes, tile.first, tile.count, sent, bring)
-        return moved, self._computing.submit(self._compute, moved, there, work)
+        computed = self._computing.submit(self._compute, moved, there, flight.work)
+        flying.append((moved, computed, flight.done))
 
-    def _compute(self, tile: DeviceTile, there: Mark, work: Work) -> tuple[int, Mark]:
+    def _compute(
+        self, tile: DeviceTile, there: Mark, work: Callable[[Tile], R]
+    ) -> tuple[R, Mark]:
         self._streams.follow(Stream.COMPUTE, there)
         report = work(tile)
         # Also where nothing is brought back: a slot is free once its kernels are done.
         self._streams.follow(Stream.OUT, self._streams.mark(Stream.COMPUTE))
         return report, self._streams.mark(Stream.OUT)
 
-    def _land(self, flying: deque[_Flight], done: Done) -> None:
-        tile, computed = flying.popleft()
+    def _land(self, flying: _Flying) -> None:
+        tile, computed, done = flying.popleft()
         try:
             report, back = computed.result()
             self._streams.wait(back)
@@ -112,13 +123,13 @@ class Ring:
             # An error has this frame, and the call the error: together they would keep tensors.
             del computed
 
-    def _abandon(self, flying: deque[_Flight]) -> None:
+    def _abandon(self, flying: _Flying) -> None:
         """Let go of what is under way, once nothing touches its memory any more."""
-        for _, computed in flying:
+        for _, computed, _ in flying:
             computed.cancel()
-        wait([computed for _, computed in flying])
-        flying.clear()
+        wait([computed for _, computed, _ in flying])
         self._streams.drain()
+        flying.clear()
 
 
 def ring_of(device: str, depth: int) -> Ring:

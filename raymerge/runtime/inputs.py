@@ -191,10 +191,10 @@ class Inputs:
         some._sources = [self._sources[position] for position in positions]  # noqa: SLF001
         return some
 
-    def room(self, tile: Tile) -> Bytes:
-        """Where a tile of the one output goes; taken by another `depth` tiles later."""
-        out = self.outs[tile.first // self.tile_elements % self._depth]
-        return out[: self._dtype.num_bytes((tile.count,))]
+    def room(self, tile: Tile, *, output: int = 0) -> Bytes:
+        """Where a tile of an output goes; taken by another `depth` tiles later."""
+        slot = tile.first // self.tile_elements % self._depth
+        return self.outs[output * self._depth + slot][: self._dtype.num_bytes((tile.count,))]
 
     def sweep(self) -> Iterator[Tile]:
         """Every tile in order. A tile is valid until as many as `depth` others are asked for."""

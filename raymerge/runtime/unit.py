@@ -89,7 +89,7 @@ class Worker:
             kernels=self._kernels,
             readers=self._readers,
             during=self._during,
-            arena=lambda: self._desks.mine.arena,
+            desk=lambda: self._desks.mine,
             stop=self._stop,
             on_progress=self._on_progress,
             name=self.name,
