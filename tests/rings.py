@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from raymerge.runtime.destination import Destination
 from raymerge.runtime.driver import MergeResult, execute
 from raymerge.runtime.engine import Engine
 from raymerge.runtime.local import LocalEngine
-from raymerge.runtime.settings import OnProgress, RunSettings, run_settings
+from raymerge.runtime.settings import OnProgress, run_settings
 from raymerge.storage.store import Access
 from tests.checkpoints import fine_tune, tiny_llama_tensors
 from tests.conftest import Place
@@ -47,14 +46,14 @@ def through_ring(
     *,
     depth: int,
     threads: int = 2,
-    change: Callable[[RunSettings], RunSettings] = lambda settings: settings,
+    device: Any = GPU,
 ) -> MergeResult:
-    """Run a plan with torch on `cpu:0`, through rings of so many tiles."""
+    """Run a plan with torch on a device, through rings of so many tiles."""
 
     def start(destination: Destination, report: OnProgress) -> Engine:
         settings = run_settings(plan, destination.units_at, "cuda")
         budget = replace(settings.budget, depth=depth)
-        settings = change(replace(settings, budget=budget, device=GPU))
+        settings = replace(settings, budget=budget, device=device)
         return LocalEngine(settings, threads=threads, on_progress=report)
 
     return execute(

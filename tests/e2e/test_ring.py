@@ -12,11 +12,15 @@ import raymerge
 from raymerge.errors import NonFiniteError
 from raymerge.kernels import torch_ring, torch_streams
 from raymerge.kernels.tile import Bytes
+from raymerge.kernels.torch_kernels import TorchKernels
+from raymerge.options import RunOptions
 from raymerge.plan.build import Plan
 from raymerge.plan.memory import RING_DEPTH
+from raymerge.runtime import device, unit
 from tests.conftest import METHOD_KNOBS, Place, read_tensors, shard_hashes
 from tests.late_streams import LateStreams
 from tests.rings import hashes, ring_models, ring_plan, through_ring
+from tests.sweep.rounds import LOCAL, assert_equal_to_own, merge, trials
 
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     **{method: (method, {}) for method in METHOD_KNOBS},
@@ -177,3 +181,33 @@ def test_stages_inside_a_recipe_are_merged_on_the_device_too(sources: Place) -> 
         plan = ring_plan(recipe, TILES[1])
         found = through_ring(plan, sources / f"stages-{depth}", depth=depth)
         assert hashes(found) == shard_hashes(sources / "stages")
+
+
+@pytest.mark.parametrize("depth", [1, 3])
+def test_trials_of_a_sweep_are_their_own_merges(
+    sources: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, depth: int
+) -> None:
+    recipes = {method: sources.any_recipe(method) for method in ("linear", "slerp", "sce", "della")}
+    for name, weight, density in (("light", 0.3, 0.4), ("heavy", 0.9, 0.4), ("sparse", 0.6, 0.1)):
+        recipes[name] = sources.recipe(
+            "ties",
+            ("a", "b"),
+            base="base",
+            name=f"{name}.yaml",
+            parameters={"weight": weight, "density": density},
+        )
+    made: list[LateStreams] = []
+
+    def ring(_device: str, _depth: int) -> torch_ring.Ring:
+        made.append(LateStreams())
+        return torch_ring.Ring(made[-1], depth)
+
+    options: RunOptions = {**LOCAL, "tile_elements": TILES[0]}
+    with monkeypatch.context() as patch:
+        patch.setattr(unit, "load_kernels", lambda _: TorchKernels("cpu:0"))
+        patch.setattr(device, "load_feed", ring)
+        found = merge(trials(recipes, tmp_path / "round"), options)
+
+    assert_equal_to_own(found, tmp_path / "own", options)
+    assert made
+    assert not any(streams.left for streams in made)
