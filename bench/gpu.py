@@ -122,16 +122,20 @@ def best_s(plan: Plan, out: Path, device: str, depth: int, repeat: int) -> tuple
 
 
 def merged(
-    name: str, models: Path, device: str, depths: Sequence[int], tile: int | None, repeat: int
+    name: str,
+    models: Path,
+    *,
+    device: str,
+    depths: Sequence[int],
+    tile: int | None,
+    repeat: int,
 ) -> Merged:
     """Time a merge on the CPU and on the device."""
     method = next(method for method in METHODS if method.name == name)
     plan = plan_of(method, models, "cpu")
     cpu_s, expected = best_s(plan, models / "out", "cpu", 1, repeat)
     on_device = plan_of(method, models, "cuda", tile)
-    found = {
-        depth: best_s(on_device, models / "out", device, depth, repeat) for depth in depths
-    }
+    found = {depth: best_s(on_device, models / "out", device, depth, repeat) for depth in depths}
     return Merged(
         method=name,
         num_bytes=plan.bytes_read + plan.bytes_written,
@@ -173,7 +177,8 @@ def main(
     make_family(models, MODELS[model])
     stages = Stages(plan_of(TIES, models, "cuda", tile), device, repeat)
     measured = stages.measured()
-    merges = [merged(name, models, device, depths, tile, repeat) for name in MERGES]
+    how: dict[str, Any] = {"device": device, "depths": depths, "tile": tile, "repeat": repeat}
+    merges = [merged(name, models, **how) for name in MERGES]
     document = {
         "device": _name(device),
         "torch": torch.__version__,
@@ -209,9 +214,9 @@ def _stage_rows(stages: Sequence[Stage]) -> list[dict[str, Any]]:
 
 
 def _table(document: Mapping[str, Any]) -> list[str]:
+    where = f"{document['device']}, torch {document['torch']}, llama-{document['model']}"
     lines = [
-        f"{document['device']}, torch {document['torch']}, llama-{document['model']}, "
-        f"a tile of {document['tile_elements']:,} elements",
+        f"{where}, a tile of {document['tile_elements']:,} elements",
         "",
         f"{'stage':<32}{'GB/s':>10}{'of a device copy':>20}",
     ]

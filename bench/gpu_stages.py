@@ -142,9 +142,7 @@ class Stages:
 
         works: dict[str, Callable[[], object]] = {
             DEVICE_COPY: copy,
-            "kernel: span": lambda: kernels.span(
-                tile, equal, relative=False, out=out, dtype=dtype
-            ),
+            "kernel: span": lambda: kernels.span(tile, equal, relative=False, out=out, dtype=dtype),
             "kernel: gram": lambda: kernels.gram(tile, relative=False, sums=sums),
             "kernel: histogram, upper bits": lambda: kernels.count_high(tile, high),
             "kernel: histogram, lower bits": lambda: kernels.count_low(tile, bins, low),

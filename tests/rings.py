@@ -1,4 +1,4 @@
-"""Merges whose tiles go through a device's ring: torch on `cpu:0`, whose tensors any machine has."""
+"""Merges whose tiles go through a ring: torch on `cpu:0`, whose tensors any machine has."""
 
 from __future__ import annotations
 

@@ -101,9 +101,7 @@ class Ring:
         computed = self._computing.submit(self._compute, moved, there, flight.work)
         flying.append((moved, computed, flight.done))
 
-    def _compute(
-        self, tile: DeviceTile, there: Mark, work: Callable[[Tile], R]
-    ) -> tuple[R, Mark]:
+    def _compute(self, tile: DeviceTile, there: Mark, work: Callable[[Tile], R]) -> tuple[R, Mark]:
         self._streams.follow(Stream.COMPUTE, there)
         report = work(tile)
         # Also where nothing is brought back: a slot is free once its kernels are done.

@@ -30,7 +30,9 @@ def device_bytes(node: TensorNode, tile_elements: int, *, depth: int = 1) -> int
         tile_elements: Of its tiles, but for those that have to be longer.
         depth: Of the ring: tiles on their way to the kernels, or back.
     """
-    waiting = 0 if isinstance(node.step, CopyStep) else (depth - 1) * tile_bytes(node, tile_elements)
+    waiting = (
+        0 if isinstance(node.step, CopyStep) else (depth - 1) * tile_bytes(node, tile_elements)
+    )
     # While kernels have one tile, stages inside are merged for another.
     inside = _inside_bytes(node, tile_elements)
     return waiting + _kernel_bytes(node, tile_elements) + inside

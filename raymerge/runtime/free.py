@@ -35,9 +35,7 @@ class TensorSweeps:
         """See `Sweeps.reduce`."""
         self.reduce_tiles(kernel, self._inputs.sweep(), figures)
 
-    def reduce_tiles(
-        self, kernel: str, tiles: Iterable[Tile], figures: Sequence[Figure]
-    ) -> None:
+    def reduce_tiles(self, kernel: str, tiles: Iterable[Tile], figures: Sequence[Figure]) -> None:
         """Hand some tiles to a reduction."""
         self._reduce(tiles, lambda tile: self._kernels.reduce(kernel, tile, figures))
 

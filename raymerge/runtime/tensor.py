@@ -93,6 +93,7 @@ class TensorMerge:
         kernels: Kernels,
         settings: RunSettings,
         reductions: Reductions | None = None,
+        *,
         feed: Feed | None = None,
     ) -> None:
         self._node = node

@@ -157,7 +157,7 @@ class _Tensor:
                     self._shop.kernels,
                     one.settings,
                     self._reductions,
-                    feed,
+                    feed=feed,
                 )
                 one.merging = one.merge.prepared(None)
         passes = last_passes(merges, self._shop.kernels)
@@ -235,8 +235,6 @@ def _flights(
             yield Flight(tile, one.apply, partial(_end_both, one, end))
 
 
-def _end_both(
-    one: LastPass, end: Callable[[Tile], None], tile: Tile, reports: list[int]
-) -> None:
+def _end_both(one: LastPass, end: Callable[[Tile], None], tile: Tile, reports: list[int]) -> None:
     one.end(tile, reports)
     end(tile)

@@ -206,7 +206,7 @@ class Worker:
 
     @contextmanager
     def _during(self, needs: Iterable[Need]) -> Iterator[Readers]:
-        """A desk for a unit in progress, and its readers, whose requests made again are reported."""
+        """A desk for a unit in progress, and its readers; requests made again are reported."""
         budget = self._settings.budget
         with (
             self._desks.seated(),

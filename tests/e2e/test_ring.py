@@ -130,8 +130,9 @@ def test_buffers_take_no_more_than_the_plan_has_for_them(
     memory = plan.memory
     assert memory.budget.depth == RING_DEPTH
 
-    assert hashes(through_ring(plan, tmp_path / "out", depth=RING_DEPTH, threads=1)) == (
-        expected[case]
+    assert (
+        hashes(through_ring(plan, tmp_path / "out", depth=RING_DEPTH, threads=1))
+        == (expected[case])
     )
     each = memory.pinned_host_bytes // memory.threads
     largest = max(node.inputs[0].num_elements for node in plan.nodes)
@@ -164,14 +165,19 @@ def test_a_nan_is_named_by_its_element(
 
 
 def test_stages_inside_a_recipe_are_merged_on_the_device_too(sources: Place) -> None:
-    text = "\n---\n".join(
-        [
-            f"name: one\nmerge_method: slerp\nbase_model: {sources / 'base'}\n"
-            f"models: [{sources / 'a'}]\nparameters: {{t: 0.3}}",
-            f"merge_method: ties\nbase_model: {sources / 'base'}\n"
-            f"models: [one, {sources / 'b'}]\nparameters: {{weight: 1, density: 0.3}}",
-        ]
-    )
+    base, a, b = (sources / name for name in ("base", "a", "b"))
+    text = f"""
+name: one
+merge_method: slerp
+base_model: {base}
+models: [{a}]
+parameters: {{t: 0.3}}
+---
+merge_method: ties
+base_model: {base}
+models: [one, {b}]
+parameters: {{weight: 1, density: 0.3}}
+"""
     recipe = sources / "stages.yaml"
     recipe.write_text(text)
     raymerge.merge(

@@ -121,9 +121,7 @@ def test_tiles_are_read_and_written_while_others_are_computed(
         assert number + 1 == tiles or read[number + 1].wait(WAIT_S)
         assert number == 0 or written[number - 1].wait(WAIT_S)
 
-    line = Line(
-        tiles, 3, reads=raised_once(read), computes=compute, ends=raised_once(written)
-    )
+    line = Line(tiles, 3, reads=raised_once(read), computes=compute, ends=raised_once(written))
     line.through(Ring(streams(), 3))
     assert line.done == whole(tiles)
 

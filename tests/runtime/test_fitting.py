@@ -101,7 +101,9 @@ def test_tiles_are_halved_until_they_fit_and_no_byte_changes(  # noqa: PLR0917 -
     assert "of 65,536 elements: from here on they have 32,768" in warned[1]
 
 
-def test_what_a_survey_counts_is_counted_anew(models: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_a_survey_counts_is_counted_anew(
+    models: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
     recipe = models.any_recipe("ties", trim="model")
     found = expected(models, recipe)
     Device(monkeypatch, ROOM)
@@ -138,9 +140,7 @@ def test_the_smallest_tile_that_does_not_fit_ends_the_run(
 def test_a_device_that_fails_otherwise_is_not_asked_again(
     models: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    device = Device(
-        monkeypatch, 100, RuntimeError, "CUDA error: an illegal memory access"
-    )
+    device = Device(monkeypatch, 100, RuntimeError, "CUDA error: an illegal memory access")
     plan = ring_plan(models.any_recipe("linear"), TILE)
 
     with pytest.raises(BrokenDeviceError, match="illegal memory access"):
@@ -150,7 +150,7 @@ def test_a_device_that_fails_otherwise_is_not_asked_again(
 
 def test_any_other_error_is_as_it_was(models: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     Device(monkeypatch, 100, RuntimeError, "a kernel is wrong")
-    with pytest.raises(RuntimeError, match="^a kernel is wrong$"):
+    with pytest.raises(RuntimeError, match=r"^a kernel is wrong$"):
         through_ring(ring_plan(models.any_recipe("linear"), TILE), models / "out", depth=3)
 
 
