@@ -1,10 +1,11 @@
-"""Streams that copy as late as they may: what does not wait for a copy finds what was there before.
+"""Streams that copy as late as they may: who does not wait for a copy finds what was there before.
 
 Kernels run where they are called, so a stream `compute` is never behind.
 """
 
 from __future__ import annotations
 
+import weakref
 from collections import deque
 from collections.abc import Callable
 from threading import RLock
@@ -46,7 +47,14 @@ class LateStreams:
         return target
 
     def bring(self, source: Tensor, target: Tensor) -> None:
-        self._later(Stream.OUT, lambda: target.copy_(source))
+        kept = weakref.ref(source)
+
+        def copy() -> None:
+            found = kept()
+            # Memory of the device that nobody keeps is soon another's.
+            target.copy_(torch.full_like(target, STALE) if found is None else found)
+
+        self._later(Stream.OUT, copy)
 
     def mark(self, stream: Stream) -> Place:
         with self._lock:

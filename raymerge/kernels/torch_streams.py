@@ -106,7 +106,10 @@ class CudaStreams:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._streams = {stream: torch.cuda.Stream(device) for stream in Stream}
+        self._streams: dict[Stream, Any] = {
+            stream: torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+            for stream in Stream
+        }
 
     def memory(self, nbytes: int) -> Bytes:
         """See `Streams.memory`."""
@@ -129,7 +132,7 @@ class CudaStreams:
     def mark(self, stream: Stream) -> Mark:
         """See `Streams.mark`."""
         # A thread that waits sleeps; else it would take a core from those that read and hash.
-        event = torch.cuda.Event(blocking=True)
+        event = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
         event.record(self._streams[stream])
         return event
 
@@ -169,7 +172,7 @@ def pinned(nbytes: int) -> Bytes:
     pages = mmap.mmap(-1, max(nbytes, 1), mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     memory = np.frombuffer(pages, np.uint8)
     address = memory.__array_interface__["data"][0]
-    runtime: Any = torch.cuda.cudart()
+    runtime: Any = torch.cuda.cudart()  # type: ignore[no-untyped-call]
     found = int(runtime.cudaHostRegister(address, memory.nbytes, 0))
     if found == OUT_OF_MEMORY:
         raise MemoryError(f"cannot pin {nbytes} bytes of host memory for the device")
