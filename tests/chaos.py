@@ -14,7 +14,7 @@ from raymerge.runtime.engine import Engine
 from raymerge.runtime.local import LocalEngine
 from raymerge.runtime.placement import Hiring
 from raymerge.runtime.preflight import leave_nonce
-from raymerge.runtime.settings import OnProgress, run_settings
+from raymerge.runtime.settings import OnProgress, Progress, run_settings
 from raymerge.storage.store import Access
 from tests.clusters import Far, Killer, Nodes
 from tests.conftest import Place
@@ -40,6 +40,7 @@ def run(
     hiring: Hiring | None = None,
     workers: int | None = None,
     latency_s: float = LATENCY_S,
+    on_progress: OnProgress = lambda _: None,
 ) -> MergeResult:
     """Merge on the cluster that this process is part of, or here if nobody watches."""
 
@@ -65,9 +66,7 @@ def run(
         watch(engine)
         return engine
 
-    return execute(
-        plan, str(out), start, overwrite=True, on_progress=lambda _: None, access=Access()
-    )
+    return execute(plan, str(out), start, overwrite=True, on_progress=on_progress, access=Access())
 
 
 def chaos(cluster: Nodes, plan: Plan, out: Path, seed: int) -> tuple[MergeResult, list[str]]:
@@ -78,8 +77,12 @@ def chaos(cluster: Nodes, plan: Plan, out: Path, seed: int) -> tuple[MergeResult
         killers.append(Killer(cluster, engine, seed=seed))
         killers[0].start()
 
+    def on_progress(moved: Progress) -> None:
+        if moved.written_bytes:
+            killers[0].recovered.set()
+
     try:
-        result = run(plan, out, watch)
+        result = run(plan, out, watch, on_progress=on_progress)
     finally:
         killers[0].stop()
     return result, killers[0].done

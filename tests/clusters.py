@@ -160,7 +160,8 @@ class Far:
 
 
 class Killer:
-    """Harms a cluster every second or two while an engine works on it.
+    """Harms a cluster every second or two while an engine works on it, but once a slow machine
+    has got over the last harm.
 
     Args:
         cluster: Whose nodes come and go; some are always left.
@@ -173,6 +174,8 @@ class Killer:
     def __init__(self, cluster: Nodes, engine: ClusterEngine, *, seed: int) -> None:
         self.done: list[str] = []
         """What has happened so far."""
+        self.recovered = Event()
+        """To be set when work goes on."""
         self._cluster = cluster
         self._engine = engine
         self._random = random.Random(seed)
@@ -181,6 +184,10 @@ class Killer:
 
     def _go_on(self) -> None:
         while not self._over.wait(self._random.uniform(1, 2)):
+            while not self.recovered.wait(0.1):
+                if self._over.is_set():
+                    return
+            self.recovered.clear()
             number = len(self._cluster.there)
             acts = [self._kill_worker]
             acts += [self._kill_node, self._preempt] if number > self.LEAST else []

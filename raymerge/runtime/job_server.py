@@ -8,8 +8,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import re
 import shlex
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from time import monotonic, sleep
@@ -29,6 +30,9 @@ LOST_S = 60.0
 POLL_S = 1.0
 NOT_FOUND = 127
 """A shell's exit code for a command that is not there."""
+
+_PASSING = re.compile(r"WebSocket|status code 5\d\d")
+"""In what Ray's client says of a head that is on its way down, or up again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,42 +74,28 @@ class Job:
         Raises:
             ClusterError: The job ended without an exit code, or the cluster does not answer.
         """
-        seen = 0
-        heard = monotonic()
+        log = _Log(on_line)
+        silent_since: float | None = None
         while True:
             try:
                 with _translated(self.address):
-                    seen, rest = asyncio.run(self._pass_on(on_line, seen))
+                    asyncio.run(log.follow(self._client.tail_job_logs(self.submission_id)))
                     details = self._client.get_job_info(self.submission_id)
-                heard = monotonic()
+                silent_since = None
             except ClusterError as error:
-                if monotonic() - heard < LOST_S:
+                now = monotonic()
+                silent_since = now if log.has_grown or silent_since is None else silent_since
+                if error.retryable and now - silent_since < LOST_S:
                     sleep(POLL_S)
                     continue
                 again = self.ray_command("logs", "--follow")
                 error.add_note(f"the job {self.submission_id} may go on; `{again}` follows it")
                 raise
             if details.status.is_terminal():
-                if rest:
-                    on_line(rest)
+                if log.rest:
+                    on_line(log.rest)
                 return self._outcome(details)
             sleep(POLL_S)
-
-    async def _pass_on(self, on_line: Callable[[str], None], seen: int) -> tuple[int, str]:
-        """Pass on all lines but the first `seen`, until the log ends or the server hangs up.
-
-        Returns:
-            How many lines there are by now, and what stands behind the last of them.
-        """
-        number = 0
-        rest = ""
-        async for text in self._client.tail_job_logs(self.submission_id):
-            *lines, rest = (rest + text).split("\n")
-            for line in lines:
-                number += 1
-                if number > seen:
-                    on_line(line)
-        return max(number, seen), rest
 
     def _outcome(self, details: Any) -> Outcome:
         code = details.driver_exit_code
@@ -120,6 +110,30 @@ class Job:
             message += "; is raymerge installed on the cluster's head, and on its PATH?"
         # As a shell has it, of a driver that a signal ended.
         return Outcome(code if code >= 0 else 128 - code, message)
+
+
+class _Log:
+    """A driver's output, which the server tells from its beginning each time."""
+
+    def __init__(self, on_line: Callable[[str], None]) -> None:
+        self.rest = ""
+        """What stands behind the last whole line."""
+        self.has_grown = False
+        """Whether the last look at it brought lines."""
+        self._on_line = on_line
+        self._passed_on = 0
+
+    async def follow(self, texts: AsyncIterator[str]) -> None:
+        """Pass on the lines that are new, until the log ends or the server hangs up."""
+        number = 0
+        self.rest, self.has_grown = "", False
+        async for text in texts:
+            *lines, self.rest = (self.rest + text).split("\n")
+            for line in lines:
+                number += 1
+                if number > self._passed_on:
+                    self._passed_on, self.has_grown = number, True
+                    self._on_line(line)
 
 
 def start_job(
@@ -170,7 +184,8 @@ def _translated(address: str) -> Iterator[None]:
             retryable=True,
         ) from error
     except (RuntimeError, ValueError) as error:
-        raise ClusterError(f"{address}: {_gist(str(error))}") from error
+        passing = bool(_PASSING.search(str(error)))
+        raise ClusterError(f"{address}: {_gist(str(error))}", retryable=passing) from error
 
 
 def _root(error: BaseException) -> BaseException:

@@ -17,10 +17,11 @@ import raymerge
 from raymerge.errors import ClusterError, PlanError
 from raymerge.plan.build import Plan
 from raymerge.plan.graph import FreeStep
+from raymerge.runtime import ray_cluster
 from raymerge.runtime.cluster import ClusterEngine
 from raymerge.runtime.destination import Destination
 from raymerge.runtime.driver import execute
-from raymerge.runtime.engine import Engine
+from raymerge.runtime.engine import LOOK_S, Engine
 from raymerge.runtime.local import LocalEngine
 from raymerge.runtime.placement import Hiring
 from raymerge.runtime.settings import OnProgress, RunSettings, run_settings
@@ -68,6 +69,10 @@ def merged(plan: Plan, out: Path, *, cpu_workers: int | None) -> tuple[dict[str,
         if cpu_workers is None:
             return LocalEngine(settings, threads=2, on_progress=report)
         engine = pool(settings, report, cpu_workers)
+        # A run begins without those that take their time.
+        while engine.crew.starting:
+            for call in ray_cluster.ended(list(engine.crew.starting), LOOK_S):
+                engine.crew.settle(call, strict=True)
         for member in engine.crew.started:
             assert member.report
             devices[f"{member.report.host}:{member.report.pid}"] = member.place.device
