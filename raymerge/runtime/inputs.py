@@ -180,7 +180,7 @@ class Inputs:
             )
             for one, size in zip(node.inputs, sizes, strict=True)
         ]
-        self._dtype = node.slot.dtype
+        self._out_width = node.slot.dtype.bits // 8
         self.outs = [arena.take(out_bytes, target=node.slot) for _ in range(outputs * depth)]
         """Room for tiles of the outputs."""
         self.out = self.outs[0]
@@ -194,7 +194,7 @@ class Inputs:
     def room(self, tile: Tile, *, output: int = 0) -> Bytes:
         """Where a tile of an output goes; taken by another `depth` tiles later."""
         slot = tile.first // self.tile_elements % self._depth
-        return self.outs[output * self._depth + slot][: self._dtype.num_bytes((tile.count,))]
+        return self.outs[output * self._depth + slot][: tile.count * self._out_width]
 
     def sweep(self) -> Iterator[Tile]:
         """Every tile in order. A tile is valid until as many as `depth` others are asked for."""
