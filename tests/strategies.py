@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -321,13 +321,15 @@ class SweptInputs:
         """See `Swept.sample`."""
         return islice(cut(self.inputs, self.step), 1)
 
-    def count_high(self, tile: Tile, counts: Counts) -> None:
+    def count_high(self, tiles: Iterable[Tile], counts: Counts) -> None:
         """See `Counting.count_high`."""
-        self.kernels.count_high(tile, counts)
+        for tile in tiles:
+            self.kernels.count_high(tile, counts)
 
-    def count_low(self, tile: Tile, bins: Sequence[int], counts: Counts) -> None:
+    def count_low(self, tiles: Iterable[Tile], bins: Sequence[int], counts: Counts) -> None:
         """See `Counting.count_low`."""
-        self.kernels.count_low(tile, bins, counts)
+        for tile in tiles:
+            self.kernels.count_low(tile, bins, counts)
 
 
 def find_band(

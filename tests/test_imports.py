@@ -82,6 +82,8 @@ THIRD_PARTY: dict[str, set[str]] = {
         "kernels.torch_fusion",
         "kernels.torch_groups",
         "kernels.torch_kernels",
+        "kernels.torch_ring",
+        "kernels.torch_streams",
         "machine",
         "runtime.pickled",
     },

@@ -42,6 +42,7 @@ from raymerge.kernels.tile import (
     Tile,
 )
 from raymerge.kernels.torch_groups import add_to_groups, spread
+from raymerge.kernels.torch_ring import DeviceTile
 
 MAGNITUDE = 0x7FFFFFFF
 NANS = {DType.F16: 0x7E00, DType.BF16: 0x7FC0, DType.F32: 0x7FC00000}
@@ -56,7 +57,11 @@ DTYPES = {
 
 
 class TorchKernels:
-    """torch's kernels on one device."""
+    """torch's kernels on one device.
+
+    A tile of a ring is on the device already, and what is made of it goes the ring's way. Any other
+    is copied there, and back, while the caller waits.
+    """
 
     def __init__(self, device: str) -> None:
         self.device = torch.device(device)
@@ -119,7 +124,7 @@ class TorchKernels:
         mix = torch.zeros_like(inputs[0])
         for vector, coefficient in zip(vectors, coefficients.tolist(), strict=True):
             mix = mix + vector * coefficient
-        return self._narrow(inputs, inputs[0] + mix if relative else mix, out, dtype)
+        return self._narrow(tile, inputs, inputs[0] + mix if relative else mix, out, dtype)
 
     def group_span(
         self,
@@ -138,7 +143,7 @@ class TorchKernels:
         factors = spread(coefficients, groups, first=tile.first, count=tile.count, like=mix)
         for vector, factor in zip(vectors, factors, strict=True):
             mix = mix + vector * factor
-        return self._narrow(inputs, inputs[0] + mix if relative else mix, out, dtype)
+        return self._narrow(tile, inputs, inputs[0] + mix if relative else mix, out, dtype)
 
     def delta(self, tile: Tile, figures: DeltaPass, *, out: Bytes, dtype: DType) -> int:
         """See `Kernels.delta`."""
@@ -160,7 +165,7 @@ class TorchKernels:
             divisor = sum(weights, torch.zeros_like(base))
         if figures.normalize:
             mix = mix / torch.where(divisor != 0, divisor, 1.0)
-        return self._narrow(inputs, base + mix * float(figures.scale), out, dtype)
+        return self._narrow(tile, inputs, base + mix * float(figures.scale), out, dtype)
 
     def span_trials(
         self,
@@ -199,21 +204,30 @@ class TorchKernels:
         from raymerge.kernels.torch_free import PASSES
 
         inputs = self._widen(tile)
-        return self._narrow(inputs, PASSES[name](inputs, tile.first, *figures), out, dtype)
+        return self._narrow(tile, inputs, PASSES[name](inputs, tile.first, *figures), out, dtype)
 
     def _widen(self, tile: Tile) -> list[Tensor]:
+        if isinstance(tile, DeviceTile):
+            raw = tile.sent
+        else:
+            raw = [torch.from_numpy(buffer).to(self.device) for buffer in tile.buffers]
         return [
-            torch.from_numpy(buffer).view(DTYPES[dtype])[: tile.count].to(self.device).float()
-            for buffer, dtype in zip(tile.buffers, tile.dtypes, strict=True)
+            held.view(DTYPES[dtype])[: tile.count].float()
+            for held, dtype in zip(raw, tile.dtypes, strict=True)
         ]
 
-    def _narrow(self, inputs: list[Tensor], values: Tensor, out: Bytes, dtype: DType) -> int:
+    def _narrow(
+        self, tile: Tile, inputs: list[Tensor], values: Tensor, out: Bytes, dtype: DType
+    ) -> int:
         result = values.to(DTYPES[dtype])
         # One NaN for all: which one arithmetic makes differs from device to device.
         words = result.view(torch.int32 if dtype is DType.F32 else torch.int16)
         words[result.isnan()] = NANS[dtype]
         target = torch.from_numpy(out).view(DTYPES[dtype])[: values.numel()]
-        target.copy_(result)
+        if isinstance(tile, DeviceTile):
+            tile.bring(result, target)
+        else:
+            target.copy_(result)
         return first_non_finite([*inputs, result])
 
 

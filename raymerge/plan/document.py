@@ -21,8 +21,9 @@ Complete, without times or machine names, and in this order of keys:
     stats     tensors (whose norms and cosines are taken), passes (how many have one for that alone)
     results   once (results of stages merged in the one sweep over them), held (merged once and kept
               for further sweeps), again (merged in every sweep), most_sweeps (over any of those)
-    memory    budget_bytes, projected_host_bytes, projected_device_bytes, threads, thread_bytes,
-              tile_elements, window_bytes, held_tensors, reread_tensors, reread_bytes
+    memory    budget_bytes, projected_host_bytes, pinned_host_bytes, projected_device_bytes,
+              threads, thread_bytes, tile_elements, ring_depth, window_bytes, held_tensors,
+              reread_tensors, reread_bytes
     totals    tensors, parameters, bytes_read, bytes_written
     vocabulary  policy, donor, tokens, rows, added (ids by token), removed, changes (of ids in
               configs), sources: label, tokens, rows, lacked; null without a policy
@@ -254,10 +255,12 @@ def _memory(plan: Plan) -> Document:
     return {
         "budget_bytes": memory.budget_bytes,
         "projected_host_bytes": memory.projected_host_bytes,
+        "pinned_host_bytes": memory.pinned_host_bytes,
         "projected_device_bytes": memory.projected_device_bytes,
         "threads": memory.threads,
         "thread_bytes": memory.budget.thread_bytes,
         "tile_elements": memory.budget.tile_elements,
+        "ring_depth": memory.budget.depth,
         "window_bytes": memory.budget.window_bytes,
         "held_tensors": memory.held_tensors,
         "reread_tensors": memory.reread_tensors,

@@ -259,8 +259,13 @@ def _peak(plan: Plan) -> str:
 
 
 def _device(plan: Plan) -> Iterator[str]:
-    if plan.memory.projected_device_bytes:
-        yield f"{format_bytes(plan.memory.projected_device_bytes)} of each CUDA device"
+    memory = plan.memory
+    if memory.projected_device_bytes:
+        yield (
+            f"{format_bytes(memory.projected_device_bytes)} of each CUDA device, fed from "
+            f"{format_bytes(memory.pinned_host_bytes)} of pinned memory, "
+            f"{memory.budget.depth} tiles under way"
+        )
 
 
 def _tie(plan: Plan) -> Iterator[str]:

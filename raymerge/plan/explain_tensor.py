@@ -24,7 +24,8 @@ from raymerge.plan.graph import (
     Step,
     TensorNode,
 )
-from raymerge.plan.memory import Budget, tile_of
+from raymerge.plan.memory import Budget
+from raymerge.plan.tiles import tile_of
 from raymerge.recipe.wording import did_you_mean
 
 _PASSES = {

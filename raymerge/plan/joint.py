@@ -15,11 +15,11 @@ from raymerge.plan.memory import (
     figure_bytes,
     kind_of,
     samples,
-    tile_of,
     upload_bytes,
     working_bytes,
 )
 from raymerge.plan.rebase import Union
+from raymerge.plan.tiles import tile_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,7 +45,7 @@ class JointTensor:
 
     def sweeping(self, budget: Budget) -> Sweeping:
         """How a thread goes over the inputs of all."""
-        needed = self.held_bytes + self.working_bytes(budget.tile_elements)
+        needed = self.held_bytes + self.working_bytes(budget.tile_elements, depth=budget.depth)
         return Sweeping(
             tile_elements=max(tile_of(node, budget.tile_elements) for node in self.nodes),
             held=budget.holds(self.node) and needed <= budget.thread_bytes,
@@ -58,22 +58,22 @@ class JointTensor:
         """Bytes of all inputs in memory."""
         return sum(one.dtype.num_bytes(one.shape) for one in self.inputs)
 
-    def working_bytes(self, tile_elements: int) -> int:
+    def working_bytes(self, tile_elements: int, *, depth: int = 1) -> int:
         """Bytes a thread needs for the tensor besides what it holds of it."""
         figures = [(node, figure_bytes(node, tile_of(node, tile_elements))) for node in self.nodes]
         # Counts of magnitudes are read off before the next merge's are taken.
         counted = [own for node, own in figures if _is_counted(node)]
         kept = sum(own for node, own in figures if not _is_counted(node))
-        return self._tile_bytes(tile_elements) + max(counted, default=0) + kept
+        return self._tile_bytes(tile_elements, depth) + max(counted, default=0) + kept
 
-    def _tile_bytes(self, tile_elements: int) -> int:
-        """Of a tile of the inputs and of every output, and of a fused pass over them."""
+    def _tile_bytes(self, tile_elements: int, depth: int) -> int:
+        """Of tiles of the inputs and of every output, and of a fused pass over them."""
         tile = max(tile_of(node, tile_elements) for node in self.nodes)
         further = len(self.nodes) - 1
         # At most a row of kept entries for each source of each.
         rows = sum(4 * BLOCK * len(node.inputs) for node in self.nodes)
-        outputs = further * self.node.slot.dtype.num_bytes((tile,))
-        return working_bytes(self.node, tile_elements) + outputs + rows
+        outputs = depth * further * self.node.slot.dtype.num_bytes((tile,))
+        return working_bytes(self.node, tile_elements, depth=depth) + outputs + rows
 
 
 def _is_counted(node: TensorNode) -> bool:
@@ -108,7 +108,7 @@ def joint_budget(plans: Sequence[Plan], union: Union, *, uploads: bool) -> Budge
     tile = min(plan.memory.budget.tile_elements for plan in plans)
     left = own.thread_bytes - more * (len(plans) - 1)
     tensors = _kinds(union)
-    while any(tensor.working_bytes(tile) > left for tensor in tensors):
+    while any(tensor.working_bytes(tile, depth=own.depth) > left for tensor in tensors):
         tile //= 2
         if tile < SMALLEST_TILE:
             return None

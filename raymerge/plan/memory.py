@@ -5,6 +5,7 @@ A worker runs several units at once, one per thread, and a thread works on one t
     process = interpreter and libraries + the plan (in the driver) + threads * working set
     working set = a tile of every input and of the output, and the method's counters;
                   a tensor that is swept more than once is held whole instead, if that fits;
+                  for a device, as many tiles as its ring has under way, and not one;
                   of remote sources, what is fetched and not used yet: the window;
                   for a store, what of a shard is on its way there: the upload
 
@@ -22,10 +23,11 @@ from typing import Literal
 from raymerge.errors import PlanError
 from raymerge.kernels.constants import BLOCK, HIGH_BINS, LANES, LOW_BINS, STRIPES
 from raymerge.kernels.groups import Group
-from raymerge.kernels.rows import rank_bytes, rows_of, whole_rows
+from raymerge.kernels.rows import rank_bytes, rows_of
 from raymerge.methods.rules import KeepBand
 from raymerge.plan.graph import CopyStep, DeltaStep, Derived, FreeStep, Read, SpanStep, TensorNode
 from raymerge.plan.ranges import LEAST_WINDOW_BYTES, WINDOW_BYTES
+from raymerge.plan.tiles import device_bytes, tile_bytes, tile_of
 from raymerge.units import format_bytes
 
 PROCESS_BYTES = 256 * 2**20
@@ -65,6 +67,11 @@ SCRATCH_BYTES = 2**17
 """What kernels of free methods have of float64 and spare float32 blocks."""
 DEVICE_TILE = 2**24
 """The tile to begin with on CUDA, where any tile costs many launches. Not measured yet."""
+BUFFER_BYTES = 2**12
+"""What buffers of an input lose at most where they begin at cache lines, in whole pages."""
+RING_DEPTH = 3
+"""Tiles under way between a thread and a CUDA device: one is read and sent while another is
+computed and a third comes back."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,10 +84,12 @@ class Budget:
     """Whether what fits is kept between sweeps; else a large tensor is read again for each."""
     window_bytes: int = 0
     """What is fetched ahead of a thread, besides; 0 where all sources are files."""
+    depth: int = 1
+    """Tiles in memory at once: those of a device's ring."""
 
     def holds(self, node: TensorNode) -> bool:
         """Whether a tensor that is swept more than once stays in memory between its passes."""
-        held = node.held_bytes + working_bytes(node, self.tile_elements)
+        held = self._held_bytes(node)
         # What was worked out as it was read costs more to work out again than to keep.
         derived = any(isinstance(one, Derived) for one in node.inputs)
         wanted = self.hold or derived or node.held_bytes <= CACHED_BYTES
@@ -107,7 +116,8 @@ class Budget:
         results = sum(one.inner is not None for one in node.inputs)
         spare = 0 if isinstance(node.step, CopyStep) else self.thread_bytes - self._own_bytes(node)
         needed = working_bytes(inner, self.tile_elements)
-        return replace(self, thread_bytes=needed + max(0, spare) // results)
+        # Its tiles are merged one by one, whatever becomes of them.
+        return replace(self, thread_bytes=needed + max(0, spare) // results, depth=1)
 
     def peak_bytes(self, node: TensorNode) -> int:
         """Bytes of a thread at work on a tensor, what is held of it and inside it included."""
@@ -118,9 +128,23 @@ class Budget:
                 peak += self.inside(node, one.inner).peak_bytes(one.inner) - needed
         return peak
 
+    def buffer_bytes(self, node: TensorNode) -> int:
+        """Bytes of a thread's buffers for a tensor: what a device copies from and to."""
+        if isinstance(node.step, CopyStep):
+            return 0
+        held = self.holds(node)
+        tile = tile_bytes(node, self.tile_elements, outputs_alone=held)
+        apart = BUFFER_BYTES * (len(node.inputs) + 1)
+        return self.depth * tile + (node.held_bytes if held else 0) + apart
+
     def _own_bytes(self, node: TensorNode) -> int:
-        held = node.held_bytes if self.holds(node) else 0
-        return held + working_bytes(node, self.tile_elements)
+        if self.holds(node):
+            return self._held_bytes(node)
+        return working_bytes(node, self.tile_elements, depth=self.depth)
+
+    def _held_bytes(self, node: TensorNode) -> int:
+        outs = (self.depth - 1) * tile_bytes(node, self.tile_elements, outputs_alone=True)
+        return node.held_bytes + working_bytes(node, self.tile_elements) + outs
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,6 +155,9 @@ class Memory:
     threads: int
     budget: Budget
     projected_host_bytes: int
+    pinned_host_bytes: int
+    """Of that, the buffers that a CUDA device copies from and to, whose pages stay where they are;
+    0 where the CPU merges."""
     projected_device_bytes: int
     """Of one CUDA device; 0 where the CPU merges."""
     held_tensors: int
@@ -163,24 +190,23 @@ def sweeping_of(node: TensorNode, budget: Budget) -> Sweeping:
     )
 
 
-def tile_of(node: TensorNode, tile_elements: int) -> int:
-    """Elements of this tensor's tiles: fewer if it has no more, more where a row needs them."""
-    if isinstance(node.step, DeltaStep) and node.step.ranks:
-        tile_elements = whole_rows(rows_of(node.slot.shape), tile_elements)
-    return min(node.inputs[0].num_elements, tile_elements)
+def working_bytes(node: TensorNode, tile_elements: int, *, depth: int = 1) -> int:
+    """Bytes a thread needs for one tensor besides what it holds of it.
 
-
-def working_bytes(node: TensorNode, tile_elements: int) -> int:
-    """Bytes a thread needs for one tensor besides what it holds of it."""
+    Args:
+        node: The tensor.
+        tile_elements: Of its tiles, but for those that have to be longer.
+        depth: Tiles of inputs and output in memory at once.
+    """
     elements = tile_of(node, tile_elements)
-    widths = [one.dtype.bits for one in node.inputs] + [node.slot.dtype.bits]
+    tiles = depth * tile_bytes(node, tile_elements)
     if isinstance(node.step, CopyStep):
-        widths = [node.slot.dtype.bits] * 2
+        tiles = 2 * node.slot.dtype.bits * elements // 8
     scratch = 4 * BLOCK * (len(node.inputs) + 4)
     # What a stage merges comes in tiles of its own, however few elements are asked for.
     inner = max(elements, tile_elements)
     derived = sum(one.scratch_bytes(inner if one.results else elements) for one in node.inputs)
-    return sum(widths) * elements // 8 + scratch + derived + figure_bytes(node, elements)
+    return tiles + scratch + derived + figure_bytes(node, elements)
 
 
 def figure_bytes(node: TensorNode, tile_elements: int) -> int:
@@ -231,33 +257,6 @@ def samples(node: TensorNode) -> bool:
     return isinstance(step, DeltaStep) and step.selects and not step.surveyed
 
 
-def device_bytes(node: TensorNode, tile_elements: int) -> int:
-    """Upper bound of what the torch kernels allocate on a device for a tile of `node`."""
-    inner = (device_bytes(one, tile_elements) for each in node.inputs for one in each.results)
-    return max(_tile_device_bytes(node, tile_elements), *inner, 0)
-
-
-def _tile_device_bytes(node: TensorNode, tile_elements: int) -> int:
-    elements = tile_of(node, tile_elements)
-    inputs = len(node.inputs)
-    if isinstance(node.step, CopyStep):
-        return 0
-    # Raw and widened inputs, deltas, agreement masks; Gram products in float64; the tie rule's
-    # and the generator's int64 temporaries.
-    gram = "gram" in node.step.passes or node.stats
-    pairs = inputs * (inputs + 1) // 2 if gram else 2 * inputs
-    grouped = 0
-    if isinstance(node.step, SpanStep) and node.groups.kind is not Group.TENSOR:
-        # Lanes of short rows, a factor for every element, and the sums of all groups.
-        grouped = elements * (2 * 8 * pairs + 4 * inputs) + node.groups.nbytes(inputs)
-    # A sort takes its results, indices and a copy of both; then ranks, limits, factors and words.
-    ranked = isinstance(node.step, DeltaStep) and node.step.ranks
-    # A free method's exp and log: shares, terms and their float64 temporaries.
-    own = 12 if isinstance(node.step, FreeStep) else 0
-    temporaries = 8 * ((20 if ranked else 10) + own)
-    return elements * (inputs * (8 + 4 + 4 + 1) + 8 * pairs + temporaries) + grouped
-
-
 def project(
     nodes: Sequence[TensorNode],
     *,
@@ -296,12 +295,15 @@ def project(
     keys = list(map(kind_of, nodes))
     kinds = dict(zip(keys, nodes, strict=True))
     on_device = 0
+    depth = RING_DEPTH if device == "cuda" else 1
     tile = tile_elements or (DEVICE_TILE if device == "cuda" else LARGEST_TILE)
     while True:
-        worst = max(kinds.values(), key=lambda node: working_bytes(node, tile))
+        needed = {key: working_bytes(node, tile, depth=depth) for key, node in kinds.items()}
+        worst = kinds[max(needed, key=needed.__getitem__)]
         if device == "cuda":
-            on_device = threads * max(device_bytes(node, tile) for node in kinds.values())
-        fits = working_bytes(worst, tile) <= available - window
+            each = (device_bytes(node, tile, depth=depth) for node in kinds.values())
+            on_device = threads * max(each)
+        fits = max(needed.values()) <= available - window
         fits_device = device_budget_bytes is None or on_device <= device_budget_bytes
         if fits and fits_device:
             break
@@ -315,6 +317,7 @@ def project(
         raise _too_large(
             worst,
             tile=tile,
+            depth=depth,
             budget_bytes=budget_bytes,
             device_budget_bytes=device_budget_bytes,
             threads=threads,
@@ -326,6 +329,7 @@ def project(
         tile_elements=tile,
         hold=hold or remote,
         window_bytes=window,
+        depth=depth,
     )
     swept = {key: node for key, node in kinds.items() if len(node.passes) > 1}
     kept = {key: budget.holds(node) for key, node in swept.items()}
@@ -337,6 +341,9 @@ def project(
         budget=budget,
         projected_host_bytes=fixed_bytes
         + threads * (peak + window + uploaded_bytes + THREAD_BYTES),
+        pinned_host_bytes=threads * max(map(budget.buffer_bytes, kinds.values()))
+        if device == "cuda"
+        else 0,
         projected_device_bytes=on_device,
         held_tensors=sum(kept.get(key, False) for key in keys),
         reread_tensors=len(again),
@@ -386,28 +393,34 @@ def _too_large(
     worst: TensorNode,
     *,
     tile: int,
+    depth: int,
     budget_bytes: int,
     device_budget_bytes: int | None,
     threads: int,
     fixed_bytes: int,
     beside: Mapping[str, int],
 ) -> PlanError:
-    thread_bytes = working_bytes(worst, tile) + sum(beside.values()) + THREAD_BYTES
+    own_bytes = working_bytes(worst, tile, depth=depth)
+    thread_bytes = own_bytes + sum(beside.values()) + THREAD_BYTES
     needed_bytes = fixed_bytes + threads * thread_bytes
     more = [f"{format_bytes(nbytes)} more {why}, " for why, nbytes in beside.items() if nbytes]
     limit = f"the budget is {format_bytes(budget_bytes)}. Raise --memory or lower --workers."
     if needed_bytes <= budget_bytes and device_budget_bytes is not None:
-        needed_bytes = threads * device_bytes(worst, tile)
+        needed_bytes = threads * device_bytes(worst, tile, depth=depth)
         limit = (
             f"the device's budget is {format_bytes(device_budget_bytes)}. Raise --device-memory."
         )
     return PlanError(
-        f"{worst.slot.name} needs {format_bytes(working_bytes(worst, tile))} a thread "
-        f"({len(worst.inputs)} inputs, tiles of {_tile_words(worst, tile)}), "
+        f"{worst.slot.name} needs {format_bytes(own_bytes)} a thread "
+        f"({len(worst.inputs)} inputs, {_ring_words(depth)}tiles of {_tile_words(worst, tile)}), "
         f"{''.join(more)}"
         f"{format_bytes(needed_bytes)} in all with {threads} threads, and {limit}",
         tensor=worst.slot.name,
     )
+
+
+def _ring_words(depth: int) -> str:
+    return f"{depth} " if depth > 1 else ""
 
 
 def _tile_words(node: TensorNode, tile: int) -> str:

@@ -16,10 +16,11 @@ from raymerge.plan.adapted import Adapted, Replaced
 from raymerge.plan.dequantised import Dequantised
 from raymerge.plan.experts import Joined
 from raymerge.plan.graph import CopyStep, DeltaStep, Input, Read, TensorNode
-from raymerge.plan.memory import Budget, samples, tile_of, working_bytes
+from raymerge.plan.memory import Budget, samples, working_bytes
 from raymerge.plan.merged import Merged
 from raymerge.plan.ranges import Need
 from raymerge.plan.remapped import Remapped, Stretches, decode
+from raymerge.plan.tiles import tile_of
 from raymerge.tokenizer.rows import MEAN
 
 COPY_BYTES = 2**21

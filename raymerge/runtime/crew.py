@@ -300,7 +300,8 @@ class Crew:
 def _on_cpus(settings: RunSettings) -> RunSettings:
     """The settings of a worker on CPUs, whatever the others merge on. Tiles change no byte."""
     tile = min(settings.budget.tile_elements, LARGEST_TILE)
-    return replace(settings, device="cpu", budget=replace(settings.budget, tile_elements=tile))
+    budget = replace(settings.budget, tile_elements=tile, depth=1)
+    return replace(settings, device="cpu", budget=budget)
 
 
 def _check_versions(report: Report) -> None:

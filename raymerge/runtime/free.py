@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 import numpy.typing as npt
 
 from raymerge.kernels.constants import LANES
+from raymerge.kernels.feed import Work
 from raymerge.kernels.reduce import close_block, new_sums
 from raymerge.kernels.threshold import NOTHING
 from raymerge.kernels.tile import Counts, Figure, Kernels, Selectors, Tile
@@ -16,28 +17,27 @@ from raymerge.runtime.figures import largest
 from raymerge.runtime.inputs import Inputs
 from raymerge.runtime.selection import select
 
-Check = Callable[[Tile, int], None]
-"""Raises for the NaN or Inf that a kernel reported."""
+Reduce = Callable[[Iterable[Tile], Work], None]
+"""Hands tiles to a kernel, and raises for a NaN or an Inf that it reports."""
 
 
 class TensorSweeps:
     """One tensor's inputs, swept for a rule. See `methods.free.Sweeps`."""
 
-    def __init__(self, node: TensorNode, inputs: Inputs, kernels: Kernels, check: Check) -> None:
+    def __init__(self, node: TensorNode, inputs: Inputs, kernels: Kernels, reduce: Reduce) -> None:
         self.shape = node.slot.shape
         self.sources = len(node.inputs) - 1
         self._inputs = inputs
         self._kernels = kernels
-        self._check = check
+        self._reduce = reduce
 
     def reduce(self, kernel: str, *figures: Figure) -> None:
         """See `Sweeps.reduce`."""
-        for tile in self._inputs.sweep():
-            self.reduce_tile(kernel, tile, figures)
+        self.reduce_tiles(kernel, self._inputs.sweep(), figures)
 
-    def reduce_tile(self, kernel: str, tile: Tile, figures: Sequence[Figure]) -> None:
-        """Hand one tile to a reduction, and raise for a NaN or an Inf in it."""
-        self._check(tile, self._kernels.reduce(kernel, tile, figures))
+    def reduce_tiles(self, kernel: str, tiles: Iterable[Tile], figures: Sequence[Figure]) -> None:
+        """Hand some tiles to a reduction."""
+        self._reduce(tiles, lambda tile: self._kernels.reduce(kernel, tile, figures))
 
     def sums(self, kernel: str, number: int, *figures: Figure) -> npt.NDArray[np.float64]:
         """See `Sweeps.sums`."""
@@ -80,11 +80,11 @@ class _Counting:
         self._values = values
         self._figures = figures
 
-    def count_high(self, tile: Tile, counts: Counts) -> None:
+    def count_high(self, tiles: Iterable[Tile], counts: Counts) -> None:
         """Upper bits."""
-        self._sweeps.reduce_tile(f"{self._values}.high", tile, (*self._figures, counts))
+        self._sweeps.reduce_tiles(f"{self._values}.high", tiles, (*self._figures, counts))
 
-    def count_low(self, tile: Tile, bins: Sequence[int], counts: Counts) -> None:
+    def count_low(self, tiles: Iterable[Tile], bins: Sequence[int], counts: Counts) -> None:
         """Lower bits inside each bin, and what lies above it."""
-        wanted = np.array(bins, np.int64)
-        self._sweeps.reduce_tile(f"{self._values}.low", tile, (*self._figures, wanted, counts))
+        figures = (*self._figures, np.array(bins, np.int64), counts)
+        self._sweeps.reduce_tiles(f"{self._values}.low", tiles, figures)

@@ -7,6 +7,7 @@ any other is read again for each.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from copy import copy
 from threading import Event
@@ -17,6 +18,7 @@ from raymerge.checkpoint.dtypes import DType
 from raymerge.checkpoint.layout import Slot
 from raymerge.errors import NonFiniteError
 from raymerge.kernels.constants import LANES
+from raymerge.kernels.feed import unpinned
 from raymerge.kernels.tile import Bytes, Tile
 from raymerge.plan.graph import Input, Read, TensorNode
 from raymerge.plan.memory import SAMPLE_ELEMENTS, Budget, Sweeping, sweeping_of
@@ -31,9 +33,14 @@ PROBES = 16
 
 
 class Arena:
-    """Memory of one thread, handed out front to back and taken back all at once."""
+    """Memory of one thread, handed out front to back and taken back all at once.
 
-    def __init__(self) -> None:
+    Args:
+        make: Where the memory is from.
+    """
+
+    def __init__(self, make: Callable[[int], Bytes] = unpinned) -> None:
+        self._make = make
         self._memory = np.empty(0, np.uint8)
         self._address = 0
         self._used = 0
@@ -46,7 +53,7 @@ class Arena:
         if nbytes > self._memory.nbytes:
             # Freed before the new one is made: the two must not add up.
             self._memory = np.empty(0, np.uint8)
-            self._memory = np.empty(nbytes, np.uint8)
+            self._memory = self._make(nbytes)
             self._address = self._memory.__array_interface__["data"][0]
 
     def take(
@@ -78,25 +85,21 @@ def _lags(source: int, target: int) -> bool:
     return 0 < (target - source) % PAGE < ALIGNMENT
 
 
-class _Buffered:
-    """One input: what fills its buffer, and how far that is done."""
+class _Buffer:
+    """Memory for some of an input's bytes, and which those are."""
 
-    def __init__(self, filler: Filler, dtype: DType, buffer: Bytes) -> None:
-        self.filler = filler
-        self.dtype = dtype
-        self.width = dtype.bits // 8
-        self.buffer = buffer
-        self.swept = False
-        """Whether all of it has been read; of a tensor that is held it is in the buffer then."""
+    def __init__(self, memory: Bytes) -> None:
+        self.memory = memory
         self.filled: tuple[int, int] | None = None
-        """Which range of its bytes lies at the beginning of the buffer, if it is known."""
+        """Which range of its bytes lies at the beginning, if it is known."""
         self.error: NonFiniteError | None = None
         """What ended the attempt to fill that."""
 
-    def fill(self, piece: Bytes, offset: int, *, again: bool) -> int:
-        """Fill a piece of the buffer; returns the bytes read.
+    def fill(self, filler: Filler, piece: Bytes, offset: int, *, again: bool) -> int:
+        """Fill a piece of the memory; returns the bytes read.
 
         Args:
+            filler: What fills it.
             piece: Where to.
             offset: First byte of the tensor that goes there.
             again: Whether to do so where the piece holds those bytes already.
@@ -105,12 +108,25 @@ class _Buffered:
         if again or self.filled != wanted:
             self.filled, self.error = wanted, None
             try:
-                return self.filler.fill(piece, offset)
+                return filler.fill(piece, offset)
             except NonFiniteError as error:
                 self.error = error
         if self.error is not None:
             raise self.error
         return 0
+
+
+class _Buffered:
+    """One input: what fills its buffers, and how far that is done."""
+
+    def __init__(self, filler: Filler, dtype: DType, buffers: Sequence[Bytes]) -> None:
+        self.filler = filler
+        self.dtype = dtype
+        self.width = dtype.bits // 8
+        self.buffers = list(map(_Buffer, buffers))
+        """One for each tile in memory at once, or one for all of it."""
+        self.swept = False
+        """Whether all of it has been read; of a tensor that is held it is in the buffer then."""
 
 
 class Inputs:
@@ -124,7 +140,8 @@ class Inputs:
         stop: Ends a sweep with StoppedError.
         on_read: Told of bytes read.
         sweeping: In which tiles, and what is kept; None leaves it to the budget.
-        outputs: Tiles of the output that are in memory at once.
+        outputs: Outputs that there are, of one dtype.
+        depth: Tiles that are in memory at once, of inputs that are not held and of each output.
     """
 
     def __init__(
@@ -138,8 +155,10 @@ class Inputs:
         on_read: Callable[[int], None],
         sweeping: Sweeping | None = None,
         outputs: int = 1,
+        depth: int = 1,
     ) -> None:
         self._stop = stop
+        self._depth = depth
         self._on_read = on_read
         self.elements = node.inputs[0].num_elements
         sweeping = sweeping or sweeping_of(node, budget)
@@ -149,19 +168,21 @@ class Inputs:
         self._sampled = sweeping.sampled
         self._again = not sweeping.shared
         buffered = self.elements if self._held else self.tile_elements
+        buffers = 1 if self._held else depth
         sizes = [one.dtype.num_bytes((buffered,)) for one in node.inputs]
         out_bytes = node.slot.dtype.num_bytes((self.tile_elements,))
-        arena.reserve(*sizes, *[out_bytes] * outputs)
+        arena.reserve(*sizes * buffers, *[out_bytes] * (outputs * depth))
         self._sources = [
             _Buffered(
                 readers.filler(one, budget.inside(node, one.inner) if one.inner else None),
                 one.dtype,
-                arena.take(size, source=one),
+                [arena.take(size, source=one) for _ in range(buffers)],
             )
             for one, size in zip(node.inputs, sizes, strict=True)
         ]
-        self.outs = [arena.take(out_bytes, target=node.slot) for _ in range(outputs)]
-        """Room for tiles of the output."""
+        self._out_width = node.slot.dtype.bits // 8
+        self.outs = [arena.take(out_bytes, target=node.slot) for _ in range(outputs * depth)]
+        """Room for tiles of the outputs."""
         self.out = self.outs[0]
 
     def of(self, positions: Sequence[int]) -> Inputs:
@@ -170,10 +191,15 @@ class Inputs:
         some._sources = [self._sources[position] for position in positions]  # noqa: SLF001
         return some
 
+    def room(self, tile: Tile, *, output: int = 0) -> Bytes:
+        """Where a tile of an output goes; taken by another `depth` tiles later."""
+        slot = tile.first // self.tile_elements % self._depth
+        return self.outs[output * self._depth + slot][: tile.count * self._out_width]
+
     def sweep(self) -> Iterator[Tile]:
-        """Every tile in order. A tile is valid until the next one is asked for."""
-        for first, count in self.places():
-            yield self.tile(first, count)
+        """Every tile in order. A tile is valid until as many as `depth` others are asked for."""
+        for number, (first, count) in enumerate(self.places()):
+            yield self.tile(first, count, number)
         for source in self._sources:
             source.swept = True
 
@@ -184,10 +210,16 @@ class Inputs:
                 raise StoppedError("stopped")
             yield first, min(self.tile_elements, self.elements - first)
 
-    def tile(self, first: int, count: int) -> Tile:
-        """The tile of `count` elements, at most a whole one, from `first`, a multiple of 256."""
+    def tile(self, first: int, count: int, number: int = 0) -> Tile:
+        """The tile of `count` elements, at most a whole one, from `first`, a multiple of 256.
+
+        Args:
+            first: Its first element.
+            count: Its length.
+            number: Tiles asked for before, if those may still be in use.
+        """
         dtypes = [source.dtype for source in self._sources]
-        return Tile(self._tile(first, count), dtypes, first, count)
+        return Tile(self._tile(first, count, number % self._depth), dtypes, first, count)
 
     def sample(self) -> Iterator[Tile]:
         """Evenly spaced pieces, `SAMPLE_ELEMENTS` in all, or the whole; see `Budget.sampled`."""
@@ -199,25 +231,26 @@ class Inputs:
                 pass  # read once, from the first tile to the last, and then at hand
         piece = SAMPLE_ELEMENTS // PROBES
         step = self.elements // PROBES // LANES * LANES
+        numbers = itertools.count()
         for probe in range(PROBES):
             first, left = probe * step, piece
             while left:
                 count = min(left, self.tile_elements)
-                yield self.tile(first, count)
+                yield self.tile(first, count, next(numbers))
                 first, left = first + count, left - count
 
-    def _tile(self, first: int, count: int) -> list[Bytes]:
+    def _tile(self, first: int, count: int, slot: int) -> list[Bytes]:
         pieces = []
         num_read = 0
         for source in self._sources:
             offset, nbytes = first * source.width, count * source.width
-            piece = source.buffer[offset : offset + nbytes]
-            if not self._held:
-                piece = source.buffer[:nbytes]
+            buffer = source.buffers[0 if self._held else slot]
+            begin = offset if self._held else 0
+            piece = buffer.memory[begin : begin + nbytes]
             if not source.swept:
                 source.filler.will_need(offset + AHEAD_BYTES, nbytes)
             if not (self._held and source.swept):
-                num_read += source.fill(piece, offset, again=self._again)
+                num_read += buffer.fill(source.filler, piece, offset, again=self._again)
             pieces.append(piece)
         self._on_read(num_read)
         return pieces

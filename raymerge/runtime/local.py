@@ -16,9 +16,9 @@ from raymerge.plan.graph import Unit
 from raymerge.plan.sweep_unit import SweepUnit
 from raymerge.runtime.engine import LOOK_S, Call, WorkUnit
 from raymerge.runtime.events import OnEvent, Spent, nobody
+from raymerge.runtime.fitting import FittingWorker
 from raymerge.runtime.settings import OnProgress, Progress, RunSettings, Tally
 from raymerge.runtime.stopping import StoppedError
-from raymerge.runtime.unit import Worker
 from raymerge.runtime.worker_events import WorkerEvents
 
 _log = logging.getLogger(__name__)
@@ -50,7 +50,7 @@ class LocalEngine:
             self._moved.add(progress)
             on_progress(progress)
 
-        self._worker = Worker(settings, stop=self._stop, on_progress=count)
+        self._worker = FittingWorker(settings, stop=self._stop, on_progress=count)
         self._running: list[Thread] = []
         self._events = WorkerEvents(on_event, self._worker.name, socket.gethostname())
         self._events.joined(threads)
@@ -100,7 +100,7 @@ class LocalEngine:
         self._events.given(unit, call)
         began_s, clock = time(), perf_counter()
         try:
-            result = getattr(self._worker, call)(unit, *args)
+            result = self._worker.run(call, unit, args)
         except BaseException as error:
             why = "stopped" if isinstance(error, StoppedError) else type(error).__name__
             self._events.failed(unit, call, why)

@@ -25,3 +25,14 @@ class WorkerLostError(ClusterError):
     def __init__(self, message: str, why: Loss) -> None:
         super().__init__(message, retryable=True)
         self.why = why
+
+
+def device_failure(error: MemoryError | RuntimeError) -> Exception:
+    """What torch and numpy raise where the fault is not the unit's; any other as it is."""
+    # By name: torch is not loaded for this, and before 2.8 its errors had no class of their own.
+    kinds = {kind.__name__ for kind in type(error).__mro__}
+    if kinds & {"MemoryError", "OutOfMemoryError"}:
+        return OutOfRoomError(f"not enough memory: {error}")
+    if "AcceleratorError" in kinds or str(error).startswith("CUDA error"):
+        return BrokenDeviceError(str(error))
+    return error

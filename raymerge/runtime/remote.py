@@ -21,14 +21,15 @@ from raymerge.kernels.identity import kernel_hash
 from raymerge.plan.graph import Unit
 from raymerge.plan.memory import SMALLEST_TILE
 from raymerge.plan.sweep_unit import SweepUnit
+from raymerge.runtime.device import Desks
 from raymerge.runtime.engine import Call
 from raymerge.runtime.events import Spent
-from raymerge.runtime.losses import BrokenDeviceError, OutOfRoomError
+from raymerge.runtime.fitting import FittingWorker
+from raymerge.runtime.losses import device_failure
 from raymerge.runtime.preflight import preflight
 from raymerge.runtime.record import raymerge_version
 from raymerge.runtime.settings import Progress, RunSettings, Tally
 from raymerge.runtime.stopping import StoppedError
-from raymerge.runtime.unit import Worker
 
 SHRINK = 4
 """How much smaller the tiles are each time that a unit did not fit."""
@@ -56,7 +57,7 @@ class RemoteWorker:
         self._turn = Condition()
         self._lock = Lock()
         self._moved = Tally()
-        self._workers: dict[int, Worker] = {}
+        self._workers: dict[int, FittingWorker] = {}
 
     def start(self, expected: Mapping[str, str], settings: bytes) -> Report:
         """Get ready if this node runs the driver's code; the report says whether it does.
@@ -73,6 +74,7 @@ class RemoteWorker:
         if report.versions == expected:
             # Pickled by hand: other code may not be able to read it, and has to say so itself.
             self._settings: RunSettings = pickle.loads(settings)  # noqa: S301 - from our own driver
+            self._desks = Desks(self._settings.device, self._settings.budget.depth)
             try:
                 preflight(self._settings)
                 self._worker(0)
@@ -95,9 +97,9 @@ class RemoteWorker:
         with self._in_turn(worker, unit):
             began_s, clock = time(), perf_counter()
             try:
-                result = getattr(worker, call)(unit, *args)
+                result = worker.run(call, unit, args)
             except (MemoryError, RuntimeError) as error:
-                raise _device_failure(error) from error
+                raise device_failure(error) from error
             seconds = round(perf_counter() - clock, 6)
         return result, self._moved.take(), Spent(began_s, seconds)
 
@@ -113,7 +115,7 @@ class RemoteWorker:
         self.hand_back()
 
     @contextmanager
-    def _in_turn(self, worker: Worker, unit: Unit | SweepUnit) -> Iterator[None]:
+    def _in_turn(self, worker: FittingWorker, unit: Unit | SweepUnit) -> Iterator[None]:
         """While no more units run than there is memory for."""
         with self._turn:
             if self._running == self._threads:
@@ -129,7 +131,7 @@ class RemoteWorker:
                 self._running -= 1
                 self._turn.notify()
 
-    def _worker(self, shrink: int) -> Worker:
+    def _worker(self, shrink: int) -> FittingWorker:
         """What runs units, in tiles so many times smaller. Tiles change no byte."""
         with self._lock:
             if shrink not in self._workers:
@@ -139,10 +141,11 @@ class RemoteWorker:
                     budget = replace(
                         budget, tile_elements=min(tile, budget.tile_elements), hold=False
                     )
-                self._workers[shrink] = Worker(
+                self._workers[shrink] = FittingWorker(
                     replace(self._settings, budget=budget),
                     stop=self._stop,
                     on_progress=self._moved.add,
+                    desks=self._desks,
                 )
             return self._workers[shrink]
 
@@ -156,14 +159,3 @@ def versions() -> dict[str, str]:
         "numba": numba.__version__,
         "kernels": kernel_hash(),
     }
-
-
-def _device_failure(error: MemoryError | RuntimeError) -> Exception:
-    """What torch and numpy raise where the fault is not the unit's; any other as it is."""
-    # By name: torch is not loaded for this, and before 2.8 its errors had no class of their own.
-    kinds = {kind.__name__ for kind in type(error).__mro__}
-    if kinds & {"MemoryError", "OutOfMemoryError"}:
-        return OutOfRoomError(f"not enough memory: {error}")
-    if "AcceleratorError" in kinds or str(error).startswith("CUDA error"):
-        return BrokenDeviceError(str(error))
-    return error

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -31,12 +31,12 @@ class Swept(Protocol):
 
 
 class Counting(Protocol):
-    """Adds a tile to `counts`, and raises for a NaN or an Inf in it."""
+    """Adds tiles to `counts`, and raises for a NaN or an Inf in them."""
 
-    def count_high(self, tile: Tile, counts: Counts) -> None:
+    def count_high(self, tiles: Iterable[Tile], counts: Counts) -> None:
         """Upper bits of each kind of value."""
 
-    def count_low(self, tile: Tile, bins: Sequence[int], counts: Counts) -> None:
+    def count_low(self, tiles: Iterable[Tile], bins: Sequence[int], counts: Counts) -> None:
         """Lower bits inside each bin, and what lies above it."""
 
 
@@ -61,8 +61,7 @@ def select(
     for tiles in (inputs.sample, inputs.sweep):
         bins = _bins(tiles(), counting, ranks, wanted, kinds)
         low = np.zeros((len(bins) + zeros, LOW_COLUMNS), np.int64)
-        for tile in inputs.sweep():
-            counting.count_low(tile, [*bins, 0] if zeros else bins, low)
+        counting.count_low(inputs.sweep(), [*bins, 0] if zeros else bins, low)
         wanted = ranks(inputs.elements, int(low[-1, 0]) if zeros else 0)
         found = [
             threshold(row, bin_, rank) if rank else None
@@ -81,10 +80,8 @@ def _bins(
     `wanted` has the ranks once they are certain. Until then they are those of the tiles.
     """
     high = np.zeros((kinds, HIGH_BINS), np.int64)
-    counted = 0
-    for tile in tiles:
-        counting.count_high(tile, high)
-        counted += tile.count
+    counting.count_high(tiles, high)
+    counted = int(high[0].sum())
     # The lowest bin has the smallest subnormals too; the count that decides has zeros alone.
     sought = wanted or ranks(counted, int(high[0, 0]))
     return [

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 
-from raymerge.errors import NonFiniteError
 from raymerge.kernels.constants import LANES
+from raymerge.kernels.feed import DirectFeed, Feed, Work
 from raymerge.kernels.groups import Group, GroupSums
 from raymerge.kernels.reduce import close_block, gram_matrix, new_sums, num_pairs
 from raymerge.kernels.rows import rows_of
 from raymerge.kernels.tile import (
+    ALL_FINITE,
     Bytes,
     Counts,
     DeltaPass,
@@ -42,18 +43,25 @@ from raymerge.runtime.figures import (
 from raymerge.runtime.finite import check_finite, in_stage
 from raymerge.runtime.free import TensorSweeps
 from raymerge.runtime.inputs import Inputs
+from raymerge.runtime.reductions import Reductions
 from raymerge.runtime.settings import RunSettings
 from raymerge.runtime.statistics import Statistics, statistics
 
 T = TypeVar("T")
+
+Apply = Callable[[Tile, Bytes], int]
+"""A step's last pass: a tile in, its merged bytes out, a kernel's report returned."""
+Check = Callable[[Tile, int, Bytes], None]
+"""Raises for what a kernel reported of a tile and its merged bytes."""
 
 
 @dataclass(frozen=True, slots=True)
 class Merging:
     """A tensor whose reductions are done."""
 
-    merge: Callable[[Tile, Bytes], None]
-    """Merges any tile into the bytes given, checked."""
+    apply: Apply
+    """Merges any tile into the bytes given."""
+    check: Check
     carried: Selectors | None
     """What a tile leaves behind for the next one, changed in place; None where tiles stand on their
     own and may be merged in any order."""
@@ -61,37 +69,9 @@ class Merging:
     """What the last pass goes by, for who does it for several merges at once; None where that
     cannot be done."""
 
-
-Apply = Callable[[Tile, Bytes], int]
-"""A step's last pass: a tile in, its merged bytes out, a kernel's report returned."""
-
-
-class Reductions:
-    """What was found out about some inputs: asked for by several merges, worked out by one."""
-
-    def __init__(self) -> None:
-        self._found: dict[object, Any] = {}
-
-    def once(self, key: object, reduce: Callable[[], T]) -> T:
-        """The result of a reduction.
-
-        Args:
-            key: Equal only for reductions of equal results.
-            reduce: Works it out, if nobody has.
-
-        Raises:
-            NonFiniteError: It met a NaN or an Inf, now or when it was first asked for.
-        """
-        if key not in self._found:
-            try:
-                self._found[key] = reduce()
-            except NonFiniteError as error:
-                self._found[key] = error
-        found = self._found[key]
-        if isinstance(found, NonFiniteError):
-            raise found
-        result: T = found
-        return result
+    def merge(self, tile: Tile, out: Bytes) -> None:
+        """Merge any tile into the bytes given, checked."""
+        self.check(tile, self.apply(tile, out), out)
 
 
 class TensorMerge:
@@ -103,6 +83,7 @@ class TensorMerge:
         kernels: What does the arithmetic.
         settings: Of the run.
         reductions: Shared with other merges, by the identity of their nodes' inputs.
+        feed: What whole sweeps go through; its depth is that of the inputs.
     """
 
     def __init__(
@@ -112,6 +93,8 @@ class TensorMerge:
         kernels: Kernels,
         settings: RunSettings,
         reductions: Reductions | None = None,
+        *,
+        feed: Feed | None = None,
     ) -> None:
         self._node = node
         self._inputs = inputs
@@ -119,6 +102,7 @@ class TensorMerge:
         self._settings = settings
         self._gram: Gram | None = None
         self._reductions = reductions or Reductions()
+        self._feed = feed or DirectFeed()
 
     def run(self, surveyed: Selectors | None, write: Callable[[Bytes], None]) -> Statistics | None:
         """Do all passes and hand every merged tile to `write`, in order.
@@ -135,11 +119,14 @@ class TensorMerge:
             NonFiniteError: NaN or Inf in an input, unless the recipe lets it pass, or a finite
                 value that leaves the output's range.
         """
-        merging = self.prepared(surveyed)
-        for tile in self._inputs.sweep():
-            out = self._inputs.out[: self._node.slot.dtype.num_bytes((tile.count,))]
-            merging.merge(tile, out)
+        merging, room = self.prepared(surveyed), self._inputs.room
+
+        def end(tile: Tile, bad: int) -> None:
+            out = room(tile)
+            merging.check(tile, bad, out)
             write(out)
+
+        self._feed.run(self._inputs.sweep(), lambda tile: merging.apply(tile, room(tile)), end)
         return self.statistics
 
     @property
@@ -163,15 +150,19 @@ class TensorMerge:
             figures = self._figures(step, surveyed)
             carried = figures.selectors if has_ties(figures.selectors) else None
             apply = self._delta(figures)
-        return Merging(lambda tile, out: self.check(tile, apply(tile, out), out), carried, figures)
+        return Merging(apply, self.check, carried, figures)
 
-    def count_high(self, tile: Tile, counts: Counts) -> None:
+    def count_high(self, tiles: Iterable[Tile], counts: Counts) -> None:
         """Add the upper magnitude bits of each delta to `counts`."""
-        self.check(tile, self._kernels.count_high(tile, counts), None)
+        self._reduce(tiles, lambda tile: self._kernels.count_high(tile, counts))
 
-    def count_low(self, tile: Tile, bins: Sequence[int], counts: Counts) -> None:
+    def count_low(self, tiles: Iterable[Tile], bins: Sequence[int], counts: Counts) -> None:
         """Add the lower bits inside each bin, and what lies above it, to `counts`."""
-        self.check(tile, self._kernels.count_low(tile, bins, counts), None)
+        self._reduce(tiles, lambda tile: self._kernels.count_low(tile, bins, counts))
+
+    def _reduce(self, tiles: Iterable[Tile], add: Work) -> None:
+        """Hand tiles to a kernel that adds them to its figures."""
+        self._feed.run(tiles, add, lambda tile, bad: self.check(tile, bad, None))
 
     def check(self, tile: Tile, bad: int, out: Bytes | None) -> None:
         """Raise for what a kernel reported about a tile; `out` is the merged one, if there is."""
@@ -200,8 +191,10 @@ class TensorMerge:
 
         def reduce() -> Gram:
             sums = new_sums(num_pairs(vectors))
-            for tile in self._inputs.sweep():
-                self.check(tile, self._kernels.gram(tile, relative=relative, sums=sums), None)
+            self._reduce(
+                self._inputs.sweep(),
+                lambda tile: self._kernels.gram(tile, relative=relative, sums=sums),
+            )
             return gram_matrix(sums, vectors)
 
         self._gram = self._once("gram", reduce, relative)
@@ -217,9 +210,10 @@ class TensorMerge:
 
         def reduce() -> GroupSums:
             sums = GroupSums.new(groups, len(self._node.inputs) - relative)
-            for tile in self._inputs.sweep():
-                bad = self._kernels.group_gram(tile, groups, relative=relative, sums=sums)
-                self.check(tile, bad, None)
+            self._reduce(
+                self._inputs.sweep(),
+                lambda tile: self._kernels.group_gram(tile, groups, relative=relative, sums=sums),
+            )
             return sums
 
         sums = self._once("group gram", reduce, relative, groups.kind)
@@ -230,9 +224,7 @@ class TensorMerge:
         )
 
     def _free(self, step: FreeStep) -> tuple[Apply, Selectors | None]:
-        sweeps = TensorSweeps(
-            self._node, self._inputs, self._kernels, lambda tile, bad: self.check(tile, bad, None)
-        )
+        sweeps = TensorSweeps(self._node, self._inputs, self._kernels, self._reduce)
         figures = step.rule.figures(sweeps)
         name, dtype = step.rule.kernel, self._node.slot.dtype
         return (
@@ -254,8 +246,12 @@ class TensorMerge:
             sums = new_sums(2 * len(selectors))
             # The norms' own copy: the count of ties seen has to start over in the delta pass.
             counted = selectors.copy()
-            for tile in self._inputs.sweep():
+
+            def add(tile: Tile) -> int:
                 self._kernels.norms(tile, counted, sums, ranked)
+                return ALL_FINITE
+
+            self._reduce(self._inputs.sweep(), add)
             close_block(sums)
             return sums[:, LANES]
 

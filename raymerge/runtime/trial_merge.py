@@ -22,8 +22,8 @@ from raymerge.runtime.trial_output import Alone, Output
 class TrialMerge:
     """One merge of a tensor, for all trials that have it."""
 
-    out: Bytes
-    """Room for a tile of the result; a copy has none."""
+    room: Callable[[Tile], Bytes]
+    """Where a tile of the result goes; a copy has no tiles."""
 
     def __init__(self, node: TensorNode, settings: RunSettings) -> None:
         self.node = node
@@ -45,21 +45,10 @@ class TrialMerge:
         """Where its errors end its own trials."""
         return Alone(self.outputs)
 
-    def room(self, count: int) -> Bytes:
-        """Where a tile of so many elements goes."""
-        return self.out[: self.node.slot.dtype.num_bytes((count,))]
-
-    def apply(self, tile: Tile) -> None:
-        """Merge a tile of its inputs, and write it for each trial."""
-        assert self.merging is not None, self.node.slot
-        out = self.room(tile.count)
-        self.merging.merge(tile, out)
-        self.write(out)
-
     def take(self, tile: Tile, bad: int) -> None:
         """Write a tile that lies in its room already; a kernel has reported `bad` of it."""
         assert self.merge is not None, self.node.slot
-        out = self.room(tile.count)
+        out = self.room(tile)
         self.merge.check(tile, bad, out)
         self.write(out)
 
@@ -82,34 +71,47 @@ class TrialMerge:
             output.end_tensor(receipt)
 
 
-class FusedPass:
-    """The last pass of several merges of the same inputs."""
-
-    def __init__(self, merges: Sequence[TrialMerge], kernels: Kernels) -> None:
-        self._merges = merges
-        self._run = _fused([_figures(one) for one in merges], kernels)
-        self._dtype = merges[0].node.slot.dtype
-
-    def apply(self, inputs: Inputs, first: int, count: int) -> None:
-        """Merge a tile, and write it for each trial that has not failed."""
-        wanted = [one for one in self._merges if one.wanted]
-        if not wanted:
-            return
-        # What cannot be read is missing to all of them.
-        with Alone([output for one in wanted for output in one.outputs]):
-            tile = inputs.of(wanted[0].places).tile(first, count)
-            reports = self._run(tile, [one.room(count) for one in self._merges], self._dtype)
-            for one, bad in zip(self._merges, reports, strict=True):
-                if one.wanted:
-                    with one.alone():
-                        one.take(tile, bad)
-
-
 _Run = Callable[[Tile, Sequence[Bytes], DType], list[int]]
 """A tile in, its merged bytes out, a kernel's reports returned."""
 
 
-def _fused(figures: Sequence[DeltaPass | SpanPass], kernels: Kernels) -> _Run:
+class LastPass:
+    """The last pass of one merge, or of several of the same inputs."""
+
+    def __init__(self, merges: Sequence[TrialMerge], kernels: Kernels) -> None:
+        self._merges = merges
+        self._run = _alone(merges[0]) if len(merges) == 1 else _fused(merges, kernels)
+        self._dtype = merges[0].node.slot.dtype
+
+    def tile(self, inputs: Inputs, first: int, count: int, number: int) -> Tile | None:
+        """The next tile; None where every trial has failed that wants it, or fails over it."""
+        outputs = [output for one in self._merges if one.wanted for output in one.outputs]
+        if outputs:
+            # What cannot be read is missing to all of them.
+            with Alone(outputs):
+                return inputs.of(self._merges[0].places).tile(first, count, number)
+        return None
+
+    def apply(self, tile: Tile) -> list[int]:
+        """Merge it, into each merge's own room."""
+        return self._run(tile, [one.room(tile) for one in self._merges], self._dtype)
+
+    def end(self, tile: Tile, reports: list[int]) -> None:
+        """Write it for each trial that has not failed."""
+        for one, bad in zip(self._merges, reports, strict=True):
+            if one.wanted:
+                with one.alone():
+                    one.take(tile, bad)
+
+
+def _alone(one: TrialMerge) -> _Run:
+    assert one.merging is not None, one.node.slot
+    apply = one.merging.apply
+    return lambda tile, outs, _: [apply(tile, outs[0])]
+
+
+def _fused(merges: Sequence[TrialMerge], kernels: Kernels) -> _Run:
+    figures = [_figures(one) for one in merges]
     deltas = [one for one in figures if isinstance(one, DeltaPass)]
     if deltas:
         trials = delta_trials(deltas)
@@ -121,30 +123,13 @@ def _fused(figures: Sequence[DeltaPass | SpanPass], kernels: Kernels) -> _Run:
     )
 
 
-class OwnPass:
-    """The last pass of one merge."""
-
-    def __init__(self, merge: TrialMerge) -> None:
-        self._merge = merge
-
-    def apply(self, inputs: Inputs, first: int, count: int) -> None:
-        """See `FusedPass.apply`."""
-        one = self._merge
-        if one.wanted:
-            with one.alone():
-                one.apply(inputs.of(one.places).tile(first, count))
-
-
-def last_passes(merges: Iterable[TrialMerge], kernels: Kernels) -> list[FusedPass | OwnPass]:
+def last_passes(merges: Iterable[TrialMerge], kernels: Kernels) -> list[LastPass]:
     """The last passes of merges whose reductions are done."""
     alike: dict[object, list[TrialMerge]] = {}
     for one in merges:
         if one.merging is not None:
             alike.setdefault(_family(one, one.merging.figures), []).append(one)
-    return [
-        FusedPass(group, kernels) if len(group) > 1 else OwnPass(group[0])
-        for group in alike.values()
-    ]
+    return [LastPass(group, kernels) for group in alike.values()]
 
 
 def _family(one: TrialMerge, figures: DeltaPass | SpanPass | None) -> object:

@@ -17,25 +17,29 @@ import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 from itertools import zip_longest
 from threading import Event
 
 from raymerge.checkpoint.layout import Slot
 from raymerge.errors import RaymergeError, StorageError
-from raymerge.kernels.tile import Bytes, Kernels
+from raymerge.kernels.feed import Flight
+from raymerge.kernels.tile import Bytes, Kernels, Tile
 from raymerge.plan.graph import CopyStep, Input, TensorNode
 from raymerge.plan.joint import JointTensor, joint
 from raymerge.plan.needs import merge_needs
 from raymerge.plan.ranges import Need
 from raymerge.plan.sweep_unit import SweepUnit
 from raymerge.runtime.copies import check_copied, pieces, require_equal
+from raymerge.runtime.device import Desk
 from raymerge.runtime.hashing import TensorHashes
-from raymerge.runtime.inputs import Arena, Inputs
+from raymerge.runtime.inputs import Inputs
 from raymerge.runtime.readers import Readers
 from raymerge.runtime.receipt import Receipt
+from raymerge.runtime.reductions import Reductions
 from raymerge.runtime.settings import OnProgress, Progress, RunSettings
-from raymerge.runtime.tensor import Reductions, TensorMerge
-from raymerge.runtime.trial_merge import TrialMerge, distinct, last_passes
+from raymerge.runtime.tensor import TensorMerge
+from raymerge.runtime.trial_merge import LastPass, TrialMerge, distinct, last_passes
 from raymerge.runtime.trial_output import Output
 
 _log = logging.getLogger(__name__)
@@ -55,7 +59,7 @@ class Shop:
     readers: Readers
     during: Callable[[Iterable[Need]], AbstractContextManager[Readers]]
     """The readers of a unit in progress."""
-    arena: Callable[[], Arena]
+    desk: Callable[[], Desk]
     stop: Event
     on_progress: OnProgress
     name: str
@@ -141,9 +145,11 @@ class _Tensor:
             self._sweep(merges, tensor)
 
     def _sweep(self, merges: Sequence[TrialMerge], tensor: JointTensor) -> None:
+        feed = self._shop.desk().feed
         inputs = self._inputs(tensor, outputs=len(merges))
-        for one, out in zip(merges, inputs.outs, strict=True):
-            one.places, one.out = tensor.positions(one.node), out
+        for position, one in enumerate(merges):
+            one.places = tensor.positions(one.node)
+            one.room = partial(inputs.room, output=position)
             with one.alone():
                 one.merge = TensorMerge(
                     one.node,
@@ -151,15 +157,17 @@ class _Tensor:
                     self._shop.kernels,
                     one.settings,
                     self._reductions,
+                    feed=feed,
                 )
                 one.merging = one.merge.prepared(None)
         passes = last_passes(merges, self._shop.kernels)
         hashed = [] if self._hashes_itself else merges
         hashes = TensorHashes(len(hashed))
-        for first, count in inputs.places():
-            for one_pass in passes:
-                one_pass.apply(inputs, first, count)
-            hashes.update([one.room(count) for one in hashed])
+
+        def end(tile: Tile) -> None:
+            hashes.update([one.room(tile) for one in hashed])
+
+        feed.fly(_flights(inputs, passes, end))
         for one, sha256 in zip_longest(merges, hashes.hexdigests()):
             one.end(sha256)
 
@@ -168,12 +176,13 @@ class _Tensor:
         return Inputs(
             tensor.node,
             self._readers,
-            shop.arena(),
+            shop.desk().arena,
             shop.settings.budget,
             stop=shop.stop,
             on_read=shop.on_read,
             sweeping=tensor.sweeping(shop.settings.budget),
             outputs=outputs,
+            depth=shop.desk().feed.depth,
         )
 
     def _copy(self, copied: TrialMerge) -> None:
@@ -211,3 +220,21 @@ class _Tensor:
     def _pieces(self, one: Input, target: Slot | None = None) -> Iterator[tuple[int, Bytes]]:
         shop = self._shop
         return pieces(one, self._readers, target=target, stop=shop.stop, on_read=shop.on_read)
+
+
+def _flights(
+    inputs: Inputs, passes: Sequence[LastPass], end: Callable[[Tile], None]
+) -> Iterator[Flight[list[int]]]:
+    """Every tile, once for each last pass that it goes through; `end` is told of it after those."""
+    for number, (first, count) in enumerate(inputs.places()):
+        found = [(one, one.tile(inputs, first, count, number)) for one in passes]
+        ready = [(one, tile) for one, tile in found if tile is not None]
+        for one, tile in ready[:-1]:
+            yield Flight(tile, one.apply, one.end)
+        for one, tile in ready[-1:]:
+            yield Flight(tile, one.apply, partial(_end_both, one, end))
+
+
+def _end_both(one: LastPass, end: Callable[[Tile], None], tile: Tile, reports: list[int]) -> None:
+    one.end(tile, reports)
+    end(tile)

@@ -13,7 +13,7 @@ import socket
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import zip_longest
-from threading import Event, Lock, local
+from threading import Event, Lock
 from time import perf_counter, time
 
 import numpy as np
@@ -22,16 +22,17 @@ from raymerge.checkpoint.layout import Slot
 from raymerge.errors import RaymergeError, StorageError
 from raymerge.kernels.constants import HIGH_BINS, LOW_BINS, LOW_COLUMNS
 from raymerge.kernels.threshold import Threshold
-from raymerge.kernels.tile import Bytes, Counts, Kernels, Selectors, Tile
+from raymerge.kernels.tile import Bytes, Counts, Selectors, Tile
 from raymerge.plan.graph import CopyStep, DeltaStep, Input, TensorNode, Unit
 from raymerge.plan.needs import merge_needs, survey_needs
 from raymerge.plan.ranges import Need
 from raymerge.plan.sweep_unit import SweepUnit
 from raymerge.runtime.copies import check_copied, pieces, require_equal
 from raymerge.runtime.derived.merged import Workshop
+from raymerge.runtime.device import Desks, load_kernels
 from raymerge.runtime.figures import largest
 from raymerge.runtime.hashing import UnitHash, unit_hash
-from raymerge.runtime.inputs import Arena, Inputs
+from raymerge.runtime.inputs import Inputs
 from raymerge.runtime.readers import Filler, Readers
 from raymerge.runtime.receipt import Receipt, TensorReceipt
 from raymerge.runtime.settings import OnProgress, Progress, RunSettings
@@ -46,13 +47,19 @@ _log = logging.getLogger(__name__)
 class Worker:
     """Runs units with one device's kernels. Holds nothing that a replacement would miss.
 
-    Any number of threads may call it at once; each has an arena of its own.
+    Any number of threads may call it at once; each has a desk meanwhile.
     """
 
     def __init__(
-        self, settings: RunSettings, *, stop: Event, on_progress: OnProgress = lambda _: None
+        self,
+        settings: RunSettings,
+        *,
+        stop: Event,
+        on_progress: OnProgress = lambda _: None,
+        desks: Desks | None = None,
     ) -> None:
         self._settings = settings
+        self._desks = desks or Desks(settings.device, settings.budget.depth)
         self._trials = tuple(map(settings.of_trial, range(len(settings.trials))))
         self._kernels = load_kernels(settings.device)
         workshop = Workshop(
@@ -63,7 +70,6 @@ class Worker:
         self._retries = 0
         self._stop = stop
         self._on_progress = on_progress
-        self._thread = local()
         self.name = f"{socket.gethostname()}:{os.getpid()}"
         """What receipts and events call it: host and process."""
 
@@ -83,7 +89,7 @@ class Worker:
             kernels=self._kernels,
             readers=self._readers,
             during=self._during,
-            arena=self._arena,
+            desk=lambda: self._desks.mine,
             stop=self._stop,
             on_progress=self._on_progress,
             name=self.name,
@@ -179,7 +185,7 @@ class Worker:
     def count_low(self, unit: Unit, bins: Sequence[int]) -> Counts:
         """A survey's second sweep: lower bits inside each source's bin, and what lies above."""
         return self._survey(
-            unit, LOW_COLUMNS, lambda merge, tile, counts: merge.count_low(tile, bins, counts)
+            unit, LOW_COLUMNS, lambda merge, tiles, counts: merge.count_low(tiles, bins, counts)
         )
 
     def count_ties(self, unit: Unit, thresholds: Sequence[Threshold]) -> list[int]:
@@ -200,31 +206,32 @@ class Worker:
 
     @contextmanager
     def _during(self, needs: Iterable[Need]) -> Iterator[Readers]:
-        """The readers of a unit in progress; requests that were made again are reported."""
+        """A desk for a unit in progress, and its readers; requests made again are reported."""
         budget = self._settings.budget
-        with self._readers.during(needs, budget, stop=self._stop, on_read=self._on_read) as readers:
+        with (
+            self._desks.seated(),
+            self._readers.during(needs, budget, stop=self._stop, on_read=self._on_read) as readers,
+        ):
             yield readers
         with self._counting:
             more, self._retries = self._readers.retries - self._retries, self._readers.retries
         if more:
             self._on_progress(Progress(retries=more))
 
-    def _arena(self) -> Arena:
-        """The calling thread's."""
-        if not hasattr(self._thread, "arena"):
-            self._thread.arena = Arena()
-        arena: Arena = self._thread.arena
-        return arena
-
     def _inputs(self, node: TensorNode, readers: Readers) -> Inputs:
         return Inputs(
             node,
             readers,
-            self._arena(),
+            self._desks.mine.arena,
             self._settings.budget,
             stop=self._stop,
             on_read=self._on_read,
+            depth=self._desks.mine.feed.depth,
         )
+
+    def _merging(self, node: TensorNode, inputs: Inputs) -> TensorMerge:
+        feed = self._desks.mine.feed
+        return TensorMerge(node, inputs, self._kernels, self._settings, feed=feed)
 
     def _merge_tensor(
         self,
@@ -236,11 +243,10 @@ class Worker:
         if isinstance(node.step, CopyStep):
             self._copy(node, readers, write)
             return None
-        inputs = self._inputs(node, readers)
-        return TensorMerge(node, inputs, self._kernels, self._settings).run(surveyed, write)
+        return self._merging(node, self._inputs(node, readers)).run(surveyed, write)
 
     def _survey(
-        self, unit: Unit, bins: int, count: Callable[[TensorMerge, Tile, Counts], None]
+        self, unit: Unit, bins: int, count: Callable[[TensorMerge, Iterable[Tile], Counts], None]
     ) -> Counts:
         surveyed = [n for n in unit.nodes if isinstance(n.step, DeltaStep) and n.step.surveyed]
         sources = len(surveyed[0].inputs) - 1 if surveyed else 0
@@ -255,14 +261,12 @@ class Worker:
         self,
         node: TensorNode,
         readers: Readers,
-        count: Callable[[TensorMerge, Tile, Counts], None],
+        count: Callable[[TensorMerge, Iterable[Tile], Counts], None],
         counts: Counts,
     ) -> None:
         # A function of its own: what it holds of the arena has to go before the next tensor's.
         inputs = self._inputs(node, readers)
-        merge = TensorMerge(node, inputs, self._kernels, self._settings)
-        for tile in inputs.sweep():
-            count(merge, tile, counts)
+        count(self._merging(node, inputs), inputs.sweep(), counts)
 
     def _copy(self, node: TensorNode, readers: Readers, write: Callable[[Bytes], None]) -> None:
         donor, *others = node.inputs
@@ -299,14 +303,3 @@ class Worker:
 
     def _on_read(self, nbytes: int) -> None:
         self._on_progress(Progress(read_bytes=nbytes))
-
-
-def load_kernels(device: str) -> Kernels:
-    """The kernels of a device: numba's on the CPU, torch's on CUDA."""
-    if device == "cpu":
-        from raymerge.kernels.cpu import CpuKernels
-
-        return CpuKernels()
-    from raymerge.kernels.torch_kernels import TorchKernels
-
-    return TorchKernels(device)

@@ -22,17 +22,18 @@ from raymerge.plan.memory import (
     LARGEST_TILE,
     PLAN_BYTES_PER_TENSOR,
     PROCESS_BYTES,
+    RING_DEPTH,
     SMALLEST_TILE,
     THREAD_BYTES,
+    TORCH_BYTES,
     Memory,
-    device_bytes,
     project,
     samples,
-    tile_of,
     working_bytes,
 )
 from raymerge.plan.ranges import LEAST_WINDOW_BYTES, WINDOW_BYTES
 from raymerge.plan.steps import COPY
+from raymerge.plan.tiles import device_bytes, tile_of
 
 MIB, GIB = 2**20, 2**30
 
@@ -132,6 +133,7 @@ nodes = st.builds(
     budget_bytes=st.integers(1, 64 * GIB) | st.integers(200 * MIB, 2 * GIB),
     threads=st.integers(1, 64),
     tile_elements=st.none() | st.integers(1, 2**16).map(lambda count: 256 * count),
+    device=st.sampled_from(["cpu", "cuda"]),
     remote=st.booleans(),
 )
 def test_a_projection_is_within_its_budget_or_refused(
@@ -139,6 +141,7 @@ def test_a_projection_is_within_its_budget_or_refused(
     budget_bytes: int,
     threads: int,
     tile_elements: int | None,
+    device: Literal["cpu", "cuda"],
     *,
     remote: bool,
 ) -> None:
@@ -149,6 +152,7 @@ def test_a_projection_is_within_its_budget_or_refused(
             threads=threads,
             tile_elements=tile_elements,
             remote=remote,
+            device=device,
         )
     except PlanError:
         return
@@ -156,7 +160,8 @@ def test_a_projection_is_within_its_budget_or_refused(
     window_bytes = memory.budget.window_bytes
     assert window_bytes == 0 or LEAST_WINDOW_BYTES <= window_bytes <= WINDOW_BYTES
     assert (window_bytes > 0) == remote
-    assert memory.projected_host_bytes <= budget_bytes
+    assert memory.pinned_host_bytes <= memory.projected_host_bytes <= budget_bytes
+    assert (memory.projected_device_bytes > 0) <= (device == "cuda")
     assert memory.budget.tile_elements % 256 == 0
     assert tile_elements in (None, memory.budget.tile_elements)
     several = [node for node in nodes if len(node.step.passes) > 1]
@@ -308,3 +313,41 @@ def test_empty_and_scalar_tensors_have_a_projection() -> None:
     scalar = replace(node(elements=1), slot=Slot("t", DType.BF16, (), 0, 2))
 
     assert projected(node(elements=0), scalar).projected_host_bytes < GIB
+
+
+def test_a_ring_has_as_many_tiles_in_memory_as_are_under_way() -> None:
+    large = node("span", 4, 2**30)
+    on_cpu, on_gpu = (
+        projected(large, device=device, budget_bytes=8 * GIB, threads=1, tile_elements=MIB)
+        for device in ("cpu", "cuda")
+    )
+    tile = 5 * 2 * MIB  # four inputs and the output, of two bytes each
+
+    assert (on_cpu.budget.depth, on_gpu.budget.depth) == (1, RING_DEPTH)
+    more = on_gpu.projected_host_bytes - on_cpu.projected_host_bytes
+    assert more == TORCH_BYTES + (RING_DEPTH - 1) * tile
+    assert RING_DEPTH * tile <= on_gpu.pinned_host_bytes < RING_DEPTH * tile + MIB
+    assert on_cpu.pinned_host_bytes == 0
+    waiting = device_bytes(large, MIB, depth=RING_DEPTH) - device_bytes(large, MIB)
+    assert waiting == (RING_DEPTH - 1) * tile
+
+
+def test_of_what_is_held_only_results_take_turns_in_a_ring() -> None:
+    held = node("ties", 3, MIB, dtype=DType.F32)
+    memory = projected(held, device="cuda", budget_bytes=8 * GIB, threads=1, tile_elements=2**16)
+
+    assert memory.held_tensors == 1
+    exact = 3 * 4 * MIB + RING_DEPTH * 2 * 2**16
+    assert exact <= memory.pinned_host_bytes < exact + MIB
+
+
+def test_a_ring_that_does_not_fit_has_shorter_tiles() -> None:
+    large = node("span", 9, 2**30, dtype=DType.F32)
+    whole = projected(large, device="cuda", budget_bytes=64 * GIB, threads=1)
+    tight = projected(large, device="cuda", budget_bytes=2 * GIB, threads=1)
+
+    assert whole.budget.tile_elements == DEVICE_TILE
+    assert tight.budget.tile_elements < DEVICE_TILE
+    assert tight.projected_host_bytes <= 2 * GIB < whole.projected_host_bytes
+    with pytest.raises(PlanError, match="9 inputs, 3 tiles of 16384 elements"):
+        projected(large, device="cuda", budget_bytes=PROCESS_BYTES + TORCH_BYTES, threads=1)

@@ -20,9 +20,9 @@ from raymerge.kernels.torch_kernels import TorchKernels
 from raymerge.plan.memory import Budget
 from raymerge.plan.merged import Merged
 from raymerge.runtime.derived.merged import Workshop
+from raymerge.runtime.device import load_kernels
 from raymerge.runtime.readers import Filler, Readers
 from raymerge.runtime.stopping import StoppedError
-from raymerge.runtime.unit import load_kernels
 from tests.conftest import Place, run_settings
 
 ELEMENTS = 5000

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -44,18 +44,19 @@ class Values:
         """Whatever part the test says."""
         yield from cut([stored(self.values[self.sampled])])
 
-    def count_high(self, tile: Tile, counts: Counts) -> None:
+    def count_high(self, tiles: Iterable[Tile], counts: Counts) -> None:
         """Upper bits."""
-        counts[0] += np.bincount(self._bits(tile) >> 16, minlength=HIGH_BINS)
+        for tile in tiles:
+            counts[0] += np.bincount(self._bits(tile) >> 16, minlength=HIGH_BINS)
 
-    def count_low(self, tile: Tile, bins: Sequence[int], counts: Counts) -> None:
+    def count_low(self, tiles: Iterable[Tile], bins: Sequence[int], counts: Counts) -> None:
         """Lower bits inside each bin, and what lies above it."""
-        bits = self._bits(tile)
-        for row, wanted in zip(counts, bins, strict=True):
-            if wanted >= 0:
-                inside = bits[bits >> 16 == wanted] % LOW_BINS
-                row[:LOW_BINS] += np.bincount(inside, minlength=LOW_BINS)
-                row[LOW_BINS] += (bits >> 16 > wanted).sum()
+        for bits in map(self._bits, tiles):
+            for row, wanted in zip(counts, bins, strict=True):
+                if wanted >= 0:
+                    inside = bits[bits >> 16 == wanted] % LOW_BINS
+                    row[:LOW_BINS] += np.bincount(inside, minlength=LOW_BINS)
+                    row[LOW_BINS] += (bits >> 16 > wanted).sum()
 
     def _bits(self, tile: Tile) -> Counts:
         assert tile.dtypes == [DType.F32]
