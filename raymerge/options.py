@@ -11,6 +11,10 @@ if TYPE_CHECKING:
     from raymerge.storage.store import Access
 
 
+Rates = Mapping[Literal["copy", "span", "delta", "drawn", "free"], float]
+"""GB/s, 10**9 bytes, by family of kernels."""
+
+
 class StorageOptions(TypedDict, total=False):
     """How buckets and the Hub are reached. Every key may be left out."""
 
@@ -63,15 +67,20 @@ class SimulateOptions(StorageOptions, total=False):
     gpus_per_node: Required[int]
     """0 merges on CPUs, with one worker on each node."""
     cpus_per_node: int
-    """Threads of that worker; 8 if left out."""
+    """Threads of that worker, 8 if left out. Beside GPUs, CPUs that workers may have: one for each
+    GPU, two for each of `cpu_workers`."""
+    cpu_workers: int
+    """Workers on CPUs beside those on GPUs, on all nodes together; see `RunOptions`."""
     read_gbps: Required[float]
     """What a node reads from storage, all its workers together."""
     write_gbps: Required[float]
     connection_gbps: float | None
     """What one connection to storage carries; None leaves it to the node's line."""
-    merge_gbps: Mapping[Literal["copy", "span", "delta", "drawn", "free"], float]
+    merge_gbps: Rates
     """What a GPU, or a thread on CPUs, takes in of the inputs of each sweep, by family of kernels;
     for a family left out, what was measured of one core."""
+    cpu_merge_gbps: Rates
+    """The same of a thread of `cpu_workers`; they have two each."""
     price_per_hour: float | None
     """Of one node."""
     storage: Literal["objects", "files"]

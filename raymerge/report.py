@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from raymerge.plan.columns import columns
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from raymerge.runtime.doctor.report import Checkup, Diagnosis, Transfer
     from raymerge.runtime.driver import MergeResult
     from raymerge.runtime.inspection import GroupFigures, Inspection, PairFigures, SourceFacts
+    from raymerge.runtime.simulation.fleet import Family
     from raymerge.runtime.simulation.result import Simulation
 
 
@@ -203,7 +204,8 @@ def simulation_text(found: Simulation) -> str:
 def _simulation_rows(found: Simulation) -> Iterator[Sequence[str]]:
     fleet = found.fleet
     kind = f"{fleet.gpus_per_node} GPUs" if fleet.gpus_per_node else f"{fleet.cpus_per_node} CPUs"
-    yield "cluster", f"{fleet.nodes} nodes of {kind}, {found.workers} workers"
+    beside = f", {fleet.cpu_workers} of them on CPUs" if fleet.cpu_workers else ""
+    yield "cluster", f"{fleet.nodes} nodes of {kind}, {found.workers} workers{beside}"
     yield "units", f"{found.units} in {found.shards} shards, {found.redone_units} begun again"
     yield "time", f"{found.seconds:.1f} s, once workers have started"
     if found.cost is not None:
@@ -230,8 +232,14 @@ def _given_rates(found: Simulation) -> str:
     if fleet.connection_gbps is not None:
         lines += f", a connection carries {fleet.connection_gbps:g}"
     one = "GPU" if fleet.gpus_per_node else "thread"
-    rates = ", ".join(
-        f"{family} {rate:g}{'' if family in fleet.told else ' (one core, measured)'}"
-        for family, rate in fleet.merge_gbps.items()
+    lines += f", a {one} merges {_rates(fleet.merge_gbps, fleet.told)}"
+    if fleet.cpu_workers:
+        lines += f"; a thread beside them {_rates(fleet.cpu_merge_gbps, fleet.cpu_told)}"
+    return lines
+
+
+def _rates(merge_gbps: Mapping[Family, float], told: Collection[Family]) -> str:
+    return ", ".join(
+        f"{family} {rate:g}{'' if family in told else ' (one core, measured)'}"
+        for family, rate in merge_gbps.items()
     )
-    return f"{lines}, a {one} merges {rates}"

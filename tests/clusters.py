@@ -39,6 +39,8 @@ ENVIRONMENT = {
     "RAY_health_check_period_ms": "300",
     "RAY_health_check_timeout_ms": "3000",
     "RAY_health_check_failure_threshold": "2",
+    # Else workers get next to nothing of cores on which anything else runs.
+    "RAY_worker_niceness": "0",
     # Every node sees the memory of the whole machine, and what else runs on it.
     "RAY_memory_monitor_refresh_ms": "0",
     "RAY_USAGE_STATS_ENABLED": "0",

@@ -38,7 +38,8 @@ MEMORY = Path("/dev/shm")
 ROOM_BYTES = 3 * 2**30
 """What tests may have lying about at once, and some."""
 LONG_FILES = (
-    "e2e/test_submit.py", "e2e/test_engines.py", "runtime/test_cluster.py", "e2e/test_storage.py",
+    "e2e/test_submit.py", "e2e/test_engines.py", "e2e/test_namespaces.py",
+    "runtime/test_cluster.py", "e2e/test_storage.py",
     "soak/test_soak.py", "e2e/test_stages_combined.py", "e2e/test_storage_interrupted.py",
     "e2e/test_nodes.py", "e2e/test_memory.py", "e2e/test_interrupted.py",
     "storage/test_hub_faults.py", "e2e/test_killed.py", "cluster/test_files.py", "test_demo.py",

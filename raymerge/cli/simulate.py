@@ -39,7 +39,15 @@ def _rates(
     type=click.IntRange(1),
     default=8,
     show_default=True,
-    help="Threads of the worker of a node without GPUs.",
+    help="Threads of the worker of a node without GPUs; beside GPUs, one for each and two for each "
+    "of --cpu-workers.",
+)
+@click.option(
+    "--cpu-workers",
+    type=click.IntRange(0),
+    default=0,
+    show_default=True,
+    help="Workers on CPUs beside those on GPUs, on all nodes together.",
 )
 @click.option(
     "--read-gbps",
@@ -60,6 +68,13 @@ def _rates(
     metavar="[FAMILY=]GB/S",
     help="GB/s of inputs that a GPU, or a thread on CPUs, takes in for each sweep; FAMILY is copy, "
     "span, delta, drawn or free.  [default: measured of one core]",
+)
+@click.option(
+    "--cpu-merge-gbps",
+    multiple=True,
+    callback=_rates,
+    metavar="[FAMILY=]GB/S",
+    help="The same of one of the two threads of each of --cpu-workers.",
 )
 @click.option("--price-per-hour", type=click.FloatRange(0), help="Of one node.")
 @click.option(

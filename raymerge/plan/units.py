@@ -59,6 +59,11 @@ def dispatch_order(units: Sequence[Unit]) -> tuple[Unit, ...]:
     return tuple(sorted(units, key=lambda unit: (-(unit.nbytes // (2 * UNIT_BYTES)), unit.number)))
 
 
+def has_free_step(unit: Unit) -> bool:
+    """Whether a free method merges some of it, whose bytes are those of one kind of device."""
+    return any(isinstance(node.step, FreeStep) for node in with_inner(unit.nodes))
+
+
 def _groups(members: Sequence[TensorNode]) -> Iterator[list[TensorNode]]:
     heavy = any(_is_heavy(node.step) for node in with_inner(members))
     limit = UNIT_BYTES if heavy else LIGHT_UNIT_BYTES

@@ -16,9 +16,9 @@ from time import monotonic
 from typing import Any, Generic
 
 from raymerge.errors import ClusterError, RaymergeError
-from raymerge.plan.graph import FreeStep, Unit
-from raymerge.plan.memory import with_inner
+from raymerge.plan.graph import Unit
 from raymerge.plan.sweep_unit import SweepUnit
+from raymerge.plan.units import has_free_step
 from raymerge.runtime import ray_cluster
 from raymerge.runtime.cluster_events import ClusterEvents
 from raymerge.runtime.crew import Crew, Member
@@ -303,9 +303,7 @@ def _first(unit: Unit | SweepUnit) -> str | None:
 
 def _is_free(unit: Unit | SweepUnit) -> bool:
     """Whether the bytes of a unit are those of one kind of device: a free method's."""
-    units = unit.units if isinstance(unit, SweepUnit) else (unit,)
-    nodes = (node for one in units for node in one.nodes)
-    return any(isinstance(node.step, FreeStep) for node in with_inner(nodes))
+    return any(map(has_free_step, unit.units if isinstance(unit, SweepUnit) else (unit,)))
 
 
 def _bears_copies(units_at: str) -> bool:

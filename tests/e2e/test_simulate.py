@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,12 +18,16 @@ SHAPE = LlamaShape(hidden=4096, layers=16, heads=32, kv_heads=8, intermediate=14
 CLUSTER = ("--nodes", 2, "--gpus-per-node", 4, "--read-gbps", 10, "--write-gbps", 5)
 
 
+def recipe_of(place: Place, method: str, shape: LlamaShape = SHAPE) -> Path:
+    make_headers(place / "models", shape)
+    recipe = place / f"{method}.yaml"
+    recipe.write_text(next(m for m in METHODS if m.name == method).recipe(place / "models"))
+    return recipe
+
+
 @pytest.fixture
 def ties(place: Place) -> Path:
-    make_headers(place / "models", SHAPE)
-    recipe = place / "ties.yaml"
-    recipe.write_text(next(m for m in METHODS if m.name == "ties").recipe(place / "models"))
-    return recipe
+    return recipe_of(place, "ties")
 
 
 def test_it_foretells_time_traffic_memory_and_cost(place: Place, ties: Path) -> None:
@@ -50,6 +55,43 @@ def test_it_says_what_its_figures_rest_on(place: Place, ties: Path) -> None:
     assert "a node reads 10 and writes 5" in text
     assert "span 40," in text
     assert f"delta {CORE_GBPS['delta']:g} (one core, measured)" in text
+
+
+def test_workers_on_cpus_help_those_on_gpus(place: Place) -> None:
+    """As many threads as GPUs, half as fast: half as much again in a run bound by kernels."""
+    # Many units, and none much larger than the others.
+    ties = recipe_of(place, "ties", replace(SHAPE, layers=64, vocab=8192))
+    common = ("simulate", ties, *CLUSTER, "--merge-gbps", 1, "--storage", "files", "--json")
+    alone = place.run(*common).json
+    found = place.run(
+        *common, "--cpu-workers", 4, "--cpus-per-node", 8, "--cpu-merge-gbps", 0.5
+    ).json
+
+    assert (alone["workers"], found["workers"]) == (8, 12)
+    assert found["fleet"]["cpu_workers"] == 4
+    assert found["fleet"]["cpu_merge_gbps"] == dict.fromkeys(CORE_GBPS, 0.5)
+    assert found["bytes_written"] == alone["bytes_written"]
+    assert alone["seconds"] / found["seconds"] == pytest.approx(1.5, rel=0.1)
+    assert (found["bound_by"], found["bound_share"] <= 1) == ("merges", True)
+    assert found["host_bytes_per_node"] == 6 * found["host_bytes_per_worker"]
+
+
+def test_workers_on_cpus_get_no_unit_of_a_free_method(place: Place) -> None:
+    recipe = recipe_of(place, "sce")
+    beside = ("--cpu-workers", 2, "--cpus-per-node", 8, "--json")
+    alone, found = (
+        place.run("simulate", recipe, *CLUSTER, *words).json for words in (("--json",), beside)
+    )
+    assert found["seconds"] == alone["seconds"]
+    assert found["utilisation"] == pytest.approx(0.8 * alone["utilisation"], abs=1e-3)
+
+
+def test_it_says_how_fast_workers_on_cpus_are_thought_to_be(place: Place, ties: Path) -> None:
+    beside = ("--cpu-workers", 2, "--cpus-per-node", 8, "--cpu-merge-gbps", "delta=0.7")
+    text = place.run("simulate", ties, *CLUSTER, *beside).out
+    assert "10 workers, 2 of them on CPUs" in text
+    assert "a thread beside them" in text
+    assert "delta 0.7," in text
 
 
 def test_a_unit_is_a_shard_on_an_object_store_and_smaller_in_files(
@@ -83,6 +125,10 @@ def test_a_survey_reads_everything_three_times_more(ties: Path) -> None:
         (("--merge-gbps", "0"), "0.0 is not in the range x>0"),
         (("--read-gbps", "fast"), "'fast' is not a valid float"),
         (("--memory", "64MiB"), "64.0 MiB"),
+        (("--cpu-workers", "5"), "4 GPUs and 8 CPUs take 4; raise --cpus-per-node"),
+        (("--cpu-workers", "2", "--cpus-per-node", "5"), "5 CPUs take 0; raise"),
+        (("--cpu-workers", "1", "--gpus-per-node", "0"), "--gpus-per-node is 0"),
+        (("--cpu-merge-gbps", "1"), "the rate of --cpu-workers, and there are none"),
     ],
 )
 def test_what_makes_no_sense_is_refused(

@@ -8,7 +8,7 @@ a tensor is larger than what is fetched ahead, its sweeps are stretches of their
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -18,9 +18,9 @@ from raymerge.plan.graph import CopyStep, DeltaStep, FreeStep, SpanStep, Step, T
 from raymerge.plan.memory import Budget
 from raymerge.plan.ranges import WINDOW_BYTES
 from raymerge.plan.reading import bytes_once, bytes_swept
-from raymerge.plan.units import dispatch_order
+from raymerge.plan.units import dispatch_order, has_free_step
 from raymerge.runtime.engine import Call
-from raymerge.runtime.simulation.fleet import GB, Family
+from raymerge.runtime.simulation.fleet import GB, Family, Fleet
 
 SURVEY_CALLS: tuple[Call, ...] = ("count_high", "count_low", "count_ties")
 
@@ -50,6 +50,10 @@ class Work:
     nbytes: int
     """What the schedule goes by."""
     demands: tuple[Demand, ...]
+    beside: tuple[Demand, ...] = ()
+    """The same of a worker on CPUs beside those on GPUs."""
+    bound: bool = False
+    """Whether such a worker may not have it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,39 +65,44 @@ class Round:
     """In the order to begin them."""
 
 
-def rounds(plan: Plan, merge_gbps: Mapping[Family, float]) -> Iterator[Round]:
+def rounds(plan: Plan, fleet: Fleet) -> Iterator[Round]:
     """What a driver has its engine do for a plan, one after another."""
     assert len(SURVEY_CALLS) == SURVEY_SWEEPS
-    budget = plan.memory.budget
     if plan.surveyed:
-        swept = tuple(
-            Work(unit.number, unit.nbytes, (demand,))
-            for unit in plan.units
-            if any(demand := _surveyed(unit, budget, merge_gbps))
-        )
+        swept = tuple(_works(plan.units, fleet, plan.memory.budget, _surveyed))
         for call in SURVEY_CALLS:
             yield Round(call, swept)
     ordered = dispatch_order(plan.units)
-    yield Round(
-        "merge",
-        tuple(
-            Work(unit.number, unit.nbytes, tuple(_merged(unit.nodes, budget, merge_gbps)))
-            for unit in ordered
-        ),
-    )
+    yield Round("merge", tuple(_works(ordered, fleet, plan.memory.budget, _merged)))
 
 
-def _surveyed(unit: Unit, budget: Budget, merge_gbps: Mapping[Family, float]) -> Demand:
+_Find = Callable[[Unit, Budget, Mapping[Family, float]], Iterator[Demand]]
+
+
+def _works(units: Iterable[Unit], fleet: Fleet, budget: Budget, find: _Find) -> Iterator[Work]:
+    """The units that ask for anything."""
+    for unit in units:
+        demands = tuple(find(unit, budget, fleet.merge_gbps))
+        if not demands:
+            continue
+        if not fleet.cpu_workers:
+            yield Work(unit.number, unit.nbytes, demands)
+            continue
+        beside = tuple(find(unit, budget, fleet.cpu_merge_gbps))
+        yield Work(unit.number, unit.nbytes, demands, beside, bound=has_free_step(unit))
+
+
+def _surveyed(unit: Unit, budget: Budget, merge_gbps: Mapping[Family, float]) -> Iterator[Demand]:
     swept = [n for n in unit.nodes if isinstance(n.step, DeltaStep) and n.step.surveyed]
     read_bytes = sum(bytes_once(node, budget) for node in swept)
-    return Demand(read_bytes, sum(_sweep_s(node, merge_gbps) for node in swept), 0)
+    demand = Demand(read_bytes, sum(_sweep_s(node, merge_gbps) for node in swept), 0)
+    if any(demand):
+        yield demand
 
 
-def _merged(
-    nodes: Iterable[TensorNode], budget: Budget, merge_gbps: Mapping[Family, float]
-) -> Iterator[Demand]:
+def _merged(unit: Unit, budget: Budget, merge_gbps: Mapping[Family, float]) -> Iterator[Demand]:
     together = NOTHING
-    for node in nodes:
+    for node in unit.nodes:
         sweeps = _sweeps(node, budget, merge_gbps)
         if len(sweeps) == 1 or node.held_bytes <= WINDOW_BYTES:
             together = total((together, *sweeps))

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from raymerge.plan.memory import PARTS_IN_FLIGHT
@@ -37,7 +37,8 @@ class Fleet:
     nodes: int
     gpus_per_node: int
     cpus_per_node: int
-    """Threads of the one worker of a node without GPUs."""
+    """Threads of the one worker of a node without GPUs; with GPUs, one for each and those of
+    workers beside them."""
     threads: int
     """Units in progress at once in a worker."""
     read_gbps: float
@@ -49,18 +50,23 @@ class Fleet:
     """What a GPU, or a thread on a CPU, takes in of the inputs of a sweep."""
     told: tuple[Family, ...] = ()
     """Families of which somebody has said it; of the others it is `CORE_GBPS`."""
+    cpu_workers: int = 0
+    """Workers on CPUs beside those on GPUs, of as many CPUs as units are in progress in any."""
+    cpu_merge_gbps: Mapping[Family, float] = field(default_factory=lambda: CORE_GBPS)
+    """What a thread of theirs takes in."""
+    cpu_told: tuple[Family, ...] = ()
+    """Families of which somebody has said that."""
     price_per_hour: float | None = None
     """Of one node."""
 
     @property
     def device(self) -> Literal["cpu", "cuda"]:
-        """What merges."""
+        """What merges, but for workers on CPUs beside those on GPUs."""
         return "cuda" if self.gpus_per_node else "cpu"
 
-    @property
-    def cores(self) -> int:
-        """What of a worker merges at once: its GPU, or its threads."""
-        return 1 if self.gpus_per_node else self.threads
+    def cores_of(self, device: str) -> int:
+        """What merges at once of a worker: its GPU, or its threads."""
+        return 1 if device == "cuda" else self.threads
 
     @property
     def unit_read_bytes_s(self) -> float:
@@ -77,8 +83,8 @@ class Fleet:
             return line_gbps * GB
         return min(line_gbps, self.connection_gbps * number) * GB
 
-    def places(self) -> Iterator[Place]:
-        """The workers, where a run would put them."""
+    def places(self) -> tuple[Place, ...]:
+        """The workers, where a run would put them: as many as there is room for."""
         cpus = max(self.cpus_per_node, self.gpus_per_node)
         there = [
             Node(
@@ -90,4 +96,7 @@ class Fleet:
             )
             for number in range(self.nodes)
         ]
-        yield from spread(there, one_worker(self.device, memory_bytes=None), workers=None)
+        main = spread(there, one_worker(self.device, memory_bytes=None), workers=None)
+        left = [node.without(main) for node in there]
+        beside = replace(one_worker("cpu", memory_bytes=None), num_cpus=self.threads)
+        return (*main, *spread(left, beside, workers=self.cpu_workers, alone=False))

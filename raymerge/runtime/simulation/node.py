@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections import deque
+from collections import defaultdict, deque
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from math import inf
 
-from raymerge.runtime.simulation.demands import Demand, Work
+from raymerge.runtime.simulation.demands import Demand
 from raymerge.runtime.simulation.fleet import Fleet
 from raymerge.runtime.simulation.sharing import speeds
 
@@ -38,12 +39,14 @@ class Site:
     """When a demand will be met, if nothing else begins before."""
     read_bytes: float = 0.0
     write_bytes: float = 0.0
-    merge_s: float = 0.0
-    """Of its devices, added up."""
+    cores: dict[int, int] = field(default_factory=dict)
+    """What merges at once in each of its workers."""
+    merge_s: defaultdict[int, float] = field(default_factory=lambda: defaultdict(float))
+    """Of what merges in each of its workers."""
 
-    def begin(self, worker: int, work: Work) -> None:
+    def begin(self, worker: int, unit: int, demands: Iterable[Demand]) -> None:
         """Take a unit in; `share` is due."""
-        self.running.append(Running(worker, work.number, deque(work.demands)))
+        self.running.append(Running(worker, unit, deque(demands)))
 
     def move(self, now: float) -> None:
         """Let time pass."""
@@ -53,7 +56,7 @@ class Site:
             demand = one.demands[0]
             self.read_bytes += part * demand.read_bytes
             self.write_bytes += part * demand.write_bytes
-            self.merge_s += part * demand.merge_s
+            self.merge_s[one.worker] += part * demand.merge_s
             one.left -= part
 
     def take_ended(self) -> list[Running]:
@@ -74,6 +77,6 @@ class Site:
     def share(self) -> None:
         """Share lines and devices among the units in progress."""
         asked = [(one.worker, one.demands[0]) for one in self.running]
-        for one, speed in zip(self.running, speeds(asked, self.fleet), strict=True):
+        for one, speed in zip(self.running, speeds(asked, self.fleet, self.cores), strict=True):
             one.speed = speed
         self.next_s = min((self.now + one.left / one.speed for one in self.running), default=inf)

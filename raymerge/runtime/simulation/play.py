@@ -20,6 +20,8 @@ class Seat:
     number: int
     node: str
     site: Site
+    is_beside: bool
+    """Whether it is one on CPUs beside those on GPUs."""
     waiting: deque[int] = field(default_factory=deque)
     """Units that wait their turn."""
     running: int = 0
@@ -52,17 +54,22 @@ class Play:
         """The workers."""
         for number, place in enumerate(fleet.places()):
             site = self.sites.setdefault(place.node, Site(fleet))
-            self.seats.append(Seat(number, place.node, site))
+            site.cores[number] = fleet.cores_of(place.device)
+            is_beside = place.device != fleet.device
+            self.seats.append(Seat(number, place.node, site, is_beside))
 
     def run(self, one: Round) -> None:
         """Do a round to its end."""
         works = {work.number: work for work in one.works}
         schedule = Schedule(
-            {number: work.nbytes for number, work in works.items()}, copies=one.call == "merge"
+            {number: work.nbytes for number, work in works.items()},
+            copies=one.call == "merge",
+            bound=[work.number for work in one.works if work.bound],
         )
         for seat in self.seats:
             seat.ended_s = self.now
-            schedule.join(seat.number, seat.node, self._threads)
+            takes_bound = not seat.is_beside
+            schedule.join(seat.number, seat.node, self._threads, takes_bound=takes_bound)
         look_s = self.now
         while not schedule.done:
             changed = self._give(schedule, works)
@@ -101,7 +108,9 @@ class Play:
         if not seat.waiting or seat.running >= self._threads:
             return False
         seat.site.move(self.now)
-        seat.site.begin(seat.number, works[seat.waiting.popleft()])
+        work = works[seat.waiting.popleft()]
+        demands = work.beside if seat.is_beside else work.demands
+        seat.site.begin(seat.number, work.number, demands)
         if not seat.running:
             seat.began_s = self.now
         seat.running += 1

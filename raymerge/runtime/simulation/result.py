@@ -39,7 +39,8 @@ class Simulation:
     idle_tail: float
     """Share of the time that a worker has nothing more to do and waits for others, on average."""
     bound_by: Bound
-    """What all nodes together have least to spare of: lines in, lines out, or devices."""
+    """What all nodes together have least to spare of: lines in, lines out, or devices, of which
+    CPUs beside GPUs do not count."""
     bound_share: float
     """How much of that is in use, on average over the run."""
     redone_units: int
@@ -50,6 +51,7 @@ class Simulation:
     host_bytes_per_worker: int
     """The most that the plan allows a worker process to hold."""
     host_bytes_per_node: int
+    """Of the node with most workers."""
     device_bytes: int
     """Of one CUDA device."""
     cost: float | None
@@ -63,7 +65,7 @@ class Simulation:
 def simulate(plan: Plan, fleet: Fleet) -> Simulation:
     """Run a plan on a fleet that is only described."""
     play = Play(fleet)
-    for one in rounds(plan, fleet.merge_gbps):
+    for one in rounds(plan, fleet):
         play.run(one)
     sites, seats = play.sites.values(), play.seats
     least_s = _least_s(play, fleet)
@@ -90,7 +92,7 @@ def simulate(plan: Plan, fleet: Fleet) -> Simulation:
             for site in sites
         ),
         host_bytes_per_worker=memory.projected_host_bytes,
-        host_bytes_per_node=memory.projected_host_bytes * len(seats) // len(sites),
+        host_bytes_per_node=memory.projected_host_bytes * max(len(site.cores) for site in sites),
         device_bytes=memory.projected_device_bytes,
         cost=None if price is None else round(price * fleet.nodes * play.now / HOUR_S, 2),
     )
@@ -100,8 +102,10 @@ def _least_s(play: Play, fleet: Fleet) -> Mapping[Bound, float]:
     """How long the run's reads, kernels and writes would take if each were all there is."""
     sites = play.sites.values()
     cluster_bytes_s = GB * fleet.nodes
+    main = [seat for seat in play.seats if not seat.is_beside]
+    merge_s = sum(seat.site.merge_s[seat.number] for seat in main)
     return {
-        "merges": sum(site.merge_s for site in sites) / (len(play.seats) * fleet.cores),
+        "merges": merge_s / (len(main) * fleet.cores_of(fleet.device)),
         "reads": sum(site.read_bytes for site in sites) / (fleet.read_gbps * cluster_bytes_s),
         "writes": sum(site.write_bytes for site in sites) / (fleet.write_gbps * cluster_bytes_s),
     }

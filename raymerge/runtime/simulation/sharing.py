@@ -6,7 +6,7 @@ do alone; the others share the rest likewise. Of a line on its own that gives ea
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from raymerge.runtime.simulation.demands import Demand
 from raymerge.runtime.simulation.fleet import GB, Fleet
@@ -15,19 +15,23 @@ READ, WRITE = -1, -2
 """The node's lines among its devices, which are 0 and up."""
 
 
-def speeds(running: Sequence[tuple[int, Demand]], fleet: Fleet) -> list[float]:
+def speeds(
+    running: Sequence[tuple[int, Demand]], fleet: Fleet, cores: Mapping[int, int]
+) -> list[float]:
     """How much of its demand each unit gets in a second.
 
     Args:
         running: Device and demand of every unit in progress on one node.
         fleet: What the node is like.
+        cores: What merges at once on each device.
     """
     alone = [1 / _alone_s(demand, fleet) for _, demand in running]
     uses = [
         {what: amount * speed for what, amount in _uses(device, demand)}
         for (device, demand), speed in zip(running, alone, strict=True)
     ]
-    room = {what: _capacity(what, fleet) for use in uses for what in use}
+    lines = {READ: fleet.read_gbps * GB, WRITE: fleet.write_gbps * GB}
+    room = {what: lines.get(what) or float(cores[what]) for use in uses for what in use}
     found = [0.0] * len(running)
     left = set(range(len(running)))
     while left:
@@ -50,11 +54,6 @@ def speeds(running: Sequence[tuple[int, Demand]], fleet: Fleet) -> list[float]:
 def _uses(device: int, demand: Demand) -> Iterator[tuple[int, float]]:
     amounts = {READ: demand.read_bytes, device: demand.merge_s, WRITE: demand.write_bytes}
     return ((what, amount) for what, amount in amounts.items() if amount)
-
-
-def _capacity(what: int, fleet: Fleet) -> float:
-    lines = {READ: fleet.read_gbps * GB, WRITE: fleet.write_gbps * GB}
-    return lines.get(what, float(fleet.cores))
 
 
 def _alone_s(demand: Demand, fleet: Fleet) -> float:

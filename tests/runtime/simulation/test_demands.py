@@ -11,7 +11,7 @@ from raymerge.plan.build import Plan
 from raymerge.plan.ranges import WINDOW_BYTES
 from raymerge.plan.units import dispatch_order
 from raymerge.runtime.simulation.demands import Demand, family, rounds, total
-from raymerge.runtime.simulation.fleet import CORE_GBPS, GB
+from raymerge.runtime.simulation.fleet import CORE_GBPS, GB, Fleet
 from tests.plans import DOWN, NORM, UP, catalog, plan, recipe
 
 LARGE = WINDOW_BYTES
@@ -22,6 +22,21 @@ TENSORS = {
     DOWN: (DType.BF16, (LARGE // 1024, 1024)),
 }
 RATES = dict.fromkeys(CORE_GBPS, 2.0)
+
+
+def fleet(cpu_workers: int = 0) -> Fleet:
+    """GPUs that take in 2 GB/s, and beside them threads that take in a quarter."""
+    return Fleet(
+        nodes=1,
+        gpus_per_node=1,
+        cpus_per_node=8,
+        threads=2,
+        read_gbps=1,
+        write_gbps=1,
+        merge_gbps=RATES,
+        cpu_workers=cpu_workers,
+        cpu_merge_gbps=dict.fromkeys(CORE_GBPS, 0.5),
+    )
 
 
 def planned(method: str, *, afar: bool = True, **top: Any) -> Plan:
@@ -53,7 +68,7 @@ def test_all_bytes_of_the_plan_are_asked_for(
     method: str, top: dict[str, Any], *, afar: bool
 ) -> None:
     merge = planned(method, afar=afar, **top)
-    played = list(rounds(merge, RATES))
+    played = list(rounds(merge, fleet()))
     asked = total(demand for one in played for work in one.works for demand in work.demands)
 
     assert asked.read_bytes == pytest.approx(merge.bytes_read, rel=1e-6)
@@ -66,7 +81,7 @@ def test_all_bytes_of_the_plan_are_asked_for(
 
 def test_a_sweep_that_reads_stands_apart_from_one_that_writes() -> None:
     merge = planned("ties", parameters={"density": 0.2})
-    (work,) = next(iter(rounds(merge, RATES))).works
+    (work,) = next(iter(rounds(merge, fleet()))).works
     sweep_s = 3 * 2 * LARGE / (2 * GB)
     nbytes = 2 * LARGE
 
@@ -78,7 +93,7 @@ def test_a_sweep_that_reads_stands_apart_from_one_that_writes() -> None:
 
 
 def test_one_sweep_reads_merges_and_writes_at_once() -> None:
-    (work,) = next(iter(rounds(planned("linear"), RATES))).works
+    (work,) = next(iter(rounds(planned("linear"), fleet()))).works
     assert len(work.demands) == 1
 
 
@@ -108,3 +123,27 @@ def test_every_method_has_its_family(method: str, expected: str) -> None:
 def test_what_is_kept_is_copied() -> None:
     merge = planned("linear", keep=["*norm*"])
     assert {node.slot.name: family(node.step) for node in merge.nodes}[NORM] == "copy"
+
+
+def test_beside_gpus_the_same_takes_cpus_longer() -> None:
+    (alone,) = next(iter(rounds(planned("ties", parameters={"density": 0.2}), fleet()))).works
+    assert (alone.beside, alone.bound) == ((), False)
+    (work,) = next(iter(rounds(planned("ties", parameters={"density": 0.2}), fleet(1)))).works
+    assert work.demands == alone.demands
+    slower = [one._replace(merge_s=4 * one.merge_s) for one in work.demands]
+    assert [tuple(one) for one in work.beside] == [pytest.approx(tuple(one)) for one in slower]
+
+
+@pytest.mark.parametrize(
+    ("method", "top", "expected"),
+    [
+        ("ties", {"parameters": {"density": 0.2}}, False),
+        ("sce", {}, True),
+        ("sce", {"keep": ["*"]}, False),
+    ],
+)
+def test_units_of_free_methods_are_bound_to_gpus(
+    method: str, top: dict[str, Any], *, expected: bool
+) -> None:
+    merge = planned(method, **top)
+    assert {work.bound for one in rounds(merge, fleet(1)) for work in one.works} == {expected}

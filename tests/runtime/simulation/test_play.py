@@ -14,7 +14,7 @@ from raymerge.runtime.simulation.fleet import CORE_GBPS, GB, Fleet
 from raymerge.runtime.simulation.play import Play
 
 
-def fleet(nodes: int = 1, gpus: int = 1, threads: int = 2) -> Fleet:
+def fleet(nodes: int = 1, gpus: int = 1, threads: int = 2, cpu_workers: int = 0) -> Fleet:
     """Lines of 1 GB/s in and out."""
     return Fleet(
         nodes=nodes,
@@ -24,6 +24,7 @@ def fleet(nodes: int = 1, gpus: int = 1, threads: int = 2) -> Fleet:
         read_gbps=1,
         write_gbps=1,
         merge_gbps=CORE_GBPS,
+        cpu_workers=cpu_workers,
     )
 
 
@@ -90,6 +91,27 @@ def test_rounds_follow_each_other() -> None:
     assert site.read_bytes == pytest.approx(3 * GB)
 
 
+def beside_a_gpu(number: int, *, bound: bool) -> Round:
+    """Units that take a GPU 1 s of its kernels, and a thread 3 s."""
+    both = ((kernels(1),), (kernels(3),))
+    return Round("merge", tuple(Work(unit, 1, *both, bound=bound) for unit in range(number)))
+
+
+def test_workers_on_cpus_take_units_beside_those_on_gpus() -> None:
+    """Two in 2 s go through the GPU, and two in 3 s through the two threads beside it."""
+    play = played(beside_a_gpu(8, bound=False), fleet(cpu_workers=1))
+    assert [seat.busy_s for seat in play.seats] == pytest.approx([4, 6])
+    assert (play.now, play.idle_tail_s) == pytest.approx((6, 2))
+    (site,) = play.sites.values()
+    assert site.merge_s == pytest.approx({0: 4, 1: 12})
+
+
+def test_units_that_are_bound_to_gpus_stay_there() -> None:
+    play = played(beside_a_gpu(4, bound=True), fleet(cpu_workers=1))
+    assert [seat.busy_s for seat in play.seats] == pytest.approx([4, 0])
+    assert (play.now, play.idle_tail_s) == pytest.approx((4, 4))
+
+
 stretches = st.builds(Demand, st.floats(0, 5e9), st.floats(0, 5), st.floats(0, 5e9)).filter(
     lambda one: max(one.read_bytes / GB, one.merge_s, one.write_bytes / GB) > 1e-3
 )
@@ -103,9 +125,11 @@ def test_all_is_done_and_no_faster_than_it_can_be(
     play = played(merge(units), fleet(nodes, gpus))
     demands = list(chain.from_iterable(units))
     wanted = total(demands)
+    sites = play.sites.values()
     moved = [
-        sum(getattr(site, name) for site in play.sites.values())
-        for name in ("read_bytes", "merge_s", "write_bytes")
+        sum(site.read_bytes for site in sites),
+        sum(sum(site.merge_s.values()) for site in sites),
+        sum(site.write_bytes for site in sites),
     ]
     if not play.redone_units:
         assert moved == pytest.approx(wanted, rel=1e-6, abs=10)
