@@ -187,8 +187,8 @@ def test_candidates_lie_in_scratch_until_they_are_kept(
 
 def test_what_the_sweep_has_not_made_is_not_removed(place: Place) -> None:
     recipe = grid(place, keep=1, by="like_b")
-    names = [json.loads(place.run("sweep", recipe, place / "out", "--dry-run", "--json").out)]
-    first, second = (trial["name"] for trial in names[0][:2])
+    listed = place.run("sweep", recipe, place / "out", "--dry-run", "--json").json["trials"]
+    first, second = (trial["name"] for trial in listed[:2])
     text = recipe.read_text()
     alone = yaml.safe_load(text)
     del alone["sweep"]
@@ -212,7 +212,7 @@ def test_what_the_sweep_has_not_made_is_not_removed(place: Place) -> None:
 
 def test_a_kept_trial_whose_place_is_taken_fails(place: Place) -> None:
     recipe = grid(place, [0.5, 1], keep=1, by="like_b", scratch=str(place / "scratch"))
-    listed = place.run("sweep", recipe, place / "out", "--dry-run", "--json").json
+    listed = place.run("sweep", recipe, place / "out", "--dry-run", "--json").json["trials"]
     shutil.copytree(place / "a", place / "out" / listed[1]["name"])
     done = place.run("sweep", recipe, place / "out", *MACHINE, "--json")
 
