@@ -181,7 +181,7 @@ def sweep(
         ) as judge:
             records = loop.run(proposer, judge)
     by_fronts = isinstance(evaluating.by, Pareto)
-    write_report(folder, records, gates=evaluating.gates, by_fronts=by_fronts)
+    write_report(folder, records, gates=judge.gates, by_fronts=by_fronts)
     ran = [record for record in records if record.name in judge.merged]
     return SweepResult(
         output=place,
