@@ -138,7 +138,7 @@ def sweep(
     from raymerge.runtime.watching import watched
     from raymerge.storage import local_folder
     from raymerge.sweep import loop
-    from raymerge.sweep.evaluation import Pareto
+    from raymerge.sweep.evaluation import Pareto, fingerprint
     from raymerge.sweep.judging import Judge
     from raymerge.sweep.ledger import Ledger
     from raymerge.sweep.places import Places
@@ -149,6 +149,7 @@ def sweep(
     place = os.fspath(out)
     proposer, evaluating = _read_sweep(recipes, place, seed, options)
     folder, machine = local_folder(place), machine_of(options)
+    evaluator = fingerprint(evaluating)
     with (
         watched(
             place,
@@ -160,10 +161,12 @@ def sweep(
         Ledger(
             folder,
             shard_bytes=options.get("shard_bytes"),
-            evaluator=evaluating.identity,
+            evaluator=evaluator,
             anew=overwrite,
         ) as ledger,
     ):
+        if evaluating.evaluator is not None and ledger.others_files is not None:
+            on_note(evaluator.why_again(ledger.others_files))
         rounds = Rounds(
             options, overwrite=overwrite, on_progress=on_progress, on_note=on_note, on_event=tell
         )
