@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable
-from dataclasses import replace
 from typing import TYPE_CHECKING, Literal, Unpack
 
 from raymerge.options import (
@@ -159,7 +158,6 @@ def run_plan(
     on_progress: OnProgress,
     options: RunOptions,
     on_event: OnEvent = lambda _event: None,
-    start_engine: Callable[[RunSettings, OnProgress], Engine] | None = None,
 ) -> MergeResult:
     """Run a plan; see `merge`.
 
@@ -171,7 +169,6 @@ def run_plan(
         on_progress: Told of bytes read and written, from any thread.
         options: Of the call.
         on_event: Told of what happens, one event at a time, from any thread.
-        start_engine: Starts what runs units; None goes by the machine and the options.
     """
     from raymerge.runtime.driver import execute
     from raymerge.runtime.preflight import leave_nonce
@@ -179,17 +176,15 @@ def run_plan(
 
     access = access_of(options)
 
-    def start(destination: Destination, report: OnProgress) -> Engine:
+    def start_engine(destination: Destination, report: OnProgress) -> Engine:
         nonce = leave_nonce(destination) if machine.engine == "ray" else None
         settings = run_settings(planned, destination.units_at, machine.device, access, nonce=nonce)
-        if start_engine is not None:
-            return start_engine(settings, report)
         return engine_for(settings, machine, report, options, on_event=on_event)
 
     return execute(
         planned,
         out,
-        start,
+        start_engine,
         overwrite=overwrite,
         on_progress=on_progress,
         access=access,
@@ -380,8 +375,6 @@ def engine_for(
     options: RunOptions,
     *,
     on_event: OnEvent = lambda _event: None,
-    busy: Callable[[], bool] = lambda: False,
-    reserving: bool = True,
 ) -> Engine:
     """Start what runs units.
 
@@ -391,8 +384,6 @@ def engine_for(
         report: Told of bytes read and written, from any thread.
         options: Of the call.
         on_event: Told of workers and their units.
-        busy: Whether something else of this process may hold a cluster's room for workers.
-        reserving: Whether others use the cluster, so that workers have to reserve their memory.
     """
     if machine.engine == "local":
         from raymerge.runtime.local import LocalEngine
@@ -407,8 +398,8 @@ def engine_for(
         workers=machine.processes,
         threads=machine.threads,
         address=machine.address,
-        memory_bytes=machine.memory_bytes if reserving else None,
+        memory_bytes=machine.memory_bytes,
         on_progress=report,
-        hiring=replace(hiring_of(options), busy=busy),
+        hiring=hiring_of(options),
         on_event=on_event,
     )

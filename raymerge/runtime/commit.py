@@ -72,11 +72,7 @@ class Claim:
             # Held until this process ends, however it ends.
             self._descriptor = os.open(self._path, os.O_RDWR | os.O_CLOEXEC)
             fcntl.flock(self._descriptor, fcntl.LOCK_EX)
-            try:
-                self.folder.mkdir(exist_ok=True)
-            except OSError:
-                os.close(self._descriptor)
-                raise
+        self.folder.mkdir(exist_ok=True)
 
     def _content(self) -> bytes:
         claim = {

@@ -10,7 +10,7 @@ Another machine that runs the same merge starts anew, and uploads only what the 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Mapping
 from typing import Any
 
 from raymerge.checkpoint.catalog import WEIGHTS
@@ -64,9 +64,7 @@ class RepositoryDestination:
         """See `Destination.check`."""
         self._claim.check()
 
-    def check_space(
-        self, needed_bytes: int, promised: MutableMapping[int, int] | None = None
-    ) -> None:
+    def check_space(self, needed_bytes: int) -> None:
         """See `Destination.check_space`: a unit that is written needs room for itself alone."""
 
     def receipts(self) -> dict[int, Receipt]:

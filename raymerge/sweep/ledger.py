@@ -145,13 +145,11 @@ class Ledger:
 
     def close(self) -> None:
         """Put the rows of each table together, and let go of the sweep."""
-        try:
-            if self._rows:
-                TRIALS.put_together(self._out, self._rows.values())
-            if self._evaluations:
-                EVALUATIONS.put_together(self._out, self._evaluations.values())
-        finally:
-            os.close(self._lock)
+        if self._rows:
+            TRIALS.put_together(self._out, self._rows.values())
+        if self._evaluations:
+            EVALUATIONS.put_together(self._out, self._evaluations.values())
+        os.close(self._lock)
 
     def __enter__(self) -> Self:
         return self

@@ -42,7 +42,6 @@ def run(
     *,
     limit_s: float,
     environment: Mapping[str, str] | None = None,
-    folder: str | None = None,
     stop: Event | None = None,
 ) -> Ran:
     """Run a program to its end, or to the limit; its whole process group ends with it.
@@ -51,7 +50,6 @@ def run(
         arguments: The program and its arguments. No shell reads them.
         limit_s: Seconds after which it is ended.
         environment: Variables besides those of this process.
-        folder: That it runs in; None for that of this process.
         stop: Ends it early once set.
 
     Raises:
@@ -63,7 +61,6 @@ def run(
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         env={**os.environ, **(environment or {})},
-        cwd=folder,
         start_new_session=True,
     )
     assert process.stdout is not None
