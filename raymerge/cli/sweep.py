@@ -24,7 +24,11 @@ FAILED = 4
 @JSON
 @OVERWRITE
 @QUIET
-@click.option("--dry-run", is_flag=True, help="List the trials. Starts nothing.")
+@click.option(
+    "--dry-run",
+    is_flag=True,
+    help="Show the trials, and which are merged together. Starts nothing.",
+)
 @click.option("--status", is_flag=True, help="Show what the sweep in OUT has come to.")
 @run_options
 @watch_options
@@ -50,7 +54,12 @@ def sweep(
     with reported(as_json=as_json, resume=f"run the same command again to finish {out}"):
         from raymerge.sweep import run
         from raymerge.sweep.barrier import barrier_lines
+        from raymerge.sweep.outline import outline_lines
         from raymerge.sweep.ranking import evaluated_line, table
+
+        def say(line: str) -> None:
+            if not quiet:
+                click.echo(line, err=True)
 
         if status:
             records = run.trials_in(out)
@@ -58,14 +67,11 @@ def sweep(
             _show(as_json, [asdict(record) for record in records], lines)
             return
         if dry_run:
-            trials = run.trials_of(recipes, out, **options)
-            listed = [{"name": t.name, "out": t.out, "values": dict(t.values)} for t in trials]
-            _show(as_json, listed, (f"{t.name}  {t.out}" for t in trials))
+            outline = run.outline_of(recipes, out, on_note=say, **options)
+            _show(as_json, outline.as_json(), outline_lines(outline))
+            if outline.failed:
+                sys.exit(FAILED)
             return
-
-        def say(line: str) -> None:
-            if not quiet:
-                click.echo(line, err=True)
 
         result = run.sweep(
             recipes,

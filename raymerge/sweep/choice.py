@@ -143,6 +143,15 @@ def examples(subset: int | None) -> str:
     return "on all examples" if subset is None else f"on {subset} examples"
 
 
+def least_scores(evaluating: Evaluating, floors: Floors) -> dict[str, float]:
+    """The least that a kept trial scores, by task, whichever kind of gate says so."""
+    least = dict(evaluating.gates)
+    for task, gate in evaluating.at_least.items():
+        floor = floors[gate.of][task] - gate.minus
+        least[task] = max(floor, least.get(task, floor))
+    return least
+
+
 def missed_gates(
     scores: Mapping[str, float], evaluating: Evaluating, floors: Floors
 ) -> tuple[str, ...]:

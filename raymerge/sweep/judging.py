@@ -10,7 +10,7 @@ from there: what is merged is not merged again, and what is evaluated not evalua
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Self
 
@@ -70,6 +70,8 @@ class Judge:
         self.merged: dict[str, TrialRecord] = {}
         """What this run has merged, or failed to, as it came out."""
         self.bytes_read = self.bytes_written = 0
+        self.gates: Mapping[str, float] = evaluating.gates
+        """The least that a kept trial scores, by task; once all is decided, also by sources."""
 
     def round(self, trials: Sequence[Trial]) -> list[TrialRecord]:
         """Merge and evaluate trials, but for what is known of them; their records, in order.
@@ -97,6 +99,7 @@ class Judge:
             kept = choice.chosen(best, self._evaluating)
             if self._evaluating.splits is not None:
                 self._evaluate([self._asked[one.name] for one in kept], "final", None)
+            self.gates = choice.least_scores(self._evaluating, self._floors())
             self._settle(kept)
             self._end(best, {one.name for one in kept})
         return [self._record(trial) for trial in self._asked.values()]

@@ -17,7 +17,8 @@ OUT/raymerge-evaluations.parquet, every evaluation that was made
   trial, split, subset, error, seconds, worker    see `Evaluated`
   digest               of the trial's plan; of a source its location
   scores               JSON, by task
-  evaluator            digest of what the sweep block said of the evaluator
+  evaluator            digest of what the sweep block said of the evaluator, and of its files
+  files                JSON, the sha256 of each of these files
   sequence             rising from row to row; of two rows of one evaluation the later one counts
 """
 
@@ -32,6 +33,7 @@ from threading import Lock
 from typing import Any, Self
 
 from raymerge.errors import ConflictError, StorageError
+from raymerge.sweep.evaluation.fingerprint import NOTHING, Fingerprint
 from raymerge.sweep.record import Evaluated, TrialRecord
 from raymerge.sweep.tables import EVALUATIONS, PARTS_NAME, TRIALS, Row, remove_drafts
 
@@ -44,7 +46,7 @@ class Ledger:
     Args:
         out: Folder of the sweep.
         shard_bytes: Limit of an output shard that the trials are merged with.
-        evaluator: Digest of the evaluator; evaluations by another one count as not made.
+        evaluator: What evaluates; evaluations by another one count as not made.
         anew: Rows of earlier runs count as not there.
 
     Raises:
@@ -53,7 +55,12 @@ class Ledger:
     """
 
     def __init__(
-        self, out: Path, *, shard_bytes: int | None, evaluator: str = "", anew: bool = False
+        self,
+        out: Path,
+        *,
+        shard_bytes: int | None,
+        evaluator: Fingerprint = NOTHING,
+        anew: bool = False,
     ) -> None:
         self._out = out
         self._shard_bytes = shard_bytes
@@ -65,10 +72,12 @@ class Ledger:
         self._evaluations = _read_evaluations(out)
         self._next = 1 + max((row["sequence"] for row in self._rows.values()), default=0)
         self._next_evaluation = 1 + max(self._evaluations, default=0)
+        self.others_files = None if anew else self._files_of_another()
+        """Of the evaluator that made the last evaluations, if that is another one."""
         self._first = self._next if anew else 0
         self._newest: dict[tuple[str, str], dict[tuple[str, int | None], Row]] = {}
         for row in self._evaluations.values():
-            if row["evaluator"] == evaluator and not anew:
+            if row["evaluator"] == evaluator.digest and not anew:
                 self._count(row)
 
     def records(self) -> dict[str, TrialRecord]:
@@ -125,7 +134,8 @@ class Ledger:
                 "error": evaluated.error,
                 "seconds": evaluated.seconds,
                 "worker": evaluated.worker,
-                "evaluator": self._evaluator,
+                "evaluator": self._evaluator.digest,
+                "files": json.dumps(dict(self._evaluator.files)),
                 "sequence": self._next_evaluation,
             }
             EVALUATIONS.append(self._out, [row], self._next_evaluation)
@@ -146,6 +156,13 @@ class Ledger:
 
     def __exit__(self, *error: object) -> None:
         self.close()
+
+    def _files_of_another(self) -> Mapping[str, str] | None:
+        last = next(reversed(self._evaluations.values()), None)
+        if last is None or last["evaluator"] == self._evaluator.digest:
+            return None
+        files: Mapping[str, str] = json.loads(last.get("files") or "{}")
+        return files
 
     def _count(self, row: Row) -> None:
         known = self._newest.setdefault((row["trial"], row["digest"]), {})

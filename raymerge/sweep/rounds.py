@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from raymerge.errors import ClusterError, RaymergeError, SourceError
 from raymerge.options import RunOptions, access_of, machine_of
 from raymerge.planning import Shelf, fills_together, plan_merge
-from raymerge.sweep.groups import Group, PlannedTrial, groups
+from raymerge.sweep.groups import OneRead, PlannedTrial, fitting, groups
 from raymerge.sweep.record import TrialRecord
 from raymerge.sweep.trial import Trial
 
@@ -34,6 +34,12 @@ class Outcome:
 
 
 OnOutcome = Callable[[Outcome], None]
+
+
+def portions(trials: Sequence[Trial]) -> Iterator[Sequence[Trial]]:
+    """Trials in order, as many at a time as may be merged with one read."""
+    for start in range(0, len(trials), MAX_TRIALS):
+        yield trials[start : start + MAX_TRIALS]
 
 
 def record_of(trial: Trial, outcome: Outcome) -> TrialRecord:
@@ -101,18 +107,28 @@ class Rounds:
             SourceError: A source that trials share cannot be read: all of them end.
             ClusterError: There is nothing to run on.
         """
-        from raymerge.runtime.events import phase
 
         def end(outcome: Outcome) -> None:
             self._on_event(_ended(outcome))
             on_outcome(outcome)
 
-        for start in range(0, len(trials), MAX_TRIALS):
-            some = trials[start : start + MAX_TRIALS]
+        for one_read in self.reads(trials, end):
+            self._merge_together(one_read, end)
+
+    def reads(self, trials: Sequence[Trial], on_outcome: OnOutcome) -> Iterator[OneRead]:
+        """The trials that are merged with one read each time, planned as they are asked for.
+
+        Args:
+            trials: In any order; no two of one name or one place.
+            on_outcome: Told of those that cannot be planned.
+        """
+        from raymerge.runtime.events import phase
+
+        for some in portions(trials):
             with phase(self._on_event, "plan"):
-                planned = list(self._planned(some, end))
+                planned = list(self._planned(some, on_outcome))
             for group in groups(planned):
-                self._merge_group(group, end)
+                yield from fitting(group, self._on_note)
 
     def _planned(self, trials: Sequence[Trial], on_outcome: OnOutcome) -> Iterator[PlannedTrial]:
         """Plans of those that can be planned; of the others what is wrong with each."""
@@ -134,37 +150,22 @@ class Rounds:
                 whole = not fills_together(trial.out)
                 yield PlannedTrial(trial=trial, plan=plan, whole_shards=whole)
 
-    def _merge_group(self, group: Group, on_outcome: OnOutcome) -> None:
-        if len(group) == 1:
-            self._merge_alone(group[0], on_outcome)
+    def _merge_together(self, one_read: OneRead, on_outcome: OnOutcome) -> None:
+        trials, union, budget = one_read.trials, one_read.union, one_read.budget
+        if union is None or budget is None:
+            self._merge_alone(trials[0], on_outcome)
             return
-        from raymerge.plan.joint import joint_budget
-        from raymerge.plan.rebase import unite
         from raymerge.runtime.together import Task, execute_together
 
-        uploads = group[0].whole_shards
-        plans = [one.plan for one in group]
-        union = unite(plans)
-        budget = joint_budget(plans, union, uploads=uploads)
-        if budget is None:
-            half = (len(group) + 1) // 2
-            self._on_note(
-                f"{len(group)} trials do not fit --memory at once: their sources are read for "
-                f"{half} and for {len(group) - half} of them"
-            )
-            self._merge_group(group[:half], on_outcome)
-            self._merge_group(group[half:], on_outcome)
-            return
-
         def end(position: int, result: MergeResult | RaymergeError) -> None:
-            trial = group[position].trial
+            trial = trials[position].trial
             if isinstance(result, RaymergeError):
                 on_outcome(Outcome(trial=trial, result=None, error=result))
             else:
                 on_outcome(Outcome(trial=trial, result=result, error=None))
 
         execute_together(
-            [Task(plan=one.plan, out=one.trial.out) for one in group],
+            [Task(plan=one.plan, out=one.trial.out) for one in trials],
             union,
             self._start_engine,
             end,

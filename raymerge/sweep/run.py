@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from time import perf_counter
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from raymerge.runtime.events import OnEvent
     from raymerge.runtime.settings import OnProgress
     from raymerge.sweep.evaluation import Evaluating
+    from raymerge.sweep.outline import Outline
     from raymerge.sweep.proposing import Proposer
     from raymerge.sweep.record import Evaluated, TrialRecord
-    from raymerge.sweep.trial import Trial
 
 AnyPath = str | os.PathLike[str]
 
@@ -51,30 +51,53 @@ class SweepResult:
         return {**asdict(self), "failed": len(self.failed), "barriers": found}
 
 
-def trials_of(
+def outline_of(
     recipes: AnyPath | Sequence[AnyPath],
     out: AnyPath,
     *,
     seed: int | None = None,
+    on_note: Callable[[str], None] = lambda _: None,
     **options: Unpack[RunOptions],
-) -> tuple[Trial, ...]:
-    """The trials that a sweep would merge, as far as none depends on what came of others.
+) -> Outline:
+    """What a sweep would merge, and what with what, as far as nothing depends on scores.
+
+    Reads the headers of the sources and no weight; starts nothing.
 
     Args:
         recipes: Paths or URLs: one recipe with a `sweep:` block, or any number without.
         out: Path that trials without an `out` of their own are put below.
         seed: In place of the recipes'.
+        on_note: Told in a line of trials that do not fit at once.
         **options: See `RunOptions`.
 
     Raises:
         RecipeError: With file, line and key of the first thing wrong.
+        PlanError: Trials could not be kept or removed where they go.
     """
+    from raymerge.storage import local_folder
     from raymerge.sweep.loop import check_places
+    from raymerge.sweep.outline import outlined
+    from raymerge.sweep.places import Places
+    from raymerge.sweep.proposing import OneRound
+    from raymerge.sweep.rounds import Outcome, Rounds
 
-    proposer, _ = _read_sweep(recipes, os.fspath(out), seed, options)
+    place = os.fspath(out)
+    proposer, evaluating = _read_sweep(recipes, place, seed, options)
     trials = tuple(proposer.ask())
     check_places({}, trials)
-    return trials
+    places = Places(
+        local_folder(place), scratch=evaluating.scratch, access=access_of(options), overwrite=False
+    )
+    places.check(trials, keep=evaluating.keep is not None)
+    errors: dict[str, str] = {}
+
+    def fail(outcome: Outcome) -> None:
+        errors[outcome.trial.name] = str(outcome.error)
+
+    rounds = Rounds(options, overwrite=False, on_note=on_note)
+    at = [replace(trial, out=places.candidate(trial)) for trial in trials]
+    planned = (one_read.trials for one_read in rounds.reads(at, fail))
+    return outlined(trials, planned, errors, goes_on=not isinstance(proposer, OneRound))
 
 
 def sweep(
@@ -115,7 +138,7 @@ def sweep(
     from raymerge.runtime.watching import watched
     from raymerge.storage import local_folder
     from raymerge.sweep import loop
-    from raymerge.sweep.evaluation import Pareto
+    from raymerge.sweep.evaluation import Pareto, fingerprint
     from raymerge.sweep.judging import Judge
     from raymerge.sweep.ledger import Ledger
     from raymerge.sweep.places import Places
@@ -126,6 +149,7 @@ def sweep(
     place = os.fspath(out)
     proposer, evaluating = _read_sweep(recipes, place, seed, options)
     folder, machine = local_folder(place), machine_of(options)
+    evaluator = fingerprint(evaluating)
     with (
         watched(
             place,
@@ -137,10 +161,12 @@ def sweep(
         Ledger(
             folder,
             shard_bytes=options.get("shard_bytes"),
-            evaluator=evaluating.identity,
+            evaluator=evaluator,
             anew=overwrite,
         ) as ledger,
     ):
+        if evaluating.evaluator is not None and ledger.others_files is not None:
+            on_note(evaluator.why_again(ledger.others_files))
         rounds = Rounds(
             options, overwrite=overwrite, on_progress=on_progress, on_note=on_note, on_event=tell
         )
@@ -158,7 +184,7 @@ def sweep(
         ) as judge:
             records = loop.run(proposer, judge)
     by_fronts = isinstance(evaluating.by, Pareto)
-    write_report(folder, records, gates=evaluating.gates, by_fronts=by_fronts)
+    write_report(folder, records, gates=judge.gates, by_fronts=by_fronts)
     ran = [record for record in records if record.name in judge.merged]
     return SweepResult(
         output=place,

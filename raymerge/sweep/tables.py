@@ -62,7 +62,7 @@ class Table:
             for key, kind in self.kinds.items()
         }
         listed = list(rows)
-        columns = [pa.array([row[key] for row in listed], kind) for key, kind in kinds.items()]
+        columns = [pa.array([row.get(key) for row in listed], kind) for key, kind in kinds.items()]
         table = pa.Table.from_arrays(columns, schema=pa.schema(kinds))
         beside = path.with_name(f".{path.name}.{os.getpid()}")
         try:
@@ -90,7 +90,7 @@ EVALUATIONS = Table(
     {
         "trial": "string", "digest": "string", "split": "string", "subset": "int64",
         "scores": "string", "error": "string", "seconds": "float64", "worker": "string",
-        "evaluator": "string", "sequence": "int64",
+        "evaluator": "string", "files": "string", "sequence": "int64",
     },
 )  # fmt: skip
 

@@ -187,8 +187,8 @@ def test_candidates_lie_in_scratch_until_they_are_kept(
 
 def test_what_the_sweep_has_not_made_is_not_removed(place: Place) -> None:
     recipe = grid(place, keep=1, by="like_b")
-    names = [json.loads(place.run("sweep", recipe, place / "out", "--dry-run", "--json").out)]
-    first, second = (trial["name"] for trial in names[0][:2])
+    listed = place.run("sweep", recipe, place / "out", "--dry-run", "--json").json["trials"]
+    first, second = (trial["name"] for trial in listed[:2])
     text = recipe.read_text()
     alone = yaml.safe_load(text)
     del alone["sweep"]
@@ -212,7 +212,7 @@ def test_what_the_sweep_has_not_made_is_not_removed(place: Place) -> None:
 
 def test_a_kept_trial_whose_place_is_taken_fails(place: Place) -> None:
     recipe = grid(place, [0.5, 1], keep=1, by="like_b", scratch=str(place / "scratch"))
-    listed = place.run("sweep", recipe, place / "out", "--dry-run", "--json").json
+    listed = place.run("sweep", recipe, place / "out", "--dry-run", "--json").json["trials"]
     shutil.copytree(place / "a", place / "out" / listed[1]["name"])
     done = place.run("sweep", recipe, place / "out", *MACHINE, "--json")
 
@@ -283,6 +283,44 @@ def test_another_evaluator_evaluates_again(place: Place) -> None:
     assert len(calls(place)) == 6
     sweep(place, grid(place, [0.5, 1]), overwrite=True)
     assert len(calls(place)) == 8
+
+
+def test_a_changed_evaluator_evaluates_again_and_says_so(place: Place) -> None:
+    recipe = grid(place, [0.5, 1], keep=1, by="like_b")
+    sweep(place, recipe)
+    before = rows(place, "evaluations")
+    quiet = place.run("sweep", recipe, place / "out", *MACHINE)
+    assert "changed" not in quiet.err
+    assert len(calls(place)) == 2
+
+    script = place / "scorer.py"
+    script.write_text(script.read_text().replace("100 - 1000 *", "50 - 1000 *"))
+    done = place.run("sweep", recipe, place / "out", *MACHINE)
+    assert done.rc == 0, done.err
+    assert f"{script} changed since trials of this sweep were evaluated" in done.err
+    assert len(calls(place)) == 4
+    found = rows(place, "evaluations")
+    assert found[:2] == before
+    assert [row["scores"] for row in found[2:]] != [row["scores"] for row in before]
+    assert {float(one.score or 0) for one in sweep(place, recipe).trials} == {
+        json.loads(row["scores"])["like_b"] for row in found[2:]
+    }
+    assert "changed" not in place.run("sweep", recipe, place / "out", *MACHINE).err
+    assert len(calls(place)) == 4
+
+
+def test_the_report_filters_by_what_sources_score(place: Place) -> None:
+    recipe = grid(
+        place, by="like_b", at_least={"like_a": {"of": "a", "minus": 7}}, gates={"like_b": 1}
+    )
+    result = sweep(place, recipe)
+    page = (place / "out" / "report.html").read_text()
+
+    assert '<option value="gate like_a">' in page
+    assert "Gates: like_b at least 1, like_a at least 93." in page
+    missing = {one.name for one in result.trials if any("like_a" in gate for gate in one.missed)}
+    assert missing
+    assert page.count('data-gates="like_a"') == len(missing)
 
 
 def test_the_table_and_the_status(place: Place) -> None:

@@ -73,7 +73,7 @@ def test_a_search_merges_a_round_with_one_read_and_keeps_its_best(
 ) -> None:
     trials = 12 if sampler == "gp" else 18
     path = searched(place, sampler, trials, keep=1)
-    listed = place.run("sweep", path, place / "out", "--dry-run", "--json").json
+    listed = place.run("sweep", path, place / "out", "--dry-run", "--json").json["trials"]
     done = sweep(place, path)
 
     assert done.rc == 0, done.err
@@ -108,7 +108,7 @@ def test_a_search_that_is_killed_goes_on_with_the_same_trials(place: Place) -> N
 
 def test_what_fails_is_recorded_and_the_search_goes_on(place: Place) -> None:
     path = searched(place, "tpe")
-    first = place.run("sweep", path, place / "out", "--dry-run", "--json").json
+    first = place.run("sweep", path, place / "out", "--dry-run", "--json").json["trials"]
     (place / "fail.json").write_text(json.dumps({first[2]["name"]: "crash"}))
     done = sweep(place, path)
 

@@ -72,7 +72,7 @@ def test_a_sweep_tells_what_it_does(place: Place) -> None:
 def test_a_sweep_its_resumption_and_a_trial_again(place: Place) -> None:
     place.llamas()
     recipe = grid(place)
-    listed = place.run("sweep", recipe, place / "out", "--dry-run", "--json").json
+    listed = place.run("sweep", recipe, place / "out", "--dry-run", "--json").json["trials"]
     assert [trial["values"] for trial in listed] == [{"w": 0.5}, {"w": 0.25}]
     assert not (place / "out").exists()
 

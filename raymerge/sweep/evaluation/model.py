@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -107,12 +106,6 @@ class Evaluating:
     """What the evaluator calls the examples of each; None where the sweep has one set of them."""
     scratch: str | None
     """Where candidates lie until they are kept; None for their own places."""
-
-    @property
-    def identity(self) -> str:
-        """Equal for evaluators whose scores mean the same, as far as the recipe says."""
-        said = repr((self.evaluator, self.splits))
-        return hashlib.sha256(said.encode()).hexdigest()[:16] if self.evaluator else ""
 
     @property
     def sources(self) -> tuple[str, ...]:

@@ -1,0 +1,108 @@
+"""What an evaluator is, so that scores of another one are not taken for its own.
+
+The recipe's words, and what is in the files that they name: arguments of a command that are files,
+its program, the file of a Python function or module. Folders, what a program loads by itself, and
+programs that are found by PATH and are no scripts count by their names alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from importlib.machinery import PathFinder
+from itertools import pairwise
+from pathlib import Path
+
+from raymerge.recipe.wording import listed
+from raymerge.sweep.evaluation.model import Command, Evaluating, Evaluator, Function
+
+
+@dataclass(frozen=True, slots=True)
+class Fingerprint:
+    """Equal for evaluators whose scores mean the same."""
+
+    digest: str
+    """Empty where nothing is evaluated."""
+    files: Mapping[str, str]
+    """The sha256 of each file, by the recipe's word for it."""
+
+    def why_again(self, before: Mapping[str, str]) -> str:
+        """A line for people whose evaluations another evaluator made.
+
+        Args:
+            before: Its files.
+        """
+        changed = []
+        if before.keys() == self.files.keys():
+            changed = [word for word, sha256 in self.files.items() if before[word] != sha256]
+        what = listed(changed) or "evaluate, split or a file that they name"
+        return (
+            f"{what} changed since trials of this sweep were evaluated: all are evaluated again; "
+            "what they scored before stays in raymerge-evaluations.parquet"
+        )
+
+
+NOTHING = Fingerprint("", {})
+"""Where nothing is evaluated."""
+
+
+def fingerprint(evaluating: Evaluating) -> Fingerprint:
+    """What evaluates, as it is now."""
+    if evaluating.evaluator is None:
+        return NOTHING
+    files = dict(_files(evaluating.evaluator))
+    said = repr((evaluating.evaluator, evaluating.splits, sorted(files.items())))
+    return Fingerprint(hashlib.sha256(said.encode()).hexdigest()[:16], files)
+
+
+def _files(evaluator: Evaluator) -> Iterator[tuple[str, str]]:
+    """Words and what is in the files that they name; what cannot be read counts by its name."""
+    for word, path in _named(evaluator):
+        with suppress(OSError, ValueError):  # a word with a null byte is no path
+            if path.is_file():
+                with path.open("rb") as file:
+                    yield word, hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _named(evaluator: Evaluator) -> Iterator[tuple[str, Path]]:
+    if isinstance(evaluator, Function):
+        where = evaluator.target.rpartition(":")[0]
+        found = Path(where) if where.endswith(".py") else _module(where)
+        if found is not None:
+            yield where, found
+    elif isinstance(evaluator, Command):
+        program = evaluator.arguments[0]
+        if "/" in program:
+            yield program, Path(program)
+        elif (script := shutil.which(program)) and _is_script(Path(script)):
+            yield program, Path(script)
+        for before, argument in pairwise(evaluator.arguments):
+            if before == "-m" and (module := _module(argument)):
+                yield argument, module
+            # Also `--data=questions.jsonl`, and what a shell is told to run.
+            for word in (argument, argument.partition("=")[2], *argument.split()):
+                yield word, Path(word)
+
+
+def _is_script(path: Path) -> bool:
+    with suppress(OSError), path.open("rb") as file:
+        return file.read(2) == b"#!"
+    return False
+
+
+def _module(name: str) -> Path | None:
+    """The file of a module, where `child` finds it, without running any of it."""
+    paths: list[str] | None = [str(Path.cwd()), *sys.path]
+    spec = None
+    for end in name.split("."):
+        if paths is None:
+            return None
+        spec = PathFinder.find_spec(end, paths)
+        if spec is None:
+            return None
+        paths = spec.submodule_search_locations
+    return Path(spec.origin) if spec is not None and spec.has_location and spec.origin else None
