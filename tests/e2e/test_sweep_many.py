@@ -18,8 +18,8 @@ MOST_GROWN_BYTES = 150_000
 """A trial, from the twentieth to the last. 48,000 to 58,000 were measured, nearly all of it in the
 first four rounds, in which the heap of the process finds its size."""
 MOST_KEPT_BYTES = 15_000
-"""A trial, in that of the later rounds in which the driver grows least. Less than 5,600 were measured
-in five runs; 48,000 where the driver keeps the plans of trials that are done."""
+"""A trial, in that of the later rounds in which the driver grows least. Less than 5,600 were
+measured in five runs; 48,000 where the driver keeps the plans of trials that are done."""
 
 
 def anonymous_bytes(process: subprocess.Popen[str]) -> int:
