@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Literal, Unpack
 
 from raymerge.options import (
@@ -158,6 +159,7 @@ def run_plan(
     on_progress: OnProgress,
     options: RunOptions,
     on_event: OnEvent = lambda _event: None,
+    start_engine: Callable[[RunSettings, OnProgress], Engine] | None = None,
 ) -> MergeResult:
     """Run a plan; see `merge`.
 
@@ -169,6 +171,7 @@ def run_plan(
         on_progress: Told of bytes read and written, from any thread.
         options: Of the call.
         on_event: Told of what happens, one event at a time, from any thread.
+        start_engine: Starts what runs units; None goes by the machine and the options.
     """
     from raymerge.runtime.driver import execute
     from raymerge.runtime.preflight import leave_nonce
@@ -176,15 +179,17 @@ def run_plan(
 
     access = access_of(options)
 
-    def start_engine(destination: Destination, report: OnProgress) -> Engine:
+    def start(destination: Destination, report: OnProgress) -> Engine:
         nonce = leave_nonce(destination) if machine.engine == "ray" else None
         settings = run_settings(planned, destination.units_at, machine.device, access, nonce=nonce)
+        if start_engine is not None:
+            return start_engine(settings, report)
         return engine_for(settings, machine, report, options, on_event=on_event)
 
     return execute(
         planned,
         out,
-        start_engine,
+        start,
         overwrite=overwrite,
         on_progress=on_progress,
         access=access,
@@ -375,6 +380,8 @@ def engine_for(
     options: RunOptions,
     *,
     on_event: OnEvent = lambda _event: None,
+    busy: Callable[[], bool] = lambda: False,
+    reserving: bool = True,
 ) -> Engine:
     """Start what runs units.
 
@@ -384,6 +391,8 @@ def engine_for(
         report: Told of bytes read and written, from any thread.
         options: Of the call.
         on_event: Told of workers and their units.
+        busy: Whether something else of this process may hold a cluster's room for workers.
+        reserving: Whether others use the cluster, so that workers have to reserve their memory.
     """
     if machine.engine == "local":
         from raymerge.runtime.local import LocalEngine
@@ -398,8 +407,8 @@ def engine_for(
         workers=machine.processes,
         threads=machine.threads,
         address=machine.address,
-        memory_bytes=machine.memory_bytes,
+        memory_bytes=machine.memory_bytes if reserving else None,
         on_progress=report,
-        hiring=hiring_of(options),
+        hiring=replace(hiring_of(options), busy=busy),
         on_event=on_event,
     )

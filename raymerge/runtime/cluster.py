@@ -278,7 +278,7 @@ class _Work(Generic[WorkUnit]):
                 self._crew.dismiss(member)
         if self.schedule.is_staffed:
             self._deserted_since = None
-        elif self._deserted_since is None:
+        elif self._deserted_since is None or self._crew.is_busy:
             self._deserted_since = monotonic()
         elif monotonic() > self._deserted_since + self._crew.wait_s:
             raise self._crew.missing()

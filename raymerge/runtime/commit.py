@@ -72,7 +72,11 @@ class Claim:
             # Held until this process ends, however it ends.
             self._descriptor = os.open(self._path, os.O_RDWR | os.O_CLOEXEC)
             fcntl.flock(self._descriptor, fcntl.LOCK_EX)
-        self.folder.mkdir(exist_ok=True)
+            try:
+                self.folder.mkdir(exist_ok=True)
+            except OSError:
+                os.close(self._descriptor)
+                raise
 
     def _content(self) -> bytes:
         claim = {

@@ -126,16 +126,18 @@ class Crew:
             beside = [self._beside] * self._hiring.cpu_workers
             autoscaler.want([self._one] * (self._workers or 1) + beside, self._hiring.labels)
         began, announced = monotonic(), False
+        alone_since = began
         self.look()
         while not self.started or (self.starting and monotonic() < began + ANNOUNCE_S):
             for call in ray_cluster.ended(list(self.starting), LOOK_S):
                 self.settle(call, strict=True)
             if self.is_due:
                 self.look()
-            waited = monotonic() - began
-            if not self.started and waited > self._hiring.wait_s:
+            if self._hiring.busy():
+                alone_since = monotonic()
+            if not self.started and monotonic() > alone_since + self._hiring.wait_s:
                 raise self.missing()
-            if self.starting and not announced and waited > ANNOUNCE_S:
+            if self.starting and not announced and monotonic() > began + ANNOUNCE_S:
                 announced = True
                 _log.warning(
                     "waiting for %d Ray workers, %g s at most; free now: %s",
@@ -153,6 +155,11 @@ class Crew:
     def wait_s(self) -> float:
         """How long a run may be without workers."""
         return self._hiring.wait_s
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether this process itself may hold the room that workers wait for."""
+        return self._hiring.busy()
 
     def missing(self) -> ClusterError:
         """The error of a run without workers."""

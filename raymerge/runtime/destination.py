@@ -12,7 +12,7 @@ Local folders are in `folder_destination`, object stores in `object_destination`
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 from pathlib import Path
 from typing import Any, Protocol, TypedDict
 
@@ -53,8 +53,16 @@ class Destination(Figures, Protocol):
         """Raise ConflictError if another driver has taken the destination."""
         ...
 
-    def check_space(self, needed_bytes: int) -> None:
-        """Raise StorageError if it is known that a number of bytes does not fit."""
+    def check_space(
+        self, needed_bytes: int, promised: MutableMapping[int, int] | None = None
+    ) -> None:
+        """Raise StorageError if it is known that a number of bytes does not fit.
+
+        Args:
+            needed_bytes: How many the output has.
+            promised: Bytes that other destinations are going to take, by the number of their file
+                system; what this one is going to take is added.
+        """
         ...
 
     def receipts(self) -> dict[int, Receipt]:

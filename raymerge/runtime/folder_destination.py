@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 from pathlib import Path
 
 from raymerge.checkpoint.layout import Shard
@@ -51,17 +51,23 @@ class FolderDestination:
         """See `Destination.check`."""
         self._claim.check()
 
-    def check_space(self, needed_bytes: int) -> None:
+    def check_space(
+        self, needed_bytes: int, promised: MutableMapping[int, int] | None = None
+    ) -> None:
         """See `Destination.check_space`; what an earlier run has written counts as there."""
         present = sum(path.stat().st_blocks * 512 for path in self._folder.glob("*.safetensors"))
-        needed = needed_bytes - present
-        free = free_bytes(self._folder)
-        if needed > free:
+        needed = max(0, needed_bytes - present)
+        promised = {} if promised is None else promised
+        device = self._folder.stat().st_dev
+        others, free = promised.get(device, 0), free_bytes(self._folder)
+        if needed > free - others:
+            shared = f", of which other trials take {format_bytes(others)}," if others else ""
             raise StorageError(
-                f"{self.location} has {format_bytes(free)} ({free} bytes) free and "
+                f"{self.location} has {format_bytes(free)} ({free} bytes) free{shared} and "
                 f"{format_bytes(needed)} ({needed} bytes) are needed; free some or give another "
                 "folder"
             )
+        promised[device] = others + needed
 
     def receipts(self) -> dict[int, Receipt]:
         """See `Destination.receipts`."""

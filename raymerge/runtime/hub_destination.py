@@ -10,7 +10,7 @@ Another machine that runs the same merge starts anew, and uploads only what the 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 from typing import Any
 
 from raymerge.checkpoint.catalog import WEIGHTS
@@ -64,7 +64,9 @@ class RepositoryDestination:
         """See `Destination.check`."""
         self._claim.check()
 
-    def check_space(self, needed_bytes: int) -> None:
+    def check_space(
+        self, needed_bytes: int, promised: MutableMapping[int, int] | None = None
+    ) -> None:
         """See `Destination.check_space`: a unit that is written needs room for itself alone."""
 
     def receipts(self) -> dict[int, Receipt]:

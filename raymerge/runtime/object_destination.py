@@ -13,7 +13,7 @@ until that is done. Nobody finds a checkpoint where there is no index.
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, MutableMapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -95,7 +95,9 @@ class ObjectDestination:
         """See `Destination.check`."""
         self._claim.check()
 
-    def check_space(self, needed_bytes: int) -> None:
+    def check_space(
+        self, needed_bytes: int, promised: MutableMapping[int, int] | None = None
+    ) -> None:
         """See `Destination.check_space`: a store does not say how much it holds."""
 
     def receipts(self) -> dict[int, Receipt]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import floor
 
@@ -25,6 +25,9 @@ class Hiring:
     """Workers on CPUs beside those on GPUs, of as many CPUs as units run at once in any."""
     wait_s: float = 120.0
     """How long to wait while there is no worker at all."""
+    busy: Callable[[], bool] = lambda: False
+    """Whether something else of this process may hold room that it will let go of: as long as it
+    may, nobody gives up waiting."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

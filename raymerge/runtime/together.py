@@ -10,7 +10,7 @@ killed is finished by the same sweep or by a merge of its own recipe.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from time import perf_counter
@@ -103,7 +103,11 @@ def execute_together(
                 _Trial(i, task, on_end, access, read_back=read_back, on_event=on_event)
                 for i, task in enumerate(tasks)
             )
-            trials = [one for one in entered if one.enter(stack, overwrite=overwrite)]
+            promised: dict[int, int] = {}
+            trials = [one for one in entered if one.enter(stack, promised, overwrite=overwrite)]
+            # Not before all have seen what room there is: this takes it.
+            for one in trials:
+                one.filling.prepare_ahead()
         if not trials:
             return
         own = [union.plans[one.position] for one in trials]
@@ -140,34 +144,44 @@ class _Trial:
         self._began = perf_counter()
         self._written_bytes = 0
 
-    def enter(self, stack: ExitStack, *, overwrite: bool) -> bool:
+    def enter(
+        self, stack: ExitStack, promised: MutableMapping[int, int], *, overwrite: bool
+    ) -> bool:
         """Claim its destination and see what is left; whether anything is."""
         plan, out = self.task.plan, self.task.out
+        result = None
         with self.failing_alone():
             check_apart(plan, out)
             record = None if overwrite else finished(out, plan.digest, access=self._access)
-            if record is not None:
-                self._end(result_before(plan, out, record, began=self._began))
-                return False
-            # Read before hours of work: what cannot be read at the end is found now.
-            self._beside = files_beside(plan, self._access)
-            self.destination = claim(
-                out,
-                plan,
-                names=names_of(plan),
-                overwrite=overwrite,
-                access=self._access,
-                read_back=self._read_back,
-            )
-            stack.enter_context(closing(self.destination))
-            found = self.destination.receipts()
-            self.destination.check_space(plan.bytes_written)
-            self.filling = stack.enter_context(closing(Filling(plan, self.destination, self._tell)))
-            self.filling.trust(found)
-            if self.filling.resumed:
-                self._tell(UnitsResumed(units=len(self.filling.resumed)))
-            self.filling.prepare_ahead()
+            if record is None:
+                self._claim(stack, promised, overwrite=overwrite)
+            else:
+                result = result_before(plan, out, record, began=self._began)
+        if result is not None:
+            self._end(result)
         return not self.ended
+
+    def _claim(
+        self, stack: ExitStack, promised: MutableMapping[int, int], *, overwrite: bool
+    ) -> None:
+        plan = self.task.plan
+        # Read before hours of work: what cannot be read at the end is found now.
+        self._beside = files_beside(plan, self._access)
+        self.destination = claim(
+            self.task.out,
+            plan,
+            names=names_of(plan),
+            overwrite=overwrite,
+            access=self._access,
+            read_back=self._read_back,
+        )
+        stack.enter_context(closing(self.destination))
+        found = self.destination.receipts()
+        self.destination.check_space(plan.bytes_written, promised)
+        self.filling = stack.enter_context(closing(Filling(plan, self.destination, self._tell)))
+        self.filling.trust(found)
+        if self.filling.resumed:
+            self._tell(UnitsResumed(units=len(self.filling.resumed)))
 
     @contextmanager
     def failing_alone(self) -> Iterator[None]:
@@ -223,6 +237,7 @@ class _Trial:
 
     def publish(self, engine: Engine, done: Progress) -> None:
         """Commit. `done` is what was read and retried for it."""
+        result = None
         with self.failing_alone():
             with phase(self._tell, "publish"):
                 shards = self.filling.publish(self._beside)
@@ -237,6 +252,8 @@ class _Trial:
                 done=written,
             )
             self._tell(published(result))
+        # What goes wrong with the record of it is no failure of the trial, and ends the sweep.
+        if result is not None:
             self._end(result)
 
     def _end(self, result: MergeResult | RaymergeError) -> None:

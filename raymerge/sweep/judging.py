@@ -62,6 +62,7 @@ class Judge:
         self._on_trial = on_trial
         self._on_evaluated = on_evaluated
         self._pool = start_pool(self._take)
+        rounds.yield_to(lambda: self._pool.is_busy)
         self._asked: dict[str, Trial] = {}
         self._digests: dict[str, str] = {}
         """What evaluations under way are of, by name."""

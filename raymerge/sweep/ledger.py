@@ -145,11 +145,13 @@ class Ledger:
 
     def close(self) -> None:
         """Put the rows of each table together, and let go of the sweep."""
-        if self._rows:
-            TRIALS.put_together(self._out, self._rows.values())
-        if self._evaluations:
-            EVALUATIONS.put_together(self._out, self._evaluations.values())
-        os.close(self._lock)
+        try:
+            if self._rows:
+                TRIALS.put_together(self._out, self._rows.values())
+            if self._evaluations:
+                EVALUATIONS.put_together(self._out, self._evaluations.values())
+        finally:
+            os.close(self._lock)
 
     def __enter__(self) -> Self:
         return self

@@ -59,21 +59,34 @@ def check_places(asked: dict[str, Trial], trials: Sequence[Trial]) -> None:
 
 
 @contextmanager
-def joined(machine: Machine, evaluating: Evaluating) -> Iterator[None]:
-    """One connection to the cluster for merges and evaluations, which may outlast a merge's."""
-    if machine.address is None or evaluating.evaluator is None:
-        yield
-        return
-    from raymerge.runtime import ray_cluster
+def joined(machine: Machine, evaluating: Evaluating) -> Iterator[Callable[[], bool]]:
+    """One connection to a cluster for all merges and evaluations of a sweep.
 
-    if ray_cluster.is_connected():
-        yield
-        return
-    ray_cluster.connect(machine.address, workers=machine.processes)
+    Gives what makes it, and says whether the cluster is our own: that is started once, and only if
+    something is to be merged. One that evaluates too is joined at once.
+    """
+    connected_here = False
+
+    def join() -> bool:
+        nonlocal connected_here
+        if machine.engine == "local":
+            return False
+        from raymerge.runtime import ray_cluster
+
+        if not ray_cluster.is_connected():
+            ray_cluster.connect(machine.address, workers=machine.processes)
+            connected_here = True
+        return connected_here and machine.address is None
+
+    if machine.address is not None and evaluating.evaluator is not None:
+        join()
     try:
-        yield
+        yield join
     finally:
-        ray_cluster.disconnect()
+        if connected_here:
+            from raymerge.runtime import ray_cluster
+
+            ray_cluster.disconnect()
 
 
 def pool_of(
@@ -89,6 +102,6 @@ def pool_of(
     room = [num_cpus() / evaluating.cpus] if evaluating.cpus else [1.0]
     if evaluating.gpus:
         room.append(num_gpus() / evaluating.gpus)
-    # A Ray of our own ends with each merge; evaluations go on.
+    # A Ray of our own may not have started yet, and has nothing but this machine.
     here = machine.address is None
     return Pool(evaluating, max(1, int(min(room))), on_evaluated=on_evaluated, here=here)

@@ -77,6 +77,8 @@ class Rounds:
         on_progress: Told of bytes read and written, from any thread.
         on_note: Told how a round is run, in a line a time.
         on_event: Told of what happens, one event at a time, from any thread.
+        join: Connects to the cluster, if there is to be one and it is not done yet; whether that is
+            there for this sweep alone.
     """
 
     def __init__(
@@ -87,14 +89,25 @@ class Rounds:
         on_progress: OnProgress = lambda _: None,
         on_note: Callable[[str], None] = lambda _: None,
         on_event: OnEvent = lambda _: None,
+        join: Callable[[], bool] = lambda: False,
     ) -> None:
         self._options = options
         self._overwrite = overwrite
         self._on_progress = on_progress
         self._on_note = on_note
         self._on_event = on_event
+        self._join = join
+        self._busy: Callable[[], bool] = lambda: False
         self._machine = machine_of(options)
         self._shelf = Shelf()
+
+    def yield_to(self, busy: Callable[[], bool]) -> None:
+        """Wait for room on the cluster as long as evaluations may hold it.
+
+        Args:
+            busy: Whether any are under way.
+        """
+        self._busy = busy
 
     def merge(self, trials: Sequence[Trial], on_outcome: OnOutcome) -> None:
         """Merge every trial into its place, those of equal layout with one read of their sources.
@@ -189,6 +202,7 @@ class Rounds:
                 on_progress=self._on_progress,
                 options=self._options,
                 on_event=self._on_event,
+                start_engine=self._start_engine,
             )
         except (SourceError, ClusterError):
             raise
@@ -200,7 +214,16 @@ class Rounds:
     def _start_engine(self, settings: RunSettings, report: OnProgress) -> Engine:
         from raymerge.api import engine_for
 
-        return engine_for(settings, self._machine, report, self._options, on_event=self._on_event)
+        ours = self._join()
+        return engine_for(
+            settings,
+            self._machine,
+            report,
+            self._options,
+            on_event=self._on_event,
+            busy=self._busy,
+            reserving=not ours,
+        )
 
 
 def _ended(outcome: Outcome) -> TrialEnded:

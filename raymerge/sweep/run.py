@@ -157,7 +157,7 @@ def sweep(
             events_path=None if events is None else os.fspath(events),
             trace_path=None if trace is None else os.fspath(trace),
         ) as tell,
-        loop.joined(machine, evaluating),
+        loop.joined(machine, evaluating) as join,
         Ledger(
             folder,
             shard_bytes=options.get("shard_bytes"),
@@ -168,7 +168,12 @@ def sweep(
         if evaluating.evaluator is not None and ledger.others_files is not None:
             on_note(evaluator.why_again(ledger.others_files))
         rounds = Rounds(
-            options, overwrite=overwrite, on_progress=on_progress, on_note=on_note, on_event=tell
+            options,
+            overwrite=overwrite,
+            on_progress=on_progress,
+            on_note=on_note,
+            on_event=tell,
+            join=join,
         )
         places = Places(
             folder, scratch=evaluating.scratch, access=access_of(options), overwrite=overwrite

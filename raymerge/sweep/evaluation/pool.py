@@ -16,6 +16,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from threading import BoundedSemaphore, Event, Lock
 from time import perf_counter
 from typing import Self
@@ -46,6 +47,8 @@ class Job:
     checkpoint: str
     split: Split
     subset: int | None
+    folder: str
+    """That relative paths in a command are from."""
 
 
 def evaluate(job: Job, stop: Event | None = None) -> Evaluated:
@@ -71,6 +74,8 @@ def evaluate(job: Job, stop: Event | None = None) -> Evaluated:
             arguments,
             limit_s=evaluating.limit_s,
             environment=environment_of(evaluating),
+            # Another node of a cluster may not have it: then paths have to be whole.
+            folder=job.folder if Path(job.folder).is_dir() else None,
             stop=stop,
         )
     except OSError as failure:
@@ -159,11 +164,17 @@ class Pool:
         job = Job(
             evaluating=self._evaluating,
             name=name,
-            checkpoint=checkpoint,
+            checkpoint=_whole(checkpoint),
             split=split,
             subset=subset,
+            folder=str(Path.cwd()),
         )
         self._futures.append(self._threads.submit(self._work, job))
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether anything submitted has not ended."""
+        return not all(future.done() for future in tuple(self._futures))
 
     def wait(self) -> None:
         """Return once everything submitted has ended, also what was submitted meanwhile.
@@ -233,6 +244,12 @@ class Pool:
 
 
 _LOOK_S = 0.5
+
+
+def _whole(checkpoint: str) -> str:
+    """A path as it is from every folder; URLs, and names on the Hub, stay."""
+    path = Path(checkpoint)
+    return str(path.absolute()) if path.exists() else checkpoint
 
 
 def _failed(job: Job, error: str) -> Evaluated:

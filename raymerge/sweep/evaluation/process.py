@@ -42,6 +42,7 @@ def run(
     *,
     limit_s: float,
     environment: Mapping[str, str] | None = None,
+    folder: str | None = None,
     stop: Event | None = None,
 ) -> Ran:
     """Run a program to its end, or to the limit; its whole process group ends with it.
@@ -50,6 +51,7 @@ def run(
         arguments: The program and its arguments. No shell reads them.
         limit_s: Seconds after which it is ended.
         environment: Variables besides those of this process.
+        folder: That it runs in; None for that of this process.
         stop: Ends it early once set.
 
     Raises:
@@ -61,6 +63,7 @@ def run(
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         env={**os.environ, **(environment or {})},
+        cwd=folder,
         start_new_session=True,
     )
     assert process.stdout is not None
