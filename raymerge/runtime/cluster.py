@@ -69,7 +69,7 @@ class ClusterEngine:
         on_event: OnEvent = nobody,
     ) -> None:
         self.redone_units = 0
-        self._settings = settings
+        self._settings = settings = settings.for_other_nodes()
         self._on_progress = on_progress
         self._events = ClusterEvents(on_event)
         self._hiring = hiring or Hiring()

@@ -14,6 +14,7 @@ from raymerge.plan.stages import Terms, terms
 from raymerge.runtime.preflight import Nonce
 from raymerge.runtime.readers import OpenSource, open_planned
 from raymerge.storage.store import Access
+from raymerge.storage.urls import whole
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,10 +85,32 @@ class RunSettings:
         found = [trial.nonce for trial in self.trials] or [self.nonce]
         return tuple(filter(None, found))
 
+    def for_other_nodes(self) -> RunSettings:
+        """The same with paths that do not depend on the folder that a process is in."""
+        trials = (
+            replace(trial, units_at=whole(trial.units_at), nonce=_placed(trial.nonce))
+            for trial in self.trials
+        )
+        sources = (
+            replace(source, location=source.location and whole(source.location))
+            for source in self.sources
+        )
+        return replace(
+            self,
+            sources=tuple(sources),
+            units_at=whole(self.units_at),
+            nonce=_placed(self.nonce),
+            trials=tuple(trials),
+        )
+
     def under(self, terms: Terms) -> RunSettings:
         """The settings of one stage of the run."""
         sources = _relabelled(self.sources, terms.labels)
         return replace(self, sources=sources, seed=terms.seed, nan=terms.nan, stage=terms.name)
+
+
+def _placed(nonce: Nonce | None) -> Nonce | None:
+    return nonce and replace(nonce, location=whole(nonce.location))
 
 
 def _relabelled(

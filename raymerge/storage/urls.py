@@ -16,7 +16,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import NoReturn
 from urllib.parse import unquote
 
@@ -116,6 +116,12 @@ def destination(text: str) -> Location:
     if scheme == Scheme.FILE:
         return _file(text, rest)
     return _hub(text, rest) if scheme == Scheme.HUB else _remote(text, Scheme(scheme), rest)
+
+
+def whole(text: str) -> str:
+    """The same source or destination as every process names it, whatever folder it is in."""
+    where = source(text)
+    return str(Path(where.path).absolute()) if where.scheme is Scheme.FILE else text
 
 
 def join(location: Location, name: str) -> Location:

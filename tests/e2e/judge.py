@@ -16,6 +16,11 @@ from pathlib import Path
 HERE = Path(__file__).parent
 
 
+def parent_of(pid: int) -> int:
+    """The process that started another; of a Ray worker its node's raylet."""
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
 def score(
     checkpoint: str, *, split: str, subset: int | None, seconds: float = 0.2
 ) -> dict[str, float]:
@@ -30,7 +35,7 @@ def score(
         "ended": time.time(),
         "devices": os.environ.get("CUDA_VISIBLE_DEVICES"),
         "threads": os.environ.get("OMP_NUM_THREADS"),
-        "node": os.environ.get("RAY_NODE_ID"),
+        "grandparent": parent_of(os.getppid()),
         "parent": os.getppid(),
     }
     with (HERE / "seen.jsonl").open("a") as seen:

@@ -117,7 +117,7 @@ def test_each_evaluation_has_a_gpu_of_its_own(
         assert one["threads"] == "1"
         assert one["parent"] != os.getpid()
     overlapping = [
-        (one["node"], other["node"])
+        (one["grandparent"], other["grandparent"])
         for one in notes
         for other in notes
         if one is not other and one["began"] <= other["began"] < one["ended"]
@@ -149,7 +149,7 @@ def test_a_merge_waits_for_room_that_evaluations_hold(
     models(place)
     (place / "base").rename(place / "small")
     models(place, layers=2)
-    command = ["python3", "judge.py", "{checkpoint}", "3"]
+    command = ["python3", "judge.py", "{checkpoint}", "16"]
     recipe = place.recipe(
         "linear",
         {"$model": {}},
@@ -164,7 +164,7 @@ def test_a_merge_waits_for_room_that_evaluations_hold(
     recipe.write_text(recipe.read_text().replace(f"{place.path}/$model", "$model"))
     shutil.copy(judge.__file__, place / "judge.py")
     monkeypatch.chdir(place.path)
-    run = machine(cluster, "--workers", 1, "--wait", 1)
+    run = machine(cluster, "--workers", 1, "--wait", 15)
     done = place.run("sweep", "grid.yaml", "out", *run, "--json")
 
     assert done.rc == 0, done.err
