@@ -51,12 +51,14 @@ def test_nothing_evaluated_is_nothing() -> None:
 def test_a_file_that_a_command_names_counts(folder: Path, arguments: list[str]) -> None:
     first = write(folder / "score.py", "print(1)\n")
     before = of_command(*arguments)
-    assert list(before.files.values()) == [first]
+    # Beside it there may be a script that stands for python3.
+    assert first in before.files.values()
     assert of_command(*arguments) == before
 
     second = write(folder / "score.py", "print(2)\n")
     after = of_command(*arguments)
-    assert list(after.files.values()) == [second]
+    assert second in after.files.values()
+    assert first not in after.files.values()
     assert after.digest != before.digest
     write(folder / "score.py", "print(1)\n")
     assert of_command(*arguments) == before
