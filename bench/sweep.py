@@ -4,8 +4,8 @@
 
 Prints a line for 4 and for 8 trials. The floor of either is what it takes to write and fsync the
 outputs, as either does: one after the other is removed again, or all are there in the end, which
-takes memory that the kernel has not just had back. What is left of the time is compared. FOLDER is
-best in memory.
+takes memory that the kernel has not just had back. What is left of the time is compared. Last comes
+what one run of mergekit takes, where it is installed. FOLDER is best in memory.
 """
 
 from __future__ import annotations
@@ -14,9 +14,12 @@ import shutil
 import sys
 from pathlib import Path
 
+import click
+
 import raymerge
 from bench.measure import Run, cat, run, write
 from bench.models import LlamaShape, make_family
+from bench.tools import PEER_FLAGS, find_mergekit
 
 LLAMA_400M = LlamaShape(
     hidden=1024, layers=24, heads=16, kv_heads=8, intermediate=4096, vocab=32_000
@@ -59,8 +62,8 @@ def recipes(folder: Path, number: int) -> list[Path]:
     return paths
 
 
-def measure(folder: Path, number: int) -> str:
-    """One line of the report."""
+def measure(folder: Path, number: int) -> tuple[str, float]:
+    """One line of the report, and the seconds of the sweep."""
     paths = recipes(folder, number)
     out = folder / "out"
     single_floor_s = single_s = 0.0
@@ -76,13 +79,14 @@ def measure(folder: Path, number: int) -> str:
     sources = sorted(folder.glob("*/*.safetensors"))
     least_s = cat(sources) + floor_s
     read = int(swept.complaint.splitlines()[-1])
-    return (
+    line = (
         f"{number} trials: sweep {swept.wall_s:.2f} s ({swept.cpu_s:.1f} s of CPU), "
         f"writes {floor_s:.2f} s; {number} merges {single_s:.2f} s, writes {single_floor_s:.2f} s; "
         f"less the writes {(swept.wall_s - floor_s) / (single_s - single_floor_s):.2f}; "
         f"{swept.wall_s / least_s:.2f} of cat and writes; "
         f"read {read / single_read:.2f} of what a merge reads; {swept.anon_bytes / 2**20:.0f} MiB"
     )
+    return line, swept.wall_s
 
 
 def _compile(folder: Path) -> None:
@@ -120,9 +124,17 @@ def main() -> None:
     folder = Path(sys.argv[1] if len(sys.argv) > 1 else "/dev/shm/raymerge-sweep")  # noqa: S108
     make_family(folder, LLAMA_400M)
     _compile(folder)
+    took_s = {}
     for number in (4, 8):
-        sys.stdout.write(measure(folder, number) + "\n")
-        sys.stdout.flush()
+        line, took_s[number] = measure(folder, number)
+        click.echo(line)
+    if peer := find_mergekit():
+        path, out = recipes(folder, 1)[0], folder / "out"
+        path.write_text(path.read_text() + "\ndtype: bfloat16\n")
+        peer_s = _checked(run([*peer, path, out, *PEER_FLAGS])).wall_s
+        shutil.rmtree(out)
+        ratios = (f"{n} of them are {n * peer_s / s:.0f} sweeps" for n, s in took_s.items())
+        click.echo(f"mergekit {peer_s:.2f} s for one: {', '.join(ratios)}")
 
 
 if __name__ == "__main__":
