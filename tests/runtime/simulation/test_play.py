@@ -138,5 +138,7 @@ def test_all_is_done_and_no_faster_than_it_can_be(
     alone_s = sum(max(d.read_bytes / GB, d.merge_s, d.write_bytes / GB) for d in demands)
     # Rounding adds up from one event to the next.
     slack_s = 1e-5 * len(demands)
-    assert least_s - slack_s <= play.now <= alone_s + slack_s
+    # A unit that is late is begun once more elsewhere, on lines that both then share.
+    most_s = alone_s * (2 if play.redone_units else 1)
+    assert least_s - slack_s <= play.now <= most_s + slack_s
     assert all(seat.busy_s <= play.now + slack_s for seat in play.seats)
