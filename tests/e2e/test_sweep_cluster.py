@@ -210,17 +210,12 @@ def test_a_worker_that_is_killed_costs_no_trial(place: Place, cluster: Nodes) ->
         assert shard_hashes(own) == shard_hashes(Path(row["out"])) != {}
 
 
-@pytest.mark.parametrize("number", [0, 1, 34])
-def test_a_driver_that_is_killed_is_followed_by_another(
-    place: Place, cluster: Nodes, number: int
-) -> None:
+def test_a_driver_that_is_killed_is_followed_by_another(place: Place, cluster: Nodes) -> None:
     models(place)
     recipe, out = grid(place, [i / 36 for i in range(1, 37)]), place / "out"
     run = machine(cluster, "--workers", 1, "--json", "--quiet")
     process = spawn("sweep", recipe, out, *run)
-    while len(read_rows(out)) < number or not any(out.glob("*/.raymerge/*/unit-*.json")):
-        if len(read_rows(out)) == 36:
-            break
+    while not read_rows(out) or not any(out.glob("*/.raymerge/*/unit-*.json")):
         assert process.poll() is None, finish(process)
         time.sleep(0.001)
     process.kill()

@@ -14,7 +14,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
 from pyarrow import parquet
 
@@ -117,9 +116,8 @@ def stopped(process: subprocess.Popen[str], when: Callable[[], bool]) -> None:
     os.waitpid(process.pid, os.WUNTRACED)
 
 
-@pytest.mark.parametrize("number", [0, 1, 33])
 def test_a_disk_that_fills_up_ends_the_sweep_and_what_was_finished_stays(
-    place: Place, tmp_path: Path, number: int
+    place: Place, tmp_path: Path
 ) -> None:
     """It fills up to the last byte, so that the ledger cannot be written either."""
     recipe = grid(place, [i / MANY for i in range(1, MANY + 1)])
@@ -128,7 +126,7 @@ def test_a_disk_that_fills_up_ends_the_sweep_and_what_was_finished_stays(
         process = spawn("sweep", recipe, out, *MACHINE, "--quiet")
         stopped(
             process,
-            lambda: any(out.glob("*/.raymerge/*/unit-*.json")) and len(rows_there(out)) >= number,
+            lambda: any(out.glob("*/.raymerge/*/unit-*.json")) and len(rows_there(out)) >= 1,
         )
         before = rows_there(out)
         free = os.statvfs(disk).f_bavail * os.statvfs(disk).f_frsize
@@ -174,21 +172,16 @@ def check_some(place: Place, out: Path) -> None:
 # --- a driver that is killed ---------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("number", [0, 1, 20, 33, MANY])
-def test_killed_after_some_trials_a_sweep_goes_on_with_the_others(
-    place: Place, number: int
-) -> None:
+def test_killed_after_some_trials_a_sweep_goes_on_with_the_others(place: Place) -> None:
     recipe, out = grid(place, [i / MANY for i in range(1, MANY + 1)]), place / "out"
     process = spawn("sweep", recipe, out, *MACHINE, "--quiet")
-    while len(rows_there(out)) < number or not any(out.glob("*/.raymerge/claim.json")):
-        if number == MANY and len(rows_there(out)) == MANY:
-            break
+    while not rows_there(out) or not any(out.glob("*/.raymerge/claim.json")):
         assert process.poll() is None, finish(process)
         time.sleep(0.001)
     process.kill()
     finish(process)
     before = rows_there(out)
-    assert len(before) >= number
+    assert before
     for row in before.values():
         assert (Path(row["out"]) / INDEX).exists()
 
