@@ -381,7 +381,6 @@ def engine_for(
     *,
     on_event: OnEvent = lambda _event: None,
     busy: Callable[[], bool] = lambda: False,
-    reserving: bool = True,
 ) -> Engine:
     """Start what runs units.
 
@@ -392,7 +391,6 @@ def engine_for(
         options: Of the call.
         on_event: Told of workers and their units.
         busy: Whether something else of this process may hold a cluster's room for workers.
-        reserving: Whether others use the cluster, so that workers have to reserve their memory.
     """
     if machine.engine == "local":
         from raymerge.runtime.local import LocalEngine
@@ -407,7 +405,7 @@ def engine_for(
         workers=machine.processes,
         threads=machine.threads,
         address=machine.address,
-        memory_bytes=machine.memory_bytes if reserving else None,
+        memory_bytes=machine.memory_bytes,
         on_progress=report,
         hiring=replace(hiring_of(options), busy=busy),
         on_event=on_event,

@@ -76,12 +76,11 @@ class ClusterEngine:
         self._connected = not ray_cluster.is_connected()
         if self._connected:
             ray_cluster.connect(address, workers=workers)
-        ours = self._connected and address is None
         self.crew = Crew(
             settings,
             workers=workers,
             threads=threads,
-            memory_bytes=None if ours else memory_bytes,
+            memory_bytes=None if ray_cluster.is_own() else memory_bytes,
             hiring=self._hiring,
         )
         """The workers."""

@@ -56,11 +56,6 @@ class FittingWorker:
         """See `Worker.name`."""
         return self._workers[0].name
 
-    @property
-    def tile_elements(self) -> int:
-        """Of units that are begun now."""
-        return self._tile
-
     def run(self, call: Call, unit: Unit | SweepUnit, args: Sequence[Any] = ()) -> Any:
         """The worker's answer to a call of this name.
 
@@ -102,7 +97,7 @@ class FittingWorker:
             self._desks.release()
             if self._workers[-1] is not worker:
                 return
-            longest = min(self._tile, _longest(unit))
+            longest = min(self.tile_elements, _longest(unit))
             half = longest // 2 // LANES * LANES
             device = self._settings.device
             if half < SMALLEST_TILE:
@@ -122,7 +117,8 @@ class FittingWorker:
             self._add(half)
 
     def _add(self, tile_elements: int) -> None:
-        self._tile = tile_elements
+        self.tile_elements = tile_elements
+        """Of units that are begun now."""
         budget = replace(self._settings.budget, tile_elements=tile_elements)
         self._workers.append(
             Worker(

@@ -43,11 +43,18 @@ _LOST = (
     failures.ObjectLostError,  # its node died between the end of the call and our look at it
     failures.ActorUnschedulableError,  # its node was gone before it could start there
 )
+_started_here = False
+"""Whether this process is part of a cluster that `connect` started."""
 
 
 def is_connected() -> bool:
     """Whether this process is part of a cluster."""
     return bool(ray.is_initialized())
+
+
+def is_own() -> bool:
+    """Whether this process has started the cluster that it is part of, and for itself alone."""
+    return _started_here
 
 
 def connect(address: str | None, *, workers: int | None) -> None:
@@ -88,6 +95,8 @@ def connect(address: str | None, *, workers: int | None) -> None:
             "machine is a node of it; `--engine local` needs no Ray.",
             retryable=True,
         ) from error
+    else:
+        _started(here=address is None)
     finally:
         # Ray's handler would exit with a code of its own in place of the caller's.
         if callable(previous) and current_thread() is main_thread():
@@ -113,7 +122,13 @@ def disconnect() -> None:
     """Leave the cluster, or end it if it was started here."""
     if ray.is_initialized():
         ray.shutdown()
+    _started(here=False)
     ray_driver._worker_logs_enabled = True  # noqa: SLF001 - see `connect`
+
+
+def _started(*, here: bool) -> None:
+    global _started_here  # noqa: PLW0603 - of a process there is one connection
+    _started_here = here
 
 
 def nodes() -> list[Node]:

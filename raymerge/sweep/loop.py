@@ -59,24 +59,23 @@ def check_places(asked: dict[str, Trial], trials: Sequence[Trial]) -> None:
 
 
 @contextmanager
-def joined(machine: Machine, evaluating: Evaluating) -> Iterator[Callable[[], bool]]:
+def joined(machine: Machine, evaluating: Evaluating) -> Iterator[Callable[[], None]]:
     """One connection to a cluster for all merges and evaluations of a sweep.
 
-    Gives what makes it, and says whether the cluster is our own: that is started once, and only if
-    something is to be merged. One that evaluates too is joined at once.
+    Gives what makes it: a cluster of our own is started once, and only if something is to be
+    merged. One that evaluates too is joined at once.
     """
     connected_here = False
 
-    def join() -> bool:
+    def join() -> None:
         nonlocal connected_here
         if machine.engine == "local":
-            return False
+            return
         from raymerge.runtime import ray_cluster
 
         if not ray_cluster.is_connected():
             ray_cluster.connect(machine.address, workers=machine.processes)
             connected_here = True
-        return connected_here and machine.address is None
 
     if machine.address is not None and evaluating.evaluator is not None:
         join()

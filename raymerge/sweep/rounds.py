@@ -77,8 +77,7 @@ class Rounds:
         on_progress: Told of bytes read and written, from any thread.
         on_note: Told how a round is run, in a line a time.
         on_event: Told of what happens, one event at a time, from any thread.
-        join: Connects to the cluster, if there is to be one and it is not done yet; whether that is
-            there for this sweep alone.
+        join: Connects to the cluster, if there is to be one and it is not done yet.
     """
 
     def __init__(
@@ -89,7 +88,7 @@ class Rounds:
         on_progress: OnProgress = lambda _: None,
         on_note: Callable[[str], None] = lambda _: None,
         on_event: OnEvent = lambda _: None,
-        join: Callable[[], bool] = lambda: False,
+        join: Callable[[], None] = lambda: None,
     ) -> None:
         self._options = options
         self._overwrite = overwrite
@@ -214,7 +213,7 @@ class Rounds:
     def _start_engine(self, settings: RunSettings, report: OnProgress) -> Engine:
         from raymerge.api import engine_for
 
-        ours = self._join()
+        self._join()
         return engine_for(
             settings,
             self._machine,
@@ -222,7 +221,6 @@ class Rounds:
             self._options,
             on_event=self._on_event,
             busy=self._busy,
-            reserving=not ours,
         )
 
 

@@ -75,6 +75,20 @@ def check_own(place: Place, out: Path) -> None:
         assert shard_hashes(place / "alone") == shard_hashes(Path(row["out"])) != {}
 
 
+def test_relative_paths_are_those_of_the_folder_that_a_merge_is_begun_in(
+    place: Place, cluster: Nodes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    models(place)
+    recipe = place.recipe("ties", base="base", parameters={"weight": 1, "density": 0.5})
+    expected = place.merge(recipe, "expected")
+    recipe.write_text(recipe.read_text().replace(f"{place.path}/", ""))
+    monkeypatch.chdir(place.path)
+    done = place.run("merge", "recipe.yaml", "out", *machine(cluster, "--workers", 2), "--json")
+
+    assert (expected.rc, done.rc) == (0, 0), done.err
+    assert shard_hashes(place / "out") == shard_hashes(place / "expected") != {}
+
+
 # --- evaluation ----------------------------------------------------------------------------------
 
 

@@ -316,7 +316,11 @@ def test_a_node_with_other_code_is_refused(
         clustered(planned, place / "ray")
 
 
-def test_more_than_the_cluster_has_is_refused_at_once(place: Place, planned: Plan) -> None:
+def test_more_than_the_cluster_has_is_refused_at_once(
+    place: Place, planned: Plan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # In a cluster of its own a run has all memory to itself, and reserves none.
+    monkeypatch.setattr(ray_cluster, "is_own", lambda: False)
     with pytest.raises(ClusterError, match=f"99 workers of 1 CPU each .* has 0 GPU, {CPUS} CPU"):
         clustered(planned, place / "ray", workers=99)
     with pytest.raises(ClusterError, match=r"1 workers of 1 CPU, 1.0 TiB each"):

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import doctest
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -8,7 +9,7 @@ from hypothesis import strategies as st
 
 from raymerge.errors import StorageError
 from raymerge.storage import urls
-from raymerge.storage.urls import Location, Scheme, destination, join, source
+from raymerge.storage.urls import Location, Scheme, destination, join, source, whole
 
 
 def nowhere(_: str) -> bool:
@@ -138,6 +139,19 @@ def test_a_location_with_a_secret_is_refused_without_showing_it(text: str) -> No
 )
 def test_a_name_is_joined_to_a_location(text: str, name: str, joined: str) -> None:
     assert str(join(destination(text), name)) == joined
+
+
+def test_a_path_is_the_same_from_every_folder_once_it_is_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "org" / "name").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    assert whole("org/name") == whole("./org/name") == str(tmp_path / "org" / "name")
+    assert whole("org/absent") == str(tmp_path / "org" / "absent")
+    assert whole(str(tmp_path)) == str(tmp_path)
+    monkeypatch.chdir(tmp_path / "org")
+    for elsewhere in ("someone/else@main", "hf://org/name", "s3://bucket/a/b", "memory://a/b"):
+        assert whole(elsewhere) == elsewhere
 
 
 PARTS = st.text(st.sampled_from("abz019_-. %é#"), min_size=1, max_size=8).filter(

@@ -88,7 +88,7 @@ def test_a_command_is_given_its_arguments_whole() -> None:
     )
     found = evaluated(command(code), subset=7)
     assert found.error is None
-    assert found.scores == {"models/a b": 1.0, "n": 7.0}
+    assert found.scores == {str(Path.cwd() / "models/a b"): 1.0, "n": 7.0}
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,7 @@ from typing import Self
 from raymerge.errors import ClusterError
 from raymerge.runtime.losses import WorkerLostError
 from raymerge.runtime.stopping import LoosePool
+from raymerge.storage.urls import whole
 from raymerge.sweep.evaluation.calls import arguments_of, check_installed, environment_of
 from raymerge.sweep.evaluation.model import Evaluating
 from raymerge.sweep.evaluation.process import Ran, run
@@ -164,7 +165,7 @@ class Pool:
         job = Job(
             evaluating=self._evaluating,
             name=name,
-            checkpoint=_whole(checkpoint),
+            checkpoint=whole(checkpoint),
             split=split,
             subset=subset,
             folder=str(Path.cwd()),
@@ -244,12 +245,6 @@ class Pool:
 
 
 _LOOK_S = 0.5
-
-
-def _whole(checkpoint: str) -> str:
-    """A path as it is from every folder; URLs, and names on the Hub, stay."""
-    path = Path(checkpoint)
-    return str(path.absolute()) if path.exists() else checkpoint
 
 
 def _failed(job: Job, error: str) -> Evaluated:
