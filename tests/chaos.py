@@ -69,12 +69,14 @@ def run(
     return execute(plan, str(out), start, overwrite=True, on_progress=on_progress, access=Access())
 
 
-def chaos(cluster: Nodes, plan: Plan, out: Path, seed: int) -> tuple[MergeResult, list[str]]:
-    """A merge to the end while its cluster is harmed."""
+def chaos(
+    cluster: Nodes, plan: Plan, out: Path, seed: int, *, patient: bool = False
+) -> tuple[MergeResult, list[str]]:
+    """A merge to the end while its cluster is harmed; see `Killer`."""
     killers: list[Killer] = []
 
     def watch(engine: ClusterEngine) -> None:
-        killers.append(Killer(cluster, engine, seed=seed))
+        killers.append(Killer(cluster, engine, seed=seed, patient=patient))
         killers[0].start()
 
     def on_progress(moved: Progress) -> None:

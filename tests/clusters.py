@@ -162,22 +162,25 @@ class Far:
 
 
 class Killer:
-    """Harms a cluster every second or two while an engine works on it, but once a slow machine
-    has got over the last harm.
+    """Harms a cluster every second or two while an engine works on it.
 
     Args:
         cluster: Whose nodes come and go; some are always left.
         engine: Whose workers are killed.
         seed: Of what happens, and when.
+        patient: Wait besides until work has gone on since the last harm, on a machine however slow.
     """
 
     LEAST, MOST = 2, 5
 
-    def __init__(self, cluster: Nodes, engine: ClusterEngine, *, seed: int) -> None:
+    def __init__(
+        self, cluster: Nodes, engine: ClusterEngine, *, seed: int, patient: bool = False
+    ) -> None:
         self.done: list[str] = []
         """What has happened so far."""
         self.recovered = Event()
         """To be set when work goes on."""
+        self._patient = patient
         self._cluster = cluster
         self._engine = engine
         self._random = random.Random(seed)
@@ -186,7 +189,7 @@ class Killer:
 
     def _go_on(self) -> None:
         while not self._over.wait(self._random.uniform(1, 2)):
-            while not self.recovered.wait(0.1):
+            while self._patient and not self.recovered.wait(0.1):
                 if self._over.is_set():
                     return
             self.recovered.clear()

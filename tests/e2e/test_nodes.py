@@ -157,7 +157,7 @@ def test_nothing_is_lost_while_workers_and_nodes_come_and_go(
     """Twice here; `make soak` does it fifty times."""
     expected = run(plan, place / "local").shards
     for seed in range(2):
-        result, done = chaos(cluster, plan, place / "out", seed)
+        result, done = chaos(cluster, plan, place / "out", seed, patient=True)
         assert done
         assert result.shards == expected
         assert shard_hashes(place / "out") == {shard.name: shard.sha256 for shard in expected}
