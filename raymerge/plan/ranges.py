@@ -1,26 +1,28 @@
 """Cut what is needed of remote files into the ranges to ask for, in the order of need. Pure.
 
     needs     a0 b0 a1 b1 a2 b2 | a3 b3 a4 ...     tiles of tensors in files a and b
-    ranges    a0-a2 b0-b2       | a3-...           | ends a stretch
+    blocks    a: 0 1 2 3 | 4 5 6 7 | ...           of a file, at multiples of their length
+    ranges    a0-a2 b0-b2, when b2 is in sight     what is needed of a block, as far as is looked
 
-A tile of one tensor is too little to ask for: every request takes a journey there and back. Needs
-are taken together in stretches; within one they are sorted by file and offset, joined with their
-neighbours, of the same tensor or not, and cut to size. All ranges of a stretch are used up when it
-ends, so that a stretch is also the most that has to be held at once, in whatever order its needs
-lie in the files.
+A tile of one tensor is too little to ask for: every request takes a journey there and back. A range
+is made when the first byte of it is needed, and takes with it what will soon be needed of the same
+block, of the same tensor or not. Blocks begin where stores, which keep objects in parts of a power
+of two, begin a part: a request across the seam of two costs the store the half of a request more.
+All ranges of which some is left to be used lie within twice of what is looked ahead, so that this
+is also the most that has to be held at once, in whatever order the needs lie in the files.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Sequence
+from collections import defaultdict, deque
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
-WINDOW_BYTES = 64 * 2**20
-"""What is fetched ahead of a thread where memory allows: eight ranges, four of them the stretch
-that is in use."""
-LEAST_WINDOW_BYTES = 2 * 2**20
+WINDOW_BYTES = 80 * 2**20
+"""What is fetched ahead of a thread where memory allows: ten ranges. Four sources side by side take
+four of them, one is kept for what was not foreseen, and the others are on their way."""
+LEAST_WINDOW_BYTES = 5 * 2**19
 """Ranges are 256 KiB then; a request for less is more journey than transport."""
 MAX_RANGE_BYTES = 8 * 2**20
 """Of a connection of some 100 MB/s, the journey to a bucket is a third of the time that this takes.
@@ -28,7 +30,7 @@ Longer ones gain little and have more to repeat where one fails."""
 MAX_GAP_BYTES = 2**16
 """What is rather fetched for nothing than asked around: less than passes in a journey."""
 MAX_GAP_SHARE = 100
-"""The gaps in a stretch are at most one part in so many: what is read is what was planned."""
+"""The gaps in a range are at most one part in so many: what is read is what was planned."""
 
 
 class Need(NamedTuple):
@@ -40,6 +42,11 @@ class Need(NamedTuple):
     file: str
     start: int
     stop: int
+
+    @property
+    def nbytes(self) -> int:
+        """Their number."""
+        return self.stop - self.start
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,85 +69,120 @@ class Range:
         return self.stop - self.start
 
 
+@dataclass(eq=False, slots=True)
+class _Piece:
+    """What is needed of one block."""
+
+    need: Need
+    taken: bool = False
+    """Whether a range has it."""
+
+
+@dataclass(slots=True)
+class _Run:
+    """Pieces of a block that touch or overlap."""
+
+    start: int
+    stop: int
+    pieces: list[_Piece]
+
+    @property
+    def used_bytes(self) -> int:
+        return sum(piece.need.nbytes for piece in self.pieces)
+
+
 def ranges(needs: Iterable[Need], window_bytes: int) -> Iterator[Range]:
     """Cover every byte of the needs, in the order in which the ranges are first needed.
 
-    Bytes that are needed twice are covered twice, unless both needs are in one stretch.
+    Bytes that are needed twice are covered twice, unless both needs are in sight at once.
 
     Args:
         needs: In the order in which they are read.
-        window_bytes: What may be held at once. What is needed is at most half of it at any time.
+        window_bytes: What may be held at once, and a range beside it.
     """
-    for stretch in _stretches(needs, window_bytes // 2):
-        yield from _joined(stretch, range_bytes(window_bytes))
+    limit = range_bytes(window_bytes)
+    unseen_bytes = (window_bytes - limit) // 2
+    pieces = _pieces(needs, limit)
+    following = next(pieces, None)
+    in_sight: deque[_Piece] = deque()
+    blocks: defaultdict[tuple[int, str, int], deque[_Piece]] = defaultdict(deque)
+    while in_sight or following:
+        while following and following.need.nbytes <= unseen_bytes:
+            unseen_bytes -= following.need.nbytes
+            in_sight.append(following)
+            blocks[_block(following.need, limit)].append(following)
+            following = next(pieces, None)
+        piece = in_sight.popleft()
+        key = _block(piece.need, limit)
+        if not piece.taken:
+            yield _range(piece, blocks[key])
+        unseen_bytes += piece.need.nbytes
+        blocks[key].popleft()
+        if not blocks[key]:
+            del blocks[key]
 
 
 def range_bytes(window_bytes: int) -> int:
-    """The longest range under a window."""
-    return min(MAX_RANGE_BYTES, window_bytes // 8)
+    """The longest range under a window: a power of two."""
+    return min(MAX_RANGE_BYTES, 1 << (window_bytes // 10).bit_length() - 1)
 
 
-def _stretches(needs: Iterable[Need], stretch_bytes: int) -> Iterator[list[Need]]:
-    """Runs of so many bytes; what lies across the end of one is cut."""
-    stretch: list[Need] = []
-    left = stretch_bytes
+def _block(need: Need, limit: int) -> tuple[int, str, int]:
+    return need.source, need.file, need.start // limit
+
+
+def _pieces(needs: Iterable[Need], limit: int) -> Iterator[_Piece]:
+    """The needs, cut at the seams of blocks."""
     for need in needs:
-        rest = need
-        while rest.stop - rest.start >= left:
-            cut = rest.start + left
-            yield [*stretch, rest._replace(stop=cut)]
-            rest = rest._replace(start=cut)
-            stretch, left = [], stretch_bytes
-        if rest.start < rest.stop:
-            stretch.append(rest)
-            left -= rest.stop - rest.start
-    if stretch:
-        yield stretch
+        start = need.start
+        while start < need.stop:
+            stop = min(need.stop, (start // limit + 1) * limit)
+            yield _Piece(need._replace(start=start, stop=stop))
+            start = stop
 
 
-def _joined(stretch: Sequence[Need], limit: int) -> list[Range]:
-    objects: dict[tuple[int, str], list[tuple[int, Need]]] = {}
-    for order, need in enumerate(stretch):
-        objects.setdefault((need.source, need.file), []).append((order, need))
-    gaps_left = sum(need.stop - need.start for need in stretch) // MAX_GAP_SHARE
-    found: list[tuple[int, Range]] = []
-    for wanted in objects.values():
-        runs: list[list[int]] = []
-        for start, stop in sorted((need.start, need.stop) for _, need in wanted):
-            gap = start - runs[-1][1] if runs else 0
-            if not runs or gap > min(MAX_GAP_BYTES, gaps_left):
-                runs.append([start, stop])
-            else:
-                runs[-1][1] = max(runs[-1][1], stop)
-                gaps_left -= max(0, gap)
-        found += _cut(runs, wanted, limit)
-    return [made for _, made in sorted(found, key=lambda pair: pair[0])]
+def _range(piece: _Piece, block: Iterable[_Piece]) -> Range:
+    """What can be asked for together with a piece, of those of its block that no range has."""
+    runs = _runs(one for one in block if not one.taken)
+    at = next(index for index, run in enumerate(runs) if piece in run.pieces)
+    joined = _joined(runs, at)
+    for one in joined.pieces:
+        one.taken = True
+    return Range(
+        piece.need.source,
+        piece.need.file,
+        joined.start,
+        joined.stop,
+        joined.used_bytes,
+        max(one.need.node for one in joined.pieces),
+    )
 
 
-def _cut(
-    runs: Iterable[Sequence[int]], wanted: Iterable[tuple[int, Need]], limit: int
-) -> Iterator[tuple[int, Range]]:
-    """Ranges of a file that cover `runs`, each with the number of the first need in it."""
-    edges = [edge for start, stop in runs for edge in _even(start, stop, limit)]
-    starts = [start for start, _ in edges]
-    parts: dict[int, list[tuple[int, Need, int]]] = {}
-    for order, need in wanted:
-        index = bisect_right(starts, need.start) - 1
-        while index < len(edges) and edges[index][0] < need.stop:
-            start, stop = edges[index]
-            used = min(stop, need.stop) - max(start, need.start)
-            parts.setdefault(index, []).append((order, need, used))
-            index += 1
-    for index, needs in sorted(parts.items()):
-        first, need, _ = needs[0]
-        used_bytes = sum(used for _, _, used in needs)
-        last_node = max(need.node for _, need, _ in needs)
-        yield first, Range(need.source, need.file, *edges[index], used_bytes, last_node)
+def _runs(pieces: Iterable[_Piece]) -> list[_Run]:
+    runs: list[_Run] = []
+    for piece in sorted(pieces, key=lambda piece: piece.need.start):
+        if not runs or piece.need.start > runs[-1].stop:
+            runs.append(_Run(piece.need.start, piece.need.stop, []))
+        runs[-1].stop = max(runs[-1].stop, piece.need.stop)
+        runs[-1].pieces.append(piece)
+    return runs
 
 
-def _even(start: int, stop: int, limit: int) -> Iterator[tuple[int, int]]:
-    """Pieces of about one length, none longer than the limit."""
-    number = -(-(stop - start) // limit)
-    length = -(-(stop - start) // number)
-    for first in range(start, stop, length):
-        yield first, min(first + length, stop)
+def _joined(runs: list[_Run], at: int) -> _Run:
+    """The run at some place, with its neighbours as far as the gaps allow."""
+    run = runs[at]
+    used_bytes, gap_bytes = run.used_bytes, 0
+    for others in (runs[at + 1 :], reversed(runs[:at])):
+        for other in others:
+            gap = max(other.start - run.stop, run.start - other.stop)
+            together = used_bytes + other.used_bytes
+            if gap > min(MAX_GAP_BYTES, together // MAX_GAP_SHARE - gap_bytes):
+                break
+            gap_bytes += gap
+            used_bytes = together
+            run = _Run(
+                min(run.start, other.start),
+                max(run.stop, other.stop),
+                [*run.pieces, *other.pieces],
+            )
+    return run

@@ -7,13 +7,10 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from raymerge.plan.memory import PARTS_IN_FLIGHT
-from raymerge.plan.ranges import MAX_RANGE_BYTES, WINDOW_BYTES
+from raymerge.runtime.fetching import REQUESTS
 from raymerge.runtime.placement import Node, Place, one_worker, spread
 
 GB = 10**9
-RANGES_IN_FLIGHT = WINDOW_BYTES // MAX_RANGE_BYTES
-"""Ranges of remote sources that a unit has asked for at once."""
-
 Family = Literal["copy", "span", "delta", "drawn", "free"]
 """`drawn` are delta methods that draw what they keep: `dare_*` and `della*`."""
 
@@ -71,7 +68,7 @@ class Fleet:
     @property
     def unit_read_bytes_s(self) -> float:
         """The most that one unit reads in a second."""
-        return self._of_connections(self.read_gbps, RANGES_IN_FLIGHT)
+        return self._of_connections(self.read_gbps, REQUESTS)
 
     @property
     def unit_write_bytes_s(self) -> float:
