@@ -119,11 +119,13 @@ def outline_lines(outline: Outline) -> Iterator[str]:
     if outline.failed:
         yield f"cannot be planned: {_count(len(outline.failed), 'trial')}"
         yield from (f"  {one.name}  {one.error}" for one in outline.failed)
-    further = "; more may follow, by what these score" if outline.goes_on else ""
-    yield (
-        f"{_count(len(outline.trials), 'trial')} in {_count(len(outline.groups), 'group')}, "
-        f"{_count(outline.num_rounds, 'round')}: in each the sources are read once{further}"
-    )
+    if outline.groups:
+        further = "; more may follow, by what these score" if outline.goes_on else ""
+        planned = _count(len(outline.trials) - len(outline.failed), "trial")
+        yield (
+            f"{planned} in {_count(len(outline.groups), 'group')}, "
+            f"{_count(outline.num_rounds, 'round')}: in each the sources are read once{further}"
+        )
 
 
 def _count(number: int, noun: str) -> str:

@@ -65,7 +65,16 @@ def test_layouts_and_surveys_make_groups(place: Place) -> None:
     assert "gone" in done.json["trials"][-1]["error"]
     told = outlined(place, *recipes)
     assert "cannot be planned: 1 trial" in told.out
-    assert "6 trials in 4 groups, 4 rounds" in told.out
+    assert "5 trials in 4 groups, 4 rounds" in told.out
+
+
+def test_where_nothing_can_be_planned_nothing_is_said_of_reads(place: Place) -> None:
+    place.llamas()
+    done = outlined(place, place.recipe("linear", ("a", "gone"), parameters={"weight": 1}))
+
+    assert done.rc == 4
+    assert done.out.splitlines()[0] == "cannot be planned: 1 trial"
+    assert "sources are read" not in done.out
 
 
 def test_a_large_group_takes_several_rounds_and_they_are_those_of_the_sweep(place: Place) -> None:
