@@ -80,6 +80,15 @@ class Bench:
             assert time.monotonic() < give_up
             time.sleep(0.01)
 
+    def stop_when(self, ready: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+        """Wait likewise, and stop it while that is still so."""
+        self.until(ready, process)
+        process.send_signal(signal.SIGSTOP)
+        while not ready():
+            process.send_signal(signal.SIGCONT)
+            self.until(ready, process)
+            process.send_signal(signal.SIGSTOP)
+
     def check_whole(self, method: str = "linear") -> None:
         """The merge is there, and nothing else of any run."""
         found = sites.stored(self.out)
@@ -170,7 +179,7 @@ def uploading(bench: Bench) -> bool:
 
 def test_a_killed_merge_is_finished_by_the_same_command(bench: Bench) -> None:
     process = bench.process()
-    bench.until(lambda: uploading(bench), process)
+    bench.stop_when(lambda: uploading(bench), process)
     process.kill()
     assert finish(process).rc == -9
     landed = [name for name in bench.names if "/unit-" in name]
