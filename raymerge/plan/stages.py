@@ -14,6 +14,7 @@ from raymerge.plan.layer_config import Edit, edited
 from raymerge.plan.match import Match
 from raymerge.plan.merged import as_input
 from raymerge.plan.parts import Stack
+from raymerge.plan.remapped import Remapped
 from raymerge.plan.tokenizer import PlannedTokenizer
 from raymerge.plan.views import View
 from raymerge.recipe import Recipe
@@ -134,8 +135,8 @@ def fuse(
     for position, stage in enumerate(recipe.stages):
         seen = seen_by(stage)
         try:
-            _refuse_tokenizer(stage)
             decided = decide(stage, seen)
+            _refuse_tokenizer(stage, decided)
             _refuse_survey(stage, decided.nodes)
         except PlanError as error:
             raise _in_stage(stage, error) from error
@@ -182,14 +183,29 @@ def composed_edits(
     return tuple(edits.values())
 
 
-def _refuse_tokenizer(stage: Recipe) -> None:
-    keys = (("tokenizer", stage.tokenizer), ("chat_template", stage.chat_template))
-    if given := [key for key, value in keys if value is not None]:
-        raise PlanError(
-            f"{stage.path}: {given[0]}: raymerge settles a tokenizer only in the stage that is "
-            "written. Give it there, or run this stage on its own and name its output where its "
-            "result is used"
-        )
+def _refuse_tokenizer(stage: Recipe, decided: Decided) -> None:
+    """Raise if the stage's tokenizer would be another than that of its donor."""
+    if stage.chat_template is not None:
+        what = "chat_template: raymerge settles it"
+    elif stage.tokenizer is not None and not _is_donors(stage, decided):
+        what = f"tokenizer: {stage.tokenizer.shown} changes the vocabulary, and raymerge does that"
+    else:
+        return
+    raise PlanError(
+        f"{stage.path}: {what} only in the stage that is written. Give it there, or run this "
+        "stage on its own and name its output where its result is used"
+    )
+
+
+def _is_donors(stage: Recipe, decided: Decided) -> bool:
+    """Whether every source has its rows where the donor has them, and the tokenizer is its own."""
+    assert decided.tokenizer is not None, stage.name
+    vocabulary = decided.tokenizer.vocabulary
+    assert vocabulary is not None, stage.name
+    if vocabulary.donor != stage.donor.label or vocabulary.new or vocabulary.removed:
+        return False
+    inputs = (one for node in decided.nodes.values() for one in node.inputs)
+    return not any(isinstance(one, Remapped) for one in inputs)
 
 
 def _refuse_survey(stage: Recipe, nodes: Mapping[str, TensorNode]) -> None:

@@ -247,6 +247,7 @@ def _slice() -> Schema:
             "base_model": {"anyOf": [_reference("label"), {"type": "null"}]},
             "parameters": {"type": ["object", "null"]},
             "residual_weight": {"description": "Has no effect."},
+            "merge_method": {"description": "The recipe's, if it is given here at all."},
         },
     }
 

@@ -71,10 +71,11 @@ def read_sections(top: Fields, method: Method) -> Sections:
     Raises:
         RecipeError: Not exactly one of `models`, `slices` and `modules`; a model listed twice in
             one place; a range that no model can have; no base where one is needed; too few or many
-            sources; a knob that is wrong or missing.
+            sources; a slice of another method; a knob that is wrong or missing.
     """
     base = read_base(top)
     blocks = tuple(_blocks(top, base))
+    _check_slice_methods(top, method)
     for block in blocks:
         if block.base is None and method.needs_base:
             raise top.place_of("merge_method").error(
@@ -88,6 +89,8 @@ def read_sections(top: Fields, method: Method) -> Sections:
         cast = make_cast(method, block.models, block.base, refs, block.place, key=block.key)
         settings, no_effect = read_parameters(top, method, cast, block.levels)
         notes |= dict.fromkeys(no_effect)
+        if not cast.participants:
+            notes[f"{block.place}: {block.key}: nothing is added to the base, listed alone"] = None
         section = Section(
             sources=tuple(entry.ref for entry in cast.participants),
             base=None if block.key == "sources" and method.over is Over.SOURCES else cast.base,
@@ -182,7 +185,7 @@ def _slices(fields: Fields, base: Listed | None, *, module: str | None = None) -
                 f"a slice is {item.shown}; allowed: a mapping such as "
                 "{sources: [{model: ..., layer_range: [0, 8]}]}"
             )
-        keys = ("sources", "base_model", "parameters", "residual_weight")
+        keys = ("sources", "base_model", "parameters", "residual_weight", "merge_method")
         item.check_keys("a slice", keys)
         models = read_models(item, "sources")
         yield _Block(
@@ -247,6 +250,17 @@ def _idle_keys(top: Fields, method: Method) -> Iterator[str]:
             yield (
                 f"{item.place_of('base_model')}: base_model of a slice has no effect on "
                 f"{method.name}"
+            )
+
+
+def _check_slice_methods(top: Fields, method: Method) -> None:
+    """Raise unless slices that name a method, as those of mergekit-evolve do, name the recipe's."""
+    for item in _all_slices(top):
+        node = item.get("merge_method")
+        if node is not None and (name := node.as_text("merge_method")) != method.name:
+            raise node.place.error(
+                f"merge_method: {name} in one slice of a recipe whose method is {method.name}; all "
+                "slices have the recipe's. Merge slices of another method in a stage of their own"
             )
 
 

@@ -103,7 +103,9 @@ def make_cast(
         )
     joining = [] if relative or key == "sources" else unlisted
     taking_part = others if relative else [*models, *joining]
-    _check_number(method, len(taking_part), place, joined=bool(joining), relative=relative, key=key)
+    if not _is_adapted_alone(method, base, models):
+        number = len(taking_part)
+        _check_number(method, number, place, joined=bool(joining), relative=relative, key=key)
     base_entry = next((model for model in models if model not in others), None)
     return Cast(
         participants=tuple(
@@ -118,6 +120,13 @@ def make_cast(
         base_parameters=base_entry.parameters if base_entry and relative else None,
         joined=bool(joining),
     )
+
+
+def _is_adapted_alone(method: Method, base: Listed | None, models: Sequence[Listed]) -> bool:
+    """Whether the base and its adapter are all there is: so adapters are merged into models."""
+    if base is None or base.adapter is None or method.over is not Over.DELTAS:
+        return False
+    return method.min_sources == 1 and [model.identity for model in models] == [base.identity]
 
 
 def read_models(fields: Fields, key: str = "models") -> tuple[Listed, ...]:

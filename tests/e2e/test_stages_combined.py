@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from typing import Any
 
 import pytest
@@ -233,20 +234,51 @@ def test_an_adapter_on_a_result_is_refused(place: Place) -> None:
 
 
 @pytest.mark.parametrize(
-    ("key", "value"),
-    [("tokenizer_source", "union"), ("tokenizer", {"source": "base"}), ("chat_template", "chatml")],
+    "given",
+    [
+        {"tokenizer_source": "b"},
+        {"tokenizer_source": "union"},
+        {"tokenizer": {"source": "base", "pad_to_multiple_of": 64}},
+    ],
+    ids=str,
 )
-def test_a_tokenizer_policy_inside_is_refused(place: Place, key: str, value: object) -> None:
-    place.llamas(2)
+def test_a_tokenizer_of_a_stage_inside_is_refused(place: Place, given: Document) -> None:
+    write_models(place)
     documents = [
-        {**stage("linear", "a", "b", name="one", weight=1), key: value},
+        {**stage("linear", "base", "b", name="one", weight=1), **given},
         stage("slerp", "one", base="base", t=0.5),
     ]
     done = place.run("plan", fused(place, documents), "--json")
 
     assert done.rc == 2
     assert "stage one: " in done.error["message"]
+    assert "changes the vocabulary" in done.error["message"]
     assert "only in the stage that is written" in done.error["message"]
+
+
+def test_a_chat_template_of_a_stage_inside_is_refused(place: Place) -> None:
+    place.llamas(2)
+    documents = [
+        {**stage("linear", "a", "b", name="one", weight=1), "chat_template": "chatml"},
+        stage("slerp", "one", base="base", t=0.5),
+    ]
+    done = place.run("plan", fused(place, documents), "--json")
+
+    assert done.rc == 2
+    assert "chat_template: raymerge settles it only in the stage" in done.error["message"]
+
+
+@pytest.mark.parametrize("policy", ["union", "base"])
+def test_a_policy_inside_may_say_what_is_so_without_it(place: Place, policy: str) -> None:
+    write_models(place)
+    one = stage("linear", "base", "c", name="one", weight=1)
+    last = {**stage("linear", "b", base="one", weight=0.5), "tokenizer_source": "base"}
+    shutil.copytree(place / "base", place / "c")
+    merge(fused(place, [one, last]), place / "without")
+    documents = [{**one, "tokenizer_source": policy}, last]
+    merge(fused(place, documents), place / "with")
+
+    assert shard_hashes(place / "with") == shard_hashes(place / "without")
 
 
 def test_the_last_stage_may_have_a_policy(place: Place) -> None:

@@ -122,7 +122,8 @@ def test_a_base_that_no_slice_lists_gives_its_config_and_nothing_else() -> None:
 
 
 def test_keys_of_a_slice_that_nothing_looks_at_are_noted() -> None:
-    slices = [{"sources": [take("a", 0, 2)], "residual_weight": 0.5, "base_model": "b"}]
+    own = {"residual_weight": 0.5, "base_model": "b", "merge_method": "passthrough"}
+    slices = [{"sources": [take("a", 0, 2)], **own}]
     recipe = read("passthrough", slices)
     assert recipe.no_effect == (
         "r.yaml:1: residual_weight has no effect, nor has it in mergekit",
@@ -258,8 +259,16 @@ TIES = "merge_method: ties\nparameters: {weight: 1}\n"
         (
             PASS + "slices:\n- source: []\n",
             (
-                "3: source: a slice has no such key; allowed: base_model, parameters, "
-                "residual_weight, sources. Did you mean 'sources'?"
+                "3: source: a slice has no such key; allowed: base_model, merge_method, "
+                "parameters, residual_weight, sources. Did you mean 'sources'?"
+            ),
+        ),
+        (
+            PASS
+            + "slices:\n- merge_method: linear\n  sources: [{model: a, layer_range: [0, 1]}]\n",
+            (
+                "3: merge_method: linear in one slice of a recipe whose method is passthrough; all "
+                "slices have the recipe's. Merge slices of another method in a stage of their own"
             ),
         ),
         (

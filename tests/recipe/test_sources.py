@@ -300,6 +300,16 @@ def test_a_wrong_model_is_refused_with_its_line(models: list[str], message: str)
     assert str(caught.value) == message
 
 
+def test_a_base_may_be_alone_where_an_adapter_is_merged_into_it() -> None:
+    listed = {"base_model": "a+lora", "models": ["a+lora"]}
+    document = {"merge_method": "task_arithmetic", **listed, "parameters": {"weight": 1}}
+    recipe = loads(json.dumps(document), path="r.yaml")
+
+    assert [source.label for source in recipe.sources] == []
+    assert recipe.base is not None
+    assert recipe.no_effect[-1] == "r.yaml:1: models: nothing is added to the base, listed alone"
+
+
 def test_one_model_at_two_revisions_is_two_sources() -> None:
     assert [source.revision for source in linear("a@1", "a@2").sources] == ["1", "2"]
 
