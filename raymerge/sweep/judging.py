@@ -15,6 +15,7 @@ from dataclasses import replace
 from typing import Self
 
 from raymerge.errors import RaymergeError
+from raymerge.storage.urls import whole
 from raymerge.sweep import choice
 from raymerge.sweep.evaluation import Evaluating, Pool
 from raymerge.sweep.ledger import Ledger
@@ -275,8 +276,9 @@ class Judge:
     def _matching(self, trial: Trial) -> TrialRecord | None:
         """What the ledger has of this very trial."""
         record = self._ledger.record(trial.name)
-        same = record is not None and (record.text, record.out) == (trial.text, trial.out)
-        return record if same else None
+        if record is None or record.text != trial.text:
+            return None
+        return record if whole(record.out) == whole(trial.out) else None
 
     def _known(self, trial: Trial) -> TrialRecord | None:
         """The same, if it was merged once."""

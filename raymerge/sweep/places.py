@@ -44,13 +44,20 @@ class Places:
             self._made = set(json.loads(self._list.read_bytes()))
 
     def check(self, trials: Iterable[Trial], *, keep: bool) -> None:
-        """Raise PlanError for a trial that could not be removed where it is merged.
+        """Raise PlanError for a trial that could not be removed where it is merged, or kept.
 
         Args:
             trials: Before they are merged.
             keep: Whether some are going to be removed.
         """
-        for trial in trials if keep and self._scratch is None else ():
+        for trial in trials:
+            if self._scratch is not None and _local(trial.out) == self._scratch / trial.name:
+                raise PlanError(
+                    f"scratch: {self._scratch} is where {trial.name} goes, and scratch is cleared "
+                    "in the end; give another folder, or leave scratch out"
+                )
+            if not keep or self._scratch is not None:
+                continue
             if destination(trial.out).scheme is not Scheme.FILE:
                 raise PlanError(
                     f"{trial.name} goes to {trial.out}, and keep removes checkpoints from folders "

@@ -185,6 +185,44 @@ def test_candidates_lie_in_scratch_until_they_are_kept(
     assert calls(place) == before
 
 
+@pytest.mark.parametrize("scratch", ["out", "sub/../out"])
+def test_scratch_is_not_where_the_kept_go(place: Place, scratch: str) -> None:
+    recipe = grid(place, keep=1, by="like_b", scratch=str(place / scratch))
+    (place / "sub").mkdir()
+    done = place.run("sweep", recipe, place / "out", "--dry-run")
+
+    assert done.rc == 2
+    assert "scratch is cleared in the end; give another folder" in done.err
+    assert place.run("sweep", recipe, place / "out", "--quiet").rc == 2
+    assert not calls(place)
+
+
+def test_out_is_the_same_however_it_is_spelt(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(place.path)
+    recipe = grid(place, keep=1, by="like_b")
+    assert place.run("sweep", recipe, "out", "--quiet").rc == 0
+    before = calls(place)
+    for spelt in ("./out", place / "out"):
+        assert place.run("sweep", recipe, spelt, "--quiet").rc == 0
+        assert calls(place) == before
+    assert there(place) == {1}
+
+
+def test_of_a_traceback_people_see_the_error(place: Place) -> None:
+    (place / "broken.py").write_text(
+        "def score(checkpoint, **_):\n    raise KeyError('no such task')\n"
+    )
+    document = yaml.safe_load((recipe := grid(place, keep=1, by="like_b")).read_text())
+    document["sweep"]["evaluate"] = {"python": f"{place / 'broken.py'}:score"}
+    recipe.write_text(yaml.safe_dump(document, sort_keys=False))
+    done = place.run("sweep", recipe, place / "out")
+
+    assert done.rc == 4
+    assert "KeyError: 'no such task'" in done.err
+    assert "KeyError: 'no such task'" in done.out
+    assert "Traceback" not in done.out + done.err
+
+
 def test_what_the_sweep_has_not_made_is_not_removed(place: Place) -> None:
     recipe = grid(place, keep=1, by="like_b")
     listed = place.run("sweep", recipe, place / "out", "--dry-run", "--json").json["trials"]
