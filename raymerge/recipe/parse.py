@@ -11,7 +11,7 @@ from raymerge.checkpoint.dtypes import OUTPUT_DTYPES, DType
 from raymerge.errors import RecipeError
 from raymerge.methods import Method, methods
 from raymerge.recipe.chat_templates import read_chat_template
-from raymerge.recipe.dialect import IDLE_SOURCE_KEYS, MERGEKIT_KNOBS
+from raymerge.recipe.dialect import IDLE_SOURCE_KEYS, refuse_stray_knobs
 from raymerge.recipe.document import Fields, Items, Scalar, read_documents
 from raymerge.recipe.model import ExpertLayout, NanPolicy, Recipe
 from raymerge.recipe.parameters import SHORTHANDS
@@ -116,7 +116,8 @@ def read_trees(documents: Sequence[Fields], text: str, path: str) -> Recipe:
 
 
 def _read_recipe(top: Fields, text: str, path: str) -> Recipe:
-    _refuse_stray_knobs(top)
+    refuse_stray_knobs(top, TOP_KEYS)
+    _refuse_stray_keys(top)
     top.check_keys("a recipe", TOP_KEYS)
     method = _read_method(top)
     dtype = _read_dtype(top, "dtype")
@@ -143,12 +144,13 @@ def _read_recipe(top: Fields, text: str, path: str) -> Recipe:
     return replace(recipe, tokenizer=policy)
 
 
-def _refuse_stray_knobs(top: Fields) -> None:
-    knobs = MERGEKIT_KNOBS.union(*(method.knobs for method in methods().values()))
-    for key, field in top.fields.items():
-        if key in knobs and key not in TOP_KEYS:
+def _refuse_stray_keys(top: Fields) -> None:
+    """Refuse keys of the recipe among the knobs."""
+    parameters = top.get("parameters")
+    for key, field in parameters.fields.items() if isinstance(parameters, Fields) else ():
+        if key in TOP_KEYS and key not in SHORTHANDS:
             raise field.place.error(
-                f"{key}: a knob, and knobs stand under parameters; write parameters: {{{key}: ...}}"
+                f"{key}: a key of the recipe, no knob; write it beside parameters"
             )
 
 

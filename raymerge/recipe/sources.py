@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from raymerge.methods.registry import Method, Over
-from raymerge.recipe.dialect import IDLE_SOURCE_KEYS
+from raymerge.recipe.dialect import IDLE_SOURCE_KEYS, refuse_stray_knobs
 from raymerge.recipe.document import Fields, Items, Node, Place, Scalar
 from raymerge.recipe.labels import Named, assign_labels
 from raymerge.recipe.model import SourceRef
@@ -97,6 +97,11 @@ def make_cast(
     others = [model for model in models if base is None or model.identity != base.identity]
     unlisted = [base] if base is not None and len(others) == len(models) else []
     if key == "sources" and relative and unlisted:
+        if method.max_sources is not None and len(models) > method.max_sources:
+            raise place.error(
+                f"sources: the base of {method.name}, {unlisted[0].location!r}, is not among them; "
+                "base_model has to name one of them"
+            )
         raise place.error(
             f"sources: {method.name} needs the layers of its base, {unlisted[0].location!r}, which "
             "is not among them; list it too, with its layer_range"
@@ -161,6 +166,7 @@ def _read_entry(node: Node, key: str) -> Listed:
     if not isinstance(node, Fields):
         return _read_mention("model", node)
     allowed = (*_LOCATION_KEYS, "label", "parameters", *_ENTRY_KEYS.get(key, ()))
+    refuse_stray_knobs(node, allowed)
     node.check_keys(f"an entry of {key}", allowed, IDLE_SOURCE_KEYS)
     return _read_mention("model", node, parameters=fields_under(node, "parameters"))
 

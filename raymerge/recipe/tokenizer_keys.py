@@ -130,7 +130,7 @@ def _find(key: str, node: Node, sources: Sequence[SourceRef], words: Sequence[st
         ):
             return source.label
     hint = did_you_mean(text, [*words, *labels])
-    known = ", ".join([*words, *labels])
+    known = ", ".join(dict.fromkeys([*words, *labels]))
     raise node.place.error(
         f"{key}: {text!r} is not one of the models that are merged; allowed: {known}.{hint}"
     )

@@ -112,6 +112,11 @@ def test_top_level_keys_are_read(lines: str, field: str, value: object) -> None:
                 "{normalize: ...}"
             ),
         ),
+        ("int8_mask: true", "int8_mask: has no effect here, wherever it stands; leave it out"),
+        (
+            "parameters: {dtype: bfloat16}",
+            "dtype: a key of the recipe, no knob; write it beside parameters",
+        ),
         (
             "modules: {text: {}}",
             (

@@ -298,6 +298,16 @@ TIES = "merge_method: ties\nparameters: {weight: 1}\n"
             "3: sources: passthrough takes exactly 1 model, found 2",
         ),
         (
+            (
+                "merge_method: slerp\nparameters: {t: 0.5}\nbase_model: c\nslices:\n"
+                "- sources: [{model: a, layer_range: [0, 1]}, {model: b, layer_range: [0, 1]}]\n"
+            ),
+            (
+                "5: sources: the base of slerp, 'c', is not among them; base_model has to name one "
+                "of them"
+            ),
+        ),
+        (
             TIES + "base_model: b\nslices:\n- sources: [{model: a, layer_range: [0, 1]}]\n",
             (
                 "5: sources: ties needs the layers of its base, 'b', which is not among them; list "

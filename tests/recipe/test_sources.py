@@ -278,6 +278,13 @@ def test_an_unlisted_base_of_linear_needs_a_shared_weight() -> None:
             "r.yaml:3: revision: given twice; '1' is already part of the model",
         ),
         (
+            ["{model: a, weight: 0.5}"],
+            (
+                "r.yaml:3: weight: a knob, and knobs stand under parameters; write parameters: "
+                "{weight: ...}"
+            ),
+        ),
+        (
             ["{model: a, paramaters: {}}"],
             (
                 "r.yaml:3: paramaters: an entry of models has no such key; allowed: label, lora, "
