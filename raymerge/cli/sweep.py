@@ -89,7 +89,11 @@ def sweep(
             f"{out}: {len(result.trials)} trials, {failed} failed, {result.resumed} done before, "
             f"in {result.seconds:.1f} s"
         )
-        ranking = table(result.trials) if any(t.evaluations for t in result.trials) else ()
+        evaluated = any(trial.evaluations for trial in result.trials)
+        ranking = [*table(result.trials)] if evaluated else []
+        gated = [trial for trial in result.trials if trial.error is None]
+        if gated and all(trial.missed for trial in gated):
+            ranking.append("no trial clears its gates: none is kept")
         _show(as_json, result.as_json(), [*ranking, *barrier_lines(result.trials), counted])
         if failed:
             sys.exit(FAILED)

@@ -208,6 +208,17 @@ def test_out_is_the_same_however_it_is_spelt(place: Place, monkeypatch: pytest.M
     assert there(place) == {1}
 
 
+def test_people_are_told_that_no_trial_clears_its_gates(place: Place) -> None:
+    recipe = grid(place, keep=1, by="like_b", gates={"like_b": 1000})
+    done = place.run("sweep", recipe, place / "out", "--quiet")
+
+    assert done.rc == 0
+    assert "no trial clears its gates: none is kept" in done.out
+    assert there(place) == set()
+    some = grid(place, keep=1, by="like_b", gates={"like_b": 1})
+    assert "no trial clears" not in place.run("sweep", some, place / "out", "--quiet").out
+
+
 def test_of_a_traceback_people_see_the_error(place: Place) -> None:
     (place / "broken.py").write_text(
         "def score(checkpoint, **_):\n    raise KeyError('no such task')\n"
