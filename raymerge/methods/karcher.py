@@ -22,7 +22,7 @@ shorter mean."""
 def karcher(
     gram: Gram,
     *,
-    max_iter: Annotated[int, Range(0, 1_000_000)] = 10,
+    max_iter: Annotated[int, Range(0, 100_000)] = 10,
     tol: Annotated[float, Range(0.0, 1.0)] = 1e-5,
 ) -> Coefficients:
     """Find the direction that all sources are nearest to, at their mean length.
