@@ -70,7 +70,10 @@ TABLE = {
     "karcher": Row(
         Family.SPAN,
         Over.SOURCES,
-        {"max_iter": ("a whole number from 0 to 100000", 10), "tol": ("a number from 0 to 1", 1e-5)},
+        {
+            "max_iter": ("a whole number from 0 to 100000", 10),
+            "tol": ("a number from 0 to 1", 1e-5),
+        },
         needs_gram=True,
     ),
     "linear": Row(
