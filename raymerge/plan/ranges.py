@@ -7,7 +7,7 @@
 A tile of one tensor is too little to ask for: every request takes a journey there and back. A range
 is made when the first byte of it is needed, and takes with it what will soon be needed of the same
 block, of the same tensor or not. Blocks begin where stores, which keep objects in parts of a power
-of two, begin a part: a request across the seam of two costs the store the half of a request more.
+of two, begin a part: across the seam of two SeaweedFS took a third more time of its processors.
 All ranges of which some is left to be used lie within twice of what is looked ahead, so that this
 is also the most that has to be held at once, in whatever order the needs lie in the files.
 """
@@ -69,26 +69,37 @@ class Range:
         return self.stop - self.start
 
 
-@dataclass(eq=False, slots=True)
+@dataclass(slots=True)
 class _Piece:
     """What is needed of one block."""
 
     need: Need
-    taken: bool = False
-    """Whether a range has it."""
+    group: _Group | None = None
+    """What it is asked for with; None until something of its block is needed."""
 
 
 @dataclass(slots=True)
-class _Run:
-    """Pieces of a block that touch or overlap."""
+class _Group:
+    """Pieces of a block that are asked for together."""
 
     start: int
     stop: int
-    pieces: list[_Piece]
+    used_bytes: int = 0
+    gap_bytes: int = 0
+    last_node: int = 0
+    made: bool = False
 
-    @property
-    def used_bytes(self) -> int:
-        return sum(piece.need.nbytes for piece in self.pieces)
+    def takes(self, need: Need) -> bool:
+        """Whether a need that begins no sooner than those in it lies near enough."""
+        used_bytes = self.used_bytes + need.nbytes
+        gap_bytes = need.start - self.stop
+        return gap_bytes <= min(MAX_GAP_BYTES, used_bytes // MAX_GAP_SHARE - self.gap_bytes)
+
+    def add(self, need: Need) -> None:
+        self.gap_bytes += max(0, need.start - self.stop)
+        self.stop = max(self.stop, need.stop)
+        self.used_bytes += need.nbytes
+        self.last_node = max(self.last_node, need.node)
 
 
 def ranges(needs: Iterable[Need], window_bytes: int) -> Iterator[Range]:
@@ -114,8 +125,11 @@ def ranges(needs: Iterable[Need], window_bytes: int) -> Iterator[Range]:
             following = next(pieces, None)
         piece = in_sight.popleft()
         key = _block(piece.need, limit)
-        if not piece.taken:
-            yield _range(piece, blocks[key])
+        group = piece.group or _grouped(piece, blocks[key])
+        if not group.made:
+            group.made = True
+            source, file, _ = key
+            yield Range(source, file, group.start, group.stop, group.used_bytes, group.last_node)
         unseen_bytes += piece.need.nbytes
         blocks[key].popleft()
         if not blocks[key]:
@@ -141,48 +155,15 @@ def _pieces(needs: Iterable[Need], limit: int) -> Iterator[_Piece]:
             start = stop
 
 
-def _range(piece: _Piece, block: Iterable[_Piece]) -> Range:
-    """What can be asked for together with a piece, of those of its block that no range has."""
-    runs = _runs(one for one in block if not one.taken)
-    at = next(index for index, run in enumerate(runs) if piece in run.pieces)
-    joined = _joined(runs, at)
-    for one in joined.pieces:
-        one.taken = True
-    return Range(
-        piece.need.source,
-        piece.need.file,
-        joined.start,
-        joined.stop,
-        joined.used_bytes,
-        max(one.need.node for one in joined.pieces),
-    )
-
-
-def _runs(pieces: Iterable[_Piece]) -> list[_Run]:
-    runs: list[_Run] = []
-    for piece in sorted(pieces, key=lambda piece: piece.need.start):
-        if not runs or piece.need.start > runs[-1].stop:
-            runs.append(_Run(piece.need.start, piece.need.stop, []))
-        runs[-1].stop = max(runs[-1].stop, piece.need.stop)
-        runs[-1].pieces.append(piece)
-    return runs
-
-
-def _joined(runs: list[_Run], at: int) -> _Run:
-    """The run at some place, with its neighbours as far as the gaps allow."""
-    run = runs[at]
-    used_bytes, gap_bytes = run.used_bytes, 0
-    for others in (runs[at + 1 :], reversed(runs[:at])):
-        for other in others:
-            gap = max(other.start - run.stop, run.start - other.stop)
-            together = used_bytes + other.used_bytes
-            if gap > min(MAX_GAP_BYTES, together // MAX_GAP_SHARE - gap_bytes):
-                break
-            gap_bytes += gap
-            used_bytes = together
-            run = _Run(
-                min(run.start, other.start),
-                max(run.stop, other.stop),
-                [*run.pieces, *other.pieces],
-            )
-    return run
+def _grouped(first: _Piece, block: Iterable[_Piece]) -> _Group:
+    """Put the pieces of a block that have no group into some; returns that of one of them."""
+    group: _Group | None = None
+    for piece in sorted(
+        (one for one in block if one.group is None), key=lambda one: one.need.start
+    ):
+        if group is None or not group.takes(piece.need):
+            group = _Group(piece.need.start, piece.need.start)
+        group.add(piece.need)
+        piece.group = group
+    assert first.group is not None, first
+    return first.group

@@ -80,6 +80,7 @@ def _short(text: str) -> str:
     """On one line, and of a traceback what it ends with: that names the error."""
     before, traceback, calls = text.partition("Traceback (most recent call last):")
     if traceback:
-        text = f"{before} {calls.strip().rpartition(chr(10))[2]}"
+        *_, error = calls.strip().split("\n")
+        text = f"{before} {error}"
     line = " ".join(text.split())
     return line if len(line) <= _MAX_ERROR else f"{line[:_MAX_ERROR]}..."
