@@ -208,6 +208,16 @@ def test_an_adapter_that_changes_under_the_merge_is_an_error(place: Place) -> No
         )
 
 
+def test_a_base_with_its_adapter_alone_is_the_two_merged(place: Place) -> None:
+    prepare(place)
+    adapted = f"base+{place / 'lora-a'}"
+    alone = place.recipe("task_arithmetic", {adapted: {"weight": 1}}, base=adapted)
+    place.merged(alone, "alone")
+    place.merged(place.recipe("passthrough", [adapted]), "passed")
+
+    assert shard_hashes(place / "alone") == shard_hashes(place / "passed")
+
+
 def test_a_head_and_embedding_saved_with_a_tied_model_must_agree(place: Place) -> None:
     base = tiny_llama_tensors(0, tied=True)
     place.model("base", base, config=llama_config(base, tied=True))
