@@ -94,6 +94,9 @@ def sweep(
         gated = [trial for trial in result.trials if trial.error is None]
         if gated and all(trial.missed for trial in gated):
             ranking.append("no trial clears its gates: none is kept")
+        if result.soup:
+            best = next(trial.name for trial in result.trials if trial.rank == 1)
+            ranking.append(f"the soup: {' + '.join(result.soup)}, which is {best}")
         _show(as_json, result.as_json(), [*ranking, *barrier_lines(result.trials), counted])
         if failed:
             sys.exit(FAILED)

@@ -7,16 +7,20 @@ ranks                  -> the kept ones
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import ceil, inf
 from statistics import fmean
 
+from raymerge.recipe.wording import listed
 from raymerge.sweep.evaluation import Evaluating, Mean, Pareto, Weighted
+from raymerge.sweep.evaluation.scores import lacking
 from raymerge.sweep.record import Evaluated, Split, TrialRecord
 
 Floors = Mapping[str, Mapping[str, float]]
 """What sources score: by label and task."""
+TieBreak = Callable[[TrialRecord], int]
 SOURCE = "source:"
 """Before the label of a source that was evaluated, where the name of a trial may stand."""
 
@@ -34,7 +38,8 @@ def judged(
         evaluating: How they were evaluated.
         floors: Scores of the sources that gates compare with.
     """
-    found = [_judged(record, evaluating, floors) for record in records]
+    tasks = _usual_tasks(records, evaluating)
+    found = [_judged(record, evaluating, floors, tasks) for record in records]
     if isinstance(evaluating.by, Pareto):
         fronts = {
             one.record.name: float(-front)
@@ -46,19 +51,25 @@ def judged(
     return found
 
 
-def ranked(records: Sequence[TrialRecord], evaluating: Evaluating) -> list[TrialRecord]:
+def ranked(
+    records: Sequence[TrialRecord],
+    evaluating: Evaluating,
+    tie_break: TieBreak = lambda _: 0,
+) -> list[TrialRecord]:
     """Judged records, the best first, each with its rank; those that failed last, without one.
 
     Evaluated on more examples comes before fewer, gates cleared before gates missed, then the
-    better score; equal ones stay in order.
+    better score.
+
+    Args:
+        records: All that are ranked among each other.
+        evaluating: How they were evaluated.
+        tie_break: Of equal scores the one comes first for which this is least; where it is equal,
+            too, they stay in order.
     """
-    best = [
-        replace(one.record, rank=rank)
-        for rank, one in enumerate(
-            (one for tier in _tiers(records, evaluating) for one in _sorted(tier, evaluating)),
-            start=1,
-        )
-    ]
+    tiers = _tiers(records, evaluating)
+    placed = (one for tier in tiers for one in _sorted(tier, evaluating, tie_break))
+    best = [replace(one.record, rank=rank) for rank, one in enumerate(placed, start=1)]
     names = {record.name for record in best}
     return [*best, *(replace(one, rank=None) for one in records if one.name not in names)]
 
@@ -100,7 +111,7 @@ def newest(record: TrialRecord, split: Split, subset: int | None) -> Evaluated |
 
 def counts(evaluated: Evaluated | None, evaluating: Evaluating) -> bool:
     """Whether an evaluation was made and has all scores, so that it need not be made again."""
-    if evaluated is None or evaluated.error is not None:
+    if evaluated is None or not evaluated.scores:
         return False
     return set(evaluating.tasks) <= evaluated.scores.keys()
 
@@ -113,10 +124,10 @@ def reached(record: TrialRecord, evaluating: Evaluating) -> Evaluated | None:
     last = None
     for subset in evaluating.subsets:
         found = newest(record, "search", subset)
-        if found is not None and found.error is not None:
-            return None
-        if not counts(found, evaluating):
+        if found is None:
             break
+        if not counts(found, evaluating):
+            return None
         last = found
     return last
 
@@ -127,15 +138,23 @@ def failure(record: TrialRecord, evaluating: Evaluating) -> str | None:
         found = newest(record, "search", subset)
         if found is None:
             return None
-        if found.error is not None:
-            return f"evaluation {examples(subset)}: {found.error}"
+        if not counts(found, evaluating):
+            return f"evaluation {examples(subset)}: {_why(found, evaluating)}"
     return None
 
 
-def failure_of_final(record: TrialRecord) -> str | None:
+def failure_of_final(record: TrialRecord, evaluating: Evaluating) -> str | None:
     """What went wrong where a kept trial was evaluated for the report."""
     found = newest(record, "final", None)
-    return f"evaluation for the report: {found.error}" if found and found.error else None
+    if found is None or counts(found, evaluating):
+        return None
+    return f"evaluation for the report: {_why(found, evaluating)}"
+
+
+def _why(evaluated: Evaluated, evaluating: Evaluating) -> str | None:
+    """Why an evaluation does not count, by the tasks that are asked for now."""
+    lacks = lacking(evaluated.scores, evaluating.tasks) if evaluated.scores else None
+    return lacks or evaluated.error
 
 
 def examples(subset: int | None) -> str:
@@ -175,19 +194,37 @@ def scalar(scores: Mapping[str, float], evaluating: Evaluating) -> float | None:
     """The one number that scores come to; None where fronts rank."""
     by = evaluating.by
     if isinstance(by, Mean):
-        return fmean(scores.values())
+        return fmean(scores[task] for task in by.tasks or scores)
     if isinstance(by, Weighted):
         return sum(weight * scores[task] for task, weight in by.weights.items())
     return None
 
 
-def _judged(record: TrialRecord, evaluating: Evaluating, floors: Floors) -> TrialRecord:
+def _usual_tasks(records: Iterable[TrialRecord], evaluating: Evaluating) -> frozenset[str] | None:
+    """The tasks that most trials score, of equally many the first; None where not all count."""
+    if not isinstance(evaluating.by, Mean) or evaluating.by.tasks:
+        return None
+    found = (reached(record, evaluating) for record in records)
+    counted = Counter(frozenset(one.scores) for one in found if one is not None)
+    return max(counted, key=counted.__getitem__, default=None)
+
+
+def _judged(
+    record: TrialRecord, evaluating: Evaluating, floors: Floors, tasks: frozenset[str] | None
+) -> TrialRecord:
     if not record.digest:
         return record  # it was not merged
-    if (error := failure(record, evaluating)) is not None:
+    last = reached(record, evaluating)
+    error = failure(record, evaluating)
+    if last is not None and tasks is not None and tasks != last.scores.keys():
+        error = (
+            f"evaluation {examples(last.subset)}: it has scores for {listed(last.scores)} and most "
+            f"trials for {listed(tasks)}: a mean of others says nothing; name what counts under "
+            "evaluate, tasks: [a task, a task]"
+        )
+    if error is not None:
         return replace(record, state="failed", error=error, missed=(), score=None)
     state = "merged" if record.state == "failed" else record.state
-    last = reached(record, evaluating)
     if last is None:
         return replace(record, state=state, error=None, missed=(), score=None)
     return replace(
@@ -230,10 +267,10 @@ def _tiers(records: Iterable[TrialRecord], evaluating: Evaluating) -> list[list[
     return [found[key] for key in sorted(found)]
 
 
-def _sorted(tier: Sequence[_Placed], evaluating: Evaluating) -> list[_Placed]:
+def _sorted(tier: Sequence[_Placed], evaluating: Evaluating, tie_break: TieBreak) -> list[_Placed]:
     by = evaluating.by
     if not isinstance(by, Pareto):
-        return sorted(tier, key=lambda one: -(one.record.score or 0.0))
+        return sorted(tier, key=lambda one: (-(one.record.score or 0.0), tie_break(one.record)))
     return [one for front in _fronts(tier, by) for one in _spread(front, by)]
 
 

@@ -111,6 +111,10 @@ class GreedySoup:
         if found is not None and self._best is not None and found >= self._best:
             self._kept, self._best = tried, found
 
+    def tie_break(self, record: TrialRecord) -> int:
+        """The larger soup: the smaller one was left for it."""
+        return -int(record.values["models"])
+
 
 def _standing(record: TrialRecord) -> tuple[bool, float] | None:
     return None if record.score is None else (not record.missed, record.score)

@@ -14,7 +14,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Self
 
-from raymerge.errors import RaymergeError
+from raymerge.errors import PlanError, RaymergeError, SourceError
+from raymerge.recipe.wording import listed
 from raymerge.storage.urls import whole
 from raymerge.sweep import choice
 from raymerge.sweep.evaluation import Evaluating, Pool
@@ -22,7 +23,7 @@ from raymerge.sweep.ledger import Ledger
 from raymerge.sweep.places import Places
 from raymerge.sweep.record import Evaluated, Split, TrialRecord
 from raymerge.sweep.rounds import MAX_TRIALS, Outcome, Rounds, record_of
-from raymerge.sweep.sources import floors_of, location_of
+from raymerge.sweep.sources import compared, floors_of
 from raymerge.sweep.trial import Trial
 
 OnTrial = Callable[[TrialRecord], None]
@@ -38,6 +39,7 @@ class Judge:
         evaluating: How trials are evaluated and chosen.
         places: Where they lie.
         start_pool: Starts what evaluates, given whom to tell.
+        tie_break: See `choice.ranked`.
         on_trial: Told of each trial as it is merged, or fails to be.
         on_evaluated: Told of each evaluation, from any thread.
 
@@ -53,6 +55,7 @@ class Judge:
         places: Places,
         start_pool: Callable[[OnEvaluated], Pool],
         *,
+        tie_break: choice.TieBreak,
         on_trial: OnTrial,
         on_evaluated: OnEvaluated,
     ) -> None:
@@ -60,11 +63,14 @@ class Judge:
         self._ledger = ledger
         self._evaluating = evaluating
         self._places = places
+        self._tie_break = tie_break
         self._on_trial = on_trial
         self._on_evaluated = on_evaluated
         self._pool = start_pool(self._take)
         rounds.yield_to(lambda: self._pool.is_busy)
         self._asked: dict[str, Trial] = {}
+        self._checked: set[object] = set()
+        """Sources that are still what earlier runs have merged."""
         self._digests: dict[str, str] = {}
         """What evaluations under way are of, by name."""
         self._tried: set[tuple[str, Split, int | None]] = set()
@@ -79,10 +85,12 @@ class Judge:
         """Merge and evaluate trials, but for what is known of them; their records, in order.
 
         Raises:
-            RaymergeError: What ends the whole sweep: a source cannot be read, or not evaluated.
+            RaymergeError: What ends the whole sweep: a source cannot be read, or not evaluated, or
+                is another one than it was.
         """
         named = {trial.name: trial for trial in trials}
         self._asked |= named
+        self._check_sources(named.values())
         self._places.check(trials, keep=self._evaluating.keep is not None)
         if self._evaluating.evaluator is None:
             lacking = [trial for trial in named.values() if not self._lies(trial)]
@@ -91,16 +99,18 @@ class Judge:
             self._evaluate_sources(trials)
             for some in self._portions(list(named.values())):
                 self._race(some)
+                self._ledger.evaluator.check_still(self._evaluating)
                 self._thin()
         return [self._record(trial) for trial in trials]
 
     def finish(self) -> list[TrialRecord]:
         """Decide on all trials; their records in the order asked for."""
         if self._evaluating.evaluator is not None and self._asked:
-            best = choice.ranked(self._judged(), self._evaluating)
+            best = choice.ranked(self._judged(), self._evaluating, self._tie_break)
             kept = choice.chosen(best, self._evaluating)
             if self._evaluating.splits is not None:
                 self._evaluate([self._asked[one.name] for one in kept], "final", None)
+                self._ledger.evaluator.check_still(self._evaluating)
             self.gates = choice.least_scores(self._evaluating, self._floors())
             self._settle(kept)
             self._end(best, {one.name for one in kept})
@@ -111,6 +121,30 @@ class Judge:
 
     def __exit__(self, *error: object) -> None:
         self._pool.close()
+
+    def _check_sources(self, trials: Iterable[Trial]) -> None:
+        """Raise PlanError if what is merged came from other sources than there are now.
+
+        One trial is planned again for every source, not every trial.
+        """
+        for trial in trials:
+            refs = (*trial.recipe.checkpoints, *trial.recipe.adapters)
+            sources = {(ref.location, ref.revision) for ref in refs}
+            known = None if trial.name in self.merged else self._known(trial)
+            if known is None or sources <= self._checked:
+                continue
+            try:
+                now = self._rounds.digest_now(trial, self._ledger.shard_bytes(trial.name))
+            except SourceError:
+                continue  # it is gone: what was made of it is still what it was
+            if now != known.digest:
+                raise PlanError(
+                    f"{trial.name} was plan {known.digest} and is now {now}: since trials of this "
+                    "sweep were merged a source was written again, or this is another raymerge. "
+                    f"Sources: {listed(ref.location for ref in refs)}. --overwrite makes every "
+                    "trial again; another OUT leaves these as they are"
+                )
+            self._checked |= sources
 
     def _portions(self, trials: Sequence[Trial]) -> Iterator[Sequence[Trial]]:
         """Trials that are decided on before the next are merged: candidates take room."""
@@ -160,11 +194,14 @@ class Judge:
     def _merge(self, trials: Sequence[Trial], then: OnTrial) -> None:
         """Merge trials where candidates lie, and do something with each that is whole."""
         places = self._places
+        for trial in trials:
+            if known := self._known(trial):
+                places.mend(trial, known.digest)
         places.begin(map(places.candidate, trials))
         at = [replace(trial, out=places.candidate(trial)) for trial in trials]
 
         def end(outcome: Outcome) -> None:
-            record = record_of(self._asked[outcome.trial.name], outcome)
+            record = self._came_to(outcome)
             self._add(record)
             self._on_trial(record)
             if outcome.error is None:
@@ -173,11 +210,20 @@ class Judge:
         if at:
             self._rounds.merge(at, end)
 
+    def _came_to(self, outcome: Outcome) -> TrialRecord:
+        """What becomes of a trial; of one that was merged before its evaluations stay."""
+        trial = self._asked[outcome.trial.name]
+        known = self._known(trial)
+        if known is None or outcome.error is None:
+            return record_of(trial, outcome)
+        return replace(known, state="failed", error=str(outcome.error))
+
     def _add(self, record: TrialRecord) -> None:
         self._ledger.append(record)
         self.merged[record.name] = record
-        self.bytes_read += record.bytes_read
-        self.bytes_written += record.bytes_written
+        if record.state != "failed":
+            self.bytes_read += record.bytes_read
+            self.bytes_written += record.bytes_written
 
     def _evaluate_sources(self, trials: Sequence[Trial]) -> None:
         """Have the sources evaluated that gates compare with, beside the first merges."""
@@ -185,11 +231,12 @@ class Judge:
             name = f"{choice.SOURCE}{label}"
             if name in self._digests:
                 continue
-            place = location_of(label, trials)
-            known = self._ledger.evaluations(name, place)
+            source = compared(label, trials)
+            digest = f"{source.location} {self._rounds.identity_of(source)}"
+            known = self._ledger.evaluations(name, digest)
             if not any(choice.counts(one, self._evaluating) for one in known):
-                self._submit(name, place, place, "search", None)
-            self._digests[name] = place
+                self._submit(name, digest, source.location, "search", None)
+            self._digests[name] = digest
 
     def _floors(self) -> choice.Floors:
         """What the sources score that gates compare with."""
@@ -198,7 +245,8 @@ class Judge:
             {
                 label: self._ledger.evaluations(name, self._digests[name])
                 for label, name in names.items()
-            }
+            },
+            self._evaluating.tasks,
         )
 
     def _judged(self) -> list[TrialRecord]:
@@ -211,7 +259,7 @@ class Judge:
         judged = self._judged()
         losers: set[str] = set()
         if self._evaluating.keep is not None:
-            best = choice.ranked(judged, self._evaluating)
+            best = choice.ranked(judged, self._evaluating, self._tie_break)
             kept = {one.name for one in choice.chosen(best, self._evaluating)}
             # What an earlier run has kept stays until all is known.
             losers = {one.name for one in best if one.rank and one.state == "merged"} - kept
@@ -224,6 +272,7 @@ class Judge:
         for record in kept:
             trial = self._asked[record.name]
             try:
+                self._places.mend(trial, record.digest)
                 if not self._places.settle(trial, record.digest):
                     absent.append(trial)
             except RaymergeError as error:
@@ -231,7 +280,7 @@ class Judge:
         digests = {record.name: record.digest for record in kept}
 
         def end(outcome: Outcome) -> None:
-            record = record_of(outcome.trial, outcome)
+            record = self._came_to(outcome)
             if outcome.result and record.digest != digests[record.name]:
                 error = "its sources have changed since it was evaluated; run the sweep again"
                 record = replace(record, state="failed", error=error)
@@ -255,7 +304,8 @@ class Judge:
             elif known.state == "failed":
                 others.append(known)
             else:
-                others.append(replace(one, state="kept", error=choice.failure_of_final(known)))
+                error = choice.failure_of_final(known, self._evaluating)
+                others.append(replace(one, state="kept", error=error))
         self._write(others)
         self._let_go(losers)
         self._places.clean()
@@ -292,7 +342,9 @@ class Judge:
 
     def _lies(self, trial: Trial) -> bool:
         known = self._known(trial)
-        return known is not None and known.state != "removed"
+        if known is None or known.state == "removed":
+            return False
+        return self._places.find(trial, known.digest) is not None
 
     def _lacks(self, trial: Trial, split: Split, subset: int | None) -> bool:
         """Whether an evaluation of a trial is still to be made."""

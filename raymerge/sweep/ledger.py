@@ -15,7 +15,7 @@ OUT/raymerge-trials.parquet, the newest row of every trial
 
 OUT/raymerge-evaluations.parquet, every evaluation that was made
   trial, split, subset, error, seconds, worker    see `Evaluated`
-  digest               of the trial's plan; of a source its location
+  digest               of the trial's plan; of a source its location and what its files are
   scores               JSON, by task
   evaluator            digest of what the sweep block said of the evaluator, and of its files
   files                JSON, the sha256 of each of these files
@@ -64,7 +64,7 @@ class Ledger:
     ) -> None:
         self._out = out
         self._shard_bytes = shard_bytes
-        self._evaluator = evaluator
+        self.evaluator = evaluator
         self._lock = _lock(out)
         remove_drafts(out)
         self._writing = Lock()
@@ -95,6 +95,11 @@ class Ledger:
             return None
         return record_of(row, self._of(name, row["digest"]))
 
+    def shard_bytes(self, name: str) -> int | None:
+        """Limit of an output shard that a trial was merged with; None where it was chosen."""
+        limit: int | None = self._rows[name]["shard_bytes"]
+        return limit
+
     def append(self, *records: TrialRecord) -> None:
         """Keep what is known of trials, but for their evaluations. Safe once this returns."""
         if not records:
@@ -113,7 +118,7 @@ class Ledger:
 
         Args:
             name: Of the trial, or `source:` and a source's label.
-            digest: Of the trial's plan; of a source its location.
+            digest: Of the trial's plan; of a source its location and what its files are.
         """
         return tuple(map(_evaluated, self._of(name, digest)))
 
@@ -122,7 +127,7 @@ class Ledger:
 
         Args:
             evaluated: What came of it.
-            digest: Of the trial's plan; of a source its location.
+            digest: Of the trial's plan; of a source its location and what its files are.
         """
         with self._writing:
             row = {
@@ -134,8 +139,8 @@ class Ledger:
                 "error": evaluated.error,
                 "seconds": evaluated.seconds,
                 "worker": evaluated.worker,
-                "evaluator": self._evaluator.digest,
-                "files": json.dumps(dict(self._evaluator.files)),
+                "evaluator": self.evaluator.digest,
+                "files": json.dumps(dict(self.evaluator.files)),
                 "sequence": self._next_evaluation,
             }
             EVALUATIONS.append(self._out, [row], self._next_evaluation)
@@ -161,7 +166,7 @@ class Ledger:
 
     def _files_of_another(self) -> Mapping[str, str] | None:
         last = next(reversed(self._evaluations.values()), None)
-        if last is None or last["evaluator"] == self._evaluator.digest:
+        if last is None or last["evaluator"] == self.evaluator.digest:
             return None
         files: Mapping[str, str] = json.loads(last.get("files") or "{}")
         return files

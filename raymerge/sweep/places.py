@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
-from raymerge.checkpoint.index import INDEX_NAME
+from raymerge.checkpoint.index import INDEX_NAME, RECORD_NAME
 from raymerge.errors import PlanError, StorageError
 from raymerge.runtime.adopting import adopt
 from raymerge.runtime.destination import finished
@@ -96,6 +96,18 @@ class Places:
         adopt(Path(found), own, digest=digest, overwrite=self._overwrite)
         return True
 
+    def mend(self, trial: Trial, digest: str) -> None:
+        """Remove what is left of a trial's checkpoint that is not whole any more.
+
+        Only what the sweep has made, and what says that it is of this very plan.
+        """
+        for place in {self.candidate(trial), trial.out}:
+            own = _local(place)
+            if own is None or str(own) not in self._made or not _says(own, digest):
+                continue
+            if finished(place, digest, access=self._access) is None:
+                _remove_checkpoint(own)
+
     def is_own(self, trial: Trial, digest: str) -> bool:
         """Whether the checkpoint of a trial, if there is one, is the sweep's own."""
         found = self.find(trial, digest)
@@ -143,6 +155,15 @@ def _is_empty(folder: Path) -> bool:
         return True
     except OSError:
         return False
+
+
+def _says(folder: Path, digest: str) -> bool:
+    """Whether the record of a checkpoint names a plan."""
+    try:
+        record = json.loads((folder / RECORD_NAME).read_bytes())
+    except (OSError, ValueError):
+        return False
+    return isinstance(record, dict) and record.get("digest") == digest
 
 
 def _remove_checkpoint(folder: Path) -> None:

@@ -24,6 +24,10 @@ class Proposer(Protocol):
         """Take in what came of the round asked for, evaluated, in its order."""
         ...
 
+    def tie_break(self, record: TrialRecord) -> int:
+        """Of trials with equal scores the one comes first for which this is least."""
+        ...
+
 
 class OneRound:
     """All trials at once: a grid, a sample, a list of recipes."""
@@ -38,3 +42,8 @@ class OneRound:
 
     def tell(self, records: Sequence[TrialRecord]) -> None:
         """Nothing depends on them."""
+
+    def tie_break(self, record: TrialRecord) -> int:
+        """They stay in order."""
+        del record
+        return 0

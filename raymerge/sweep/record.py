@@ -23,8 +23,9 @@ class Evaluated:
     subset: int | None
     """How many of the examples; None for all."""
     scores: Mapping[str, float]
-    """By task, higher is better; empty where it failed."""
+    """By task, higher is better; empty where it gave none."""
     error: str | None
+    """Why it gave none, or not those that were asked for."""
     seconds: float
     worker: str
     """Host and process that ran it."""
@@ -63,5 +64,5 @@ class TrialRecord:
 
     def shown(self, split: Split) -> Evaluated | None:
         """Its evaluation on the most examples of a split, of those that gave scores."""
-        good = [one for one in self.evaluations if one.split == split and one.error is None]
+        good = [one for one in self.evaluations if one.split == split and one.scores]
         return max(good, key=lambda one: inf if one.subset is None else one.subset, default=None)

@@ -7,13 +7,16 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from raymerge.errors import ClusterError, RaymergeError, SourceError
-from raymerge.options import RunOptions, access_of, machine_of
+from raymerge.options import RunOptions, access_of, checked_access, machine_of
 from raymerge.planning import Shelf, fills_together, plan_merge
 from raymerge.sweep.groups import OneRead, PlannedTrial, fitting, groups
 from raymerge.sweep.record import TrialRecord
+from raymerge.sweep.sources import identity_of
 from raymerge.sweep.trial import Trial
 
 if TYPE_CHECKING:
+    from raymerge.plan.build import Plan
+    from raymerge.recipe import SourceRef
     from raymerge.runtime.driver import MergeResult
     from raymerge.runtime.engine import Engine
     from raymerge.runtime.events import OnEvent, TrialEnded
@@ -108,6 +111,36 @@ class Rounds:
         """
         self._busy = busy
 
+    def digest_now(self, trial: Trial, shard_bytes: int | None) -> str:
+        """What the plan of a trial is called, from its sources as they are now.
+
+        Args:
+            trial: Which one.
+            shard_bytes: Limit of an output shard that it was planned with before.
+
+        Raises:
+            RaymergeError: It cannot be planned.
+        """
+        options = self._options.copy()
+        options["shard_bytes"] = shard_bytes
+        return self._plan(trial, options).digest
+
+    def identity_of(self, source: SourceRef) -> str:
+        """Equal for a source whose files are the same: 16 hex digits of their names and pins.
+
+        Raises:
+            RaymergeError: It cannot be read.
+        """
+        from raymerge.storage import open_folder
+
+        folder = open_folder(
+            source.location,
+            label=source.label,
+            revision=source.revision,
+            access=checked_access(self._options, [source.location]),
+        )
+        return identity_of(folder)
+
     def merge(self, trials: Sequence[Trial], on_outcome: OnOutcome) -> None:
         """Merge every trial into its place, those of equal layout with one read of their sources.
 
@@ -148,19 +181,18 @@ class Rounds:
 
         for trial in trials:
             try:
-                plan = plan_merge(
-                    trial.recipe,
-                    out=trial.out,
-                    machine=self._machine,
-                    options=self._options,
-                    shelf=self._shelf,
-                )
+                plan = self._plan(trial, self._options)
             except RaymergeError as error:
                 on_outcome(Outcome(trial=trial, result=None, error=error))
             else:
                 self._on_event(planned_event(plan, self._machine.engine, self._machine.device))
                 whole = not fills_together(trial.out)
                 yield PlannedTrial(trial=trial, plan=plan, whole_shards=whole)
+
+    def _plan(self, trial: Trial, options: RunOptions) -> Plan:
+        return plan_merge(
+            trial.recipe, out=trial.out, machine=self._machine, options=options, shelf=self._shelf
+        )
 
     def _merge_together(self, one_read: OneRead, on_outcome: OnOutcome) -> None:
         trials, union, budget = one_read.trials, one_read.union, one_read.budget

@@ -37,6 +37,8 @@ class SweepResult:
     bytes_read: int
     bytes_written: int
     seconds: float
+    soup: tuple[str, ...] | None
+    """What a greedy soup has come to: labels of its ingredients; None of another sweep."""
 
     @property
     def failed(self) -> tuple[TrialRecord, ...]:
@@ -139,6 +141,7 @@ def sweep(
     from raymerge.storage import local_folder
     from raymerge.sweep import loop
     from raymerge.sweep.evaluation import Pareto, fingerprint
+    from raymerge.sweep.greedy import GreedySoup
     from raymerge.sweep.judging import Judge
     from raymerge.sweep.ledger import Ledger
     from raymerge.sweep.places import Places
@@ -184,6 +187,7 @@ def sweep(
             evaluating,
             places,
             partial(loop.pool_of, evaluating, machine),
+            tie_break=proposer.tie_break,
             on_trial=on_trial,
             on_evaluated=on_evaluated,
         ) as judge:
@@ -198,6 +202,7 @@ def sweep(
         bytes_read=judge.bytes_read,
         bytes_written=judge.bytes_written,
         seconds=round(perf_counter() - began, 3),
+        soup=proposer.soup if isinstance(proposer, GreedySoup) else None,
     )
 
 

@@ -194,6 +194,11 @@ class Searching:
         self._known |= {record.name: record for record in records}
         self._tell_points()
 
+    def tie_break(self, record: TrialRecord) -> int:
+        """They stay in order."""
+        del record
+        return 0
+
     def _values(self, params: Mapping[str, Any]) -> dict[str, Value]:
         return {
             name: axis.values[params[name]] if isinstance(axis, Choices) else params[name]

@@ -2,16 +2,30 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Mapping
 
+from raymerge.checkpoint.folder import Folder
 from raymerge.errors import RaymergeError, RecipeError
+from raymerge.recipe import SourceRef
 from raymerge.recipe.wording import did_you_mean, listed
+from raymerge.sweep.evaluation.scores import lacking
 from raymerge.sweep.record import Evaluated
 from raymerge.sweep.trial import Trial
 
 
-def location_of(label: str, trials: Iterable[Trial]) -> str:
-    """Path or URL of a source, as its recipe has it.
+def identity_of(folder: Folder) -> str:
+    """Equal for a folder whose files are the same: 16 hex digits of their names and pins.
+
+    Raises:
+        SourceError: A file cannot be read.
+    """
+    pins = [(name, folder.pin(name)) for name in sorted(folder.sizes())]
+    return hashlib.sha256(repr(pins).encode()).hexdigest()[:16]
+
+
+def compared(label: str, trials: Iterable[Trial]) -> SourceRef:
+    """A source that gates compare with, as its recipe has it.
 
     Args:
         label: Of the source.
@@ -44,14 +58,17 @@ def location_of(label: str, trials: Iterable[Trial]) -> str:
             "merge it first, and compare with a gate in numbers",
             file=path,
         )
-    return ref.location
+    return ref
 
 
-def floors_of(evaluations: Mapping[str, Iterable[Evaluated]]) -> dict[str, Mapping[str, float]]:
+def floors_of(
+    evaluations: Mapping[str, Iterable[Evaluated]], needed: Iterable[str]
+) -> dict[str, Mapping[str, float]]:
     """What each source scores.
 
     Args:
         evaluations: By label.
+        needed: Tasks that each has to have a score for.
 
     Raises:
         RaymergeError: One of them could not be evaluated.
@@ -59,10 +76,11 @@ def floors_of(evaluations: Mapping[str, Iterable[Evaluated]]) -> dict[str, Mappi
     floors = {}
     for label, found in evaluations.items():
         for one in found:
-            if one.error is not None:
+            why = lacking(one.scores, needed) if one.scores else one.error
+            if why is not None:
                 raise RaymergeError(
                     f"at_least: the source {label} could not be evaluated, and no trial can be "
-                    f"held against it. What is merged stays. {one.error}",
+                    f"held against it. What is merged stays. {why}",
                     source=label,
                 )
             floors[label] = one.scores

@@ -4,7 +4,7 @@
 
 Scores are how near the first tensor is to that of two models beside this script: `a` and `b`. Every
 call adds a line to calls.txt there. `fail.json` there may have `{"part of a path": what}`: `crash`,
-`hang`, `rubbish`, `nan`.
+`hang`, `rubbish`, `nan`, `even` (both scores are 50), `half` (there is one).
 """
 
 from __future__ import annotations
@@ -50,6 +50,9 @@ def main() -> None:
     if what == "nan":
         sys.stdout.write('{"like_a": NaN, "like_b": 1}\n')
         return
+    if what == "even":
+        sys.stdout.write('{"like_a": 50, "like_b": 50}\n')
+        return
     count = 64 if subset == "all" else int(subset)
     own = values(checkpoint, count)
     scores = {}
@@ -57,6 +60,8 @@ def main() -> None:
         model = values(HERE / name, count)
         apart = sum((x - y) ** 2 for x, y in zip(own, model, strict=True)) ** 0.5
         scores[f"like_{name}"] = 100 - 1000 * apart / count**0.5
+    if what == "half":
+        del scores["like_a"]
     sys.stdout.write(json.dumps(scores) + "\n")
 
 

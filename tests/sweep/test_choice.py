@@ -120,6 +120,39 @@ def test_scores_without_a_task_that_a_gate_asks_for_do_not_count() -> None:
     how = evaluating(" gates: {math: 1}")
     [one], _, kept = order([trial("t", evaluated(code=9))], how)
     assert (one.score, one.rank, kept) == (None, None, [])
+    assert one.error == "evaluation on all examples: no score for math; it has code."
+    # Once the gate names a task that there is, they do, whatever was said of them then.
+    known = trial("t", evaluated(error="no score for math", code=9), state="failed")
+    [one], _, kept = order([known], evaluating(" gates: {code: 1}"))
+    assert (one.score, one.rank, one.error, kept) == (9, 1, None, ["t"])
+
+
+def test_a_mean_is_over_the_same_tasks_of_every_trial() -> None:
+    records = [
+        trial("half", evaluated(math=9)),
+        trial("one", evaluated(math=5, code=3)),
+        trial("two", evaluated(math=6, code=4)),
+        trial("more", evaluated(math=7, code=5, chat=99)),
+    ]
+    best, names, kept = order(records, evaluating(" keep: 1"))
+    assert (names, kept) == (["two", "one", "half", "more"], ["two"])
+    assert [one.state for one in best] == ["merged", "merged", "failed", "failed"]
+    assert "scores for math and most trials for code, math: a mean" in (best[2].error or "")
+    # Of tasks that the recipe names.
+    named = parsed(" evaluate: {python: 'a:b', tasks: [math]}\n keep: 1")
+    best, names, kept = order(records, named)
+    assert (names, kept) == (["half", "more", "two", "one"], ["half"])
+    assert [one.score for one in best] == [9, 7, 6, 5]
+    # A weighted sum has tasks of its own.
+    assert order(records, evaluating(" by: math"))[1] == ["half", "more", "two", "one"]
+
+
+def test_of_equal_scores_one_may_come_first() -> None:
+    records = [trial(name, evaluated(a=a)) for name, a in (("x", 1), ("y", 2), ("zz", 2))]
+    judged = choice.judged(records, evaluating(), {})
+    assert [one.name for one in choice.ranked(judged, evaluating())] == ["y", "zz", "x"]
+    longest = choice.ranked(judged, evaluating(), lambda one: -len(one.name))
+    assert [one.name for one in longest] == ["zz", "y", "x"]
 
 
 @given(

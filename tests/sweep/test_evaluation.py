@@ -99,13 +99,18 @@ def test_a_command_is_given_its_arguments_whole() -> None:
         ("print('fine')", "its last line is 'fine'"),
         ("pass", "it printed nothing"),
         ("print('{\"math\": NaN}')", "the score of math is nan"),
-        ("print('{\"code\": 1}')", "no score for math; it has code"),
     ],
 )
 def test_a_failure_is_recorded_with_its_reason(code: str, message: str) -> None:
     found = evaluated(command(code, " gates: {math: 1}"))
     assert found.scores == {}
     assert message in (found.error or "")
+
+
+def test_scores_stay_where_a_task_is_lacking() -> None:
+    found = evaluated(command("print('{\"math\": 1}')", " gates: {maths: 1}"))
+    assert found.error == "no score for maths; it has math. Did you mean 'math'?"
+    assert found.scores == {"math": 1}
 
 
 def test_a_program_that_hangs_is_ended_with_what_it_started(tmp_path: Path) -> None:
@@ -142,7 +147,7 @@ def test_a_function_is_called_in_a_process_of_its_own(tmp_path: Path) -> None:
 )
 def test_rubbish_is_no_score(printed: bytes) -> None:
     with pytest.raises(NoScoresError):
-        read_scores(printed, [])
+        read_scores(printed)
 
 
 def test_the_harness_has_one_score_per_task() -> None:

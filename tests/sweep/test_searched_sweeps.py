@@ -192,3 +192,17 @@ def test_a_soup_is_not_stopped_early_and_a_search_knows_its_ends_beforehand(
     done = sweep(place, place / "ends.yaml")
     assert done.rc == 2
     assert "cannot be worked out" in done.error["message"]
+
+
+def test_of_equal_soups_the_larger_is_kept(place: Place) -> None:
+    soup = {"models": [str(place / name) for name in "abc"]}
+    path = recipe(place, greedy_soup=soup, keep=1)
+    (place / "fail.json").write_text(json.dumps({"": "even"}))
+    done = place.run("sweep", path, place / "out", *MACHINE[:-1])
+
+    assert done.rc == 0, done.err
+    [named] = [line for line in done.out.splitlines() if line.startswith("the soup: ")]
+    assert named.startswith("the soup: a + b + c, which is models=3_soup=a-b-c-")
+    [kept] = [path.parent.name for path in (place / "out").glob("*/config.json")]
+    assert named.endswith(f"which is {kept}")
+    assert sweep(place, path).json["soup"] == ["a", "b", "c"]

@@ -13,10 +13,12 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from importlib.machinery import PathFinder
 from itertools import pairwise
 from pathlib import Path
 
+from raymerge.errors import PlanError
 from raymerge.recipe.wording import listed
 from raymerge.sweep.evaluation.model import Command, Evaluating, Evaluator, Function
 
@@ -36,14 +38,33 @@ class Fingerprint:
         Args:
             before: Its files.
         """
-        changed = []
-        if before.keys() == self.files.keys():
-            changed = [word for word, sha256 in self.files.items() if before[word] != sha256]
-        what = listed(changed) or "evaluate, split or a file that they name"
         return (
-            f"{what} changed since trials of this sweep were evaluated: all are evaluated again; "
-            "what they scored before stays in raymerge-evaluations.parquet"
+            f"{_changed(before, self.files)} changed since trials of this sweep were evaluated: "
+            "all are evaluated again; what they scored before stays in "
+            "raymerge-evaluations.parquet"
         )
+
+    def check_still(self, evaluating: Evaluating) -> None:
+        """Raise PlanError if what evaluates is not what it was.
+
+        Args:
+            evaluating: What it was taken of.
+        """
+        now = fingerprint(evaluating)
+        if now.digest != self.digest:
+            raise PlanError(
+                f"{_changed(self.files, now.files)} changed while trials were evaluated, so some "
+                "of their scores are of the one before and some of the one after. Nothing was "
+                "decided; run the same command again: what is merged stays, and all are evaluated "
+                "again"
+            )
+
+
+def _changed(before: Mapping[str, str], now: Mapping[str, str]) -> str:
+    changed = []
+    if before.keys() == now.keys():
+        changed = [word for word, sha256 in now.items() if before[word] != sha256]
+    return listed(changed) or "evaluate, split or a file that they name"
 
 
 NOTHING = Fingerprint("", {})
@@ -64,8 +85,15 @@ def _files(evaluator: Evaluator) -> Iterator[tuple[str, str]]:
     for word, path in _named(evaluator):
         with suppress(OSError, ValueError):  # a word with a null byte is no path
             if path.is_file():
-                with path.open("rb") as file:
-                    yield word, hashlib.file_digest(file, "sha256").hexdigest()
+                found = path.stat()
+                yield word, _sha256(path, (found.st_mtime_ns, found.st_ino, found.st_size))
+
+
+@lru_cache(maxsize=1024)
+def _sha256(path: Path, _state: tuple[int, ...]) -> str:
+    """Of a file; it is read again only if its state is another."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _named(evaluator: Evaluator) -> Iterator[tuple[str, Path]]:

@@ -59,13 +59,13 @@ def parse(section: Mapping[str, Field], place: Place) -> Evaluating:
                 raise top.place_of(key).error(f"{key}: needs evaluate, which is missing")
     gates = numbers(top, "gates")
     at_least = _at_least(top)
-    by = _by(top)
     rungs, splits = _rungs(top), _splits(top, evaluator)
     if isinstance(evaluator, Command):
         _check_used(top, evaluator, subset=rungs is not None, split=splits is not None)
     named = words(settings, "tasks") if settings else ()
     if isinstance(evaluator, Harness):
         named = (*named, *evaluator.tasks)
+    by = _by(top, named)
     return Evaluating(
         evaluator=evaluator,
         limit_s=number(settings, "limit_s", positive, "a number above 0") or LIMIT_S,
@@ -85,7 +85,7 @@ def parse(section: Mapping[str, Field], place: Place) -> Evaluating:
 def _of(by: By) -> tuple[str, ...]:
     match by:
         case Mean():
-            return ()
+            return by.tasks
         case Weighted():
             return tuple(by.weights)
         case Pareto():
@@ -116,13 +116,13 @@ def _at_least(top: Fields) -> dict[str, AtLeast]:
     return gates
 
 
-def _by(top: Fields) -> By:
+def _by(top: Fields, named: tuple[str, ...]) -> By:
     node = top.get("by")
     if node is None:
-        return Mean()
+        return Mean(named)
     if not isinstance(node, Fields):
         task = node.as_text("by")
-        return Mean() if task == "mean" else Weighted({task: 1.0})
+        return Mean(named) if task == "mean" else Weighted({task: 1.0})
     if "pareto" not in node.fields:
         return Weighted(numbers(top, "by"))
     node.check_keys("a choice by pareto", ("pareto",))

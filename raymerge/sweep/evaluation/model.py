@@ -54,7 +54,10 @@ class AtLeast:
 
 @dataclass(frozen=True, slots=True)
 class Mean:
-    """Rank by the mean over all tasks."""
+    """Rank by the mean over tasks."""
+
+    tasks: tuple[str, ...] = ()
+    """Those that the recipe names; none for all that are scored, the same ones of every trial."""
 
 
 @dataclass(frozen=True, slots=True)

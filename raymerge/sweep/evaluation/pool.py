@@ -28,7 +28,7 @@ from raymerge.storage.urls import whole
 from raymerge.sweep.evaluation.calls import arguments_of, check_installed, environment_of
 from raymerge.sweep.evaluation.model import Evaluating
 from raymerge.sweep.evaluation.process import Ran, run
-from raymerge.sweep.evaluation.scores import NoScoresError, read_scores
+from raymerge.sweep.evaluation.scores import NoScoresError, lacking, read_scores
 from raymerge.sweep.record import Evaluated, Split
 
 OnEvaluated = Callable[[Evaluated], None]
@@ -85,9 +85,12 @@ def evaluate(job: Job, stop: Event | None = None) -> Evaluated:
         pid, error = ran.pid, _how_it_failed(ran, evaluating.limit_s)
         if error is None:
             try:
-                scores = read_scores(ran.stdout, evaluating.tasks)
+                scores = read_scores(ran.stdout)
             except NoScoresError as failure:
                 error = _with_stderr(str(failure), ran)
+            else:
+                # Those that there are stay: once the recipe names no other task they count.
+                error = lacking(scores, evaluating.tasks)
     return Evaluated(
         trial=job.name,
         split=job.split,

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from math import isfinite
 from typing import Any
 
-from raymerge.recipe.wording import listed
+from raymerge.recipe.wording import did_you_mean, listed
 
 _MAX_SHOWN = 120
 
@@ -16,17 +16,16 @@ class NoScoresError(ValueError):
     """What was printed holds no scores that can be used; the message says why."""
 
 
-def read_scores(printed: bytes, needed: Iterable[str]) -> dict[str, float]:
+def read_scores(printed: bytes) -> dict[str, float]:
     r"""The scores in an evaluator's output: the JSON object that it, or its last line, is.
 
     Args:
         printed: Standard output, or its end.
-        needed: Tasks that have to be there; others may be.
 
     Raises:
-        NoScoresError: No such object, no number, NaN or infinite, a task twice or not at all.
+        NoScoresError: No such object, no number, NaN or infinite, a task twice or none at all.
 
-    >>> read_scores(b'loading...\n{"math": 41.5}', ["math"])
+    >>> read_scores(b'loading...\n{"math": 41.5}')
     {'math': 41.5}
     """
     text = printed.decode(errors="replace").strip()
@@ -35,10 +34,20 @@ def read_scores(printed: bytes, needed: Iterable[str]) -> dict[str, float]:
         raise NoScoresError(f"it printed {_shown(text)}; expected a JSON object of scores by task")
     if not found:
         raise NoScoresError("it printed an empty JSON object; expected scores by task")
-    scores = {task: _score(task, value) for task, value in found.items()}
-    if missing := set(needed) - scores.keys():
-        raise NoScoresError(f"no score for {listed(missing)}; it has {listed(scores)}")
-    return scores
+    return {task: _score(task, value) for task, value in found.items()}
+
+
+def lacking(scores: Mapping[str, float], needed: Iterable[str]) -> str | None:
+    """What to say of tasks that have to be there and are not; None where all are.
+
+    >>> lacking({"math": 41.5, "code": 9.0}, ["maths", "code"])
+    "no score for maths; it has code, math. Did you mean 'math'?"
+    """
+    missing = set(needed) - scores.keys()
+    if not missing:
+        return None
+    hint = did_you_mean(min(missing), scores)
+    return f"no score for {listed(missing)}; it has {listed(scores)}.{hint}"
 
 
 def _parse(text: str) -> Any:

@@ -1,0 +1,180 @@
+"""Sweeps that are run again after something that they rest on was changed."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+import raymerge
+from tests.checkpoints import fine_tune, llama_config, tiny_llama_tensors
+from tests.conftest import Place, shard_hashes
+from tests.sweep.test_evaluated_sweeps import (
+    MACHINE,
+    calls,
+    fail,
+    grid,
+    rows,
+    states,
+    sweep,
+    there,
+)
+
+
+def rewrite(place: Place, name: str, seed: int) -> None:
+    """Another fine-tune in the place of a source."""
+    tensors = fine_tune(tiny_llama_tensors(0, layers=1, dtype=torch.float32), seed)
+    place.model(name, tensors, config=llama_config(tensors))
+
+
+def without_evaluation(recipe: Path) -> Path:
+    document = yaml.safe_load(recipe.read_text())
+    document["sweep"] = {"axes": document["sweep"]["axes"]}
+    recipe.write_text(yaml.safe_dump(document, sort_keys=False))
+    return recipe
+
+
+# --- sources -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("evaluated", [True, False])
+def test_a_source_that_was_written_again_stops_the_sweep(place: Place, *, evaluated: bool) -> None:
+    recipe = grid(place, [0.5, 1])
+    recipe = recipe if evaluated else without_evaluation(recipe)
+    first = sweep(place, recipe)
+    before = {one.name: shard_hashes(Path(one.out)) for one in first.trials}
+    rewrite(place, "b", 7)
+
+    # Also where trials are added to those that are known: they would be compared with them.
+    recipe = grid(place, [0.25, 0.5, 1])
+    recipe = recipe if evaluated else without_evaluation(recipe)
+    done = place.run("sweep", recipe, place / "out", *MACHINE)
+    assert done.rc == 2, done.err
+    assert "since trials of this sweep were merged a source was written again" in done.err
+    assert str(place / "b") in done.err
+    assert {one.name: shard_hashes(Path(one.out)) for one in first.trials} == before
+    assert len(calls(place)) == 2 * evaluated
+
+    again = sweep(place, recipe, overwrite=True)
+    assert not again.failed
+    assert all(shard_hashes(Path(one.out)) != before.get(one.name) for one in again.trials)
+
+
+def test_a_finished_sweep_outlives_its_sources(place: Place) -> None:
+    recipe = grid(place, [0.5, 1])
+    first = sweep(place, recipe)
+    shutil.rmtree(place / "b")
+    again = sweep(place, recipe)
+    assert (again.resumed, again.trials) == (2, first.trials)
+
+
+def test_other_options_are_no_other_source(place: Place) -> None:
+    recipe = grid(place, [0.5, 1])
+    sweep(place, recipe)
+    out = place / "out"
+    done = place.run("sweep", recipe, out, *MACHINE, "--shard-size", "20KB", "--json")
+    assert (done.rc, done.json["resumed"]) == (0, 2)
+
+
+def test_a_source_that_a_gate_compares_with_is_evaluated_as_it_is_now(place: Place) -> None:
+    recipe = grid(place, [0.5, 1], keep=1, at_least={"like_b": {"of": "b", "minus": 200}})
+    sweep(place, recipe)
+    assert calls(place).count("b all search") == 1
+    sweep(place, recipe)
+    assert calls(place).count("b all search") == 1
+    rewrite(place, "b", 7)
+    sweep(place, recipe, overwrite=True)
+    assert calls(place).count("b all search") == 2
+
+
+# --- checkpoints ---------------------------------------------------------------------------------
+
+
+def remove(checkpoint: Path) -> None:
+    shutil.rmtree(checkpoint)
+
+
+def remove_shard(checkpoint: Path) -> None:
+    min(checkpoint.glob("*.safetensors")).unlink()
+
+
+def cut(checkpoint: Path) -> None:
+    shard = min(checkpoint.glob("*.safetensors"))
+    shard.write_bytes(shard.read_bytes()[:-1])
+
+
+@pytest.mark.parametrize("harm", [remove, remove_shard, cut])
+@pytest.mark.parametrize("evaluated", [True, False])
+def test_a_kept_checkpoint_that_is_not_whole_is_made_again(
+    place: Place, harm: Any, *, evaluated: bool
+) -> None:
+    recipe = grid(place, [0.5, 1], keep=1, by="like_b")
+    recipe = recipe if evaluated else without_evaluation(recipe)
+    first = sweep(place, recipe)
+    kept = first.trials[1]
+    before = shard_hashes(Path(kept.out))
+    harm(Path(kept.out))
+    again = sweep(place, recipe)
+
+    assert not again.failed
+    assert shard_hashes(Path(kept.out)) == before
+    assert raymerge.verify(kept.out).ok
+    assert len(calls(place)) == 2 * evaluated
+    assert [one.score for one in again.trials] == [one.score for one in first.trials]
+
+
+def test_a_kept_checkpoint_that_cannot_be_made_again_keeps_its_scores(place: Place) -> None:
+    recipe = grid(place, [0.5, 1], keep=1, by="like_b")
+    kept = sweep(place, recipe).trials[1]
+    shutil.rmtree(kept.out)
+    shutil.copytree(place / "a", kept.out)
+    [_, failed] = sweep(place, recipe).trials
+
+    assert "already holds a checkpoint" in (failed.error or "")
+    assert failed.evaluations == kept.evaluations
+    shutil.rmtree(kept.out)
+    assert sweep(place, recipe).trials[1] == kept
+    assert len(calls(place)) == 2
+
+
+# --- evaluators and gates ------------------------------------------------------------------------
+
+
+def test_a_gate_by_a_wrong_name_costs_no_score(place: Place) -> None:
+    wrong = grid(place, [0.5, 1], keep=1, gates={"lke_b": 1})
+    done = place.run("sweep", wrong, place / "out", *MACHINE)
+    assert done.rc == 4
+    assert "no score for lke_b; it has like_a, like_b. Did you mean 'like_b'?" in done.err
+    assert len(calls(place)) == 2
+
+    result = sweep(place, grid(place, [0.5, 1], keep=1, gates={"like_b": 1}))
+    assert states(result) == {0.5: "removed", 1: "kept"}
+    assert len(calls(place)) == 2
+    assert not result.failed
+
+
+def test_an_evaluation_with_fewer_tasks_is_not_compared(place: Place) -> None:
+    fail(place, **{"w=1-": "half"})
+    result = sweep(place, grid(place, keep=1))
+    assert states(result)[1] == "failed"
+    assert "a mean of others says nothing" in (result.trials[-1].error or "")
+    assert [one.state for one in result.trials].count("kept") == 1
+
+
+def test_an_evaluator_that_is_edited_meanwhile_decides_nothing(place: Place) -> None:
+    recipe = grid(place, [0.5, 1], keep=1, by="like_b")
+    script = place / "scorer.py"
+
+    def edit(_: object) -> None:
+        script.write_text(f"{script.read_text()}\n# edited\n")
+
+    with pytest.raises(raymerge.errors.PlanError, match="changed while trials were evaluated"):
+        sweep(place, recipe, on_evaluated=edit)
+    assert there(place) == {0.5, 1}
+    assert states(sweep(place, recipe)) == {0.5: "removed", 1: "kept"}
+    assert len(calls(place)) == 4
+    assert len(rows(place, "evaluations")) == 4
