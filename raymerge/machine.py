@@ -104,11 +104,16 @@ def num_cpus() -> int:
 
 def num_gpus() -> int:
     """NVIDIA devices visible to this process, without loading torch or CUDA."""
+    return len(gpu_names())
+
+
+def gpu_names() -> list[str]:
+    """What CUDA_VISIBLE_DEVICES calls the devices that this process sees."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     present = len(list(Path("/proc/driver/nvidia/gpus").glob("*")))
     if visible is None or not present:
-        return present
-    return len([name for name in visible.split(",") if name not in {"", "-1"}])
+        return [str(number) for number in range(present)]
+    return [name for name in visible.split(",") if name not in {"", "-1"}]
 
 
 def memory_limit_bytes() -> int:

@@ -6,7 +6,7 @@ import json
 import signal
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import NoReturn
 
@@ -29,6 +29,10 @@ def reported(*, as_json: bool, resume: str | None = None) -> Iterator[None]:
         resume: What to do after an interruption.
     """
     previous = signal.signal(signal.SIGTERM, _terminate)
+    # A terminal that closes, unless nohup or tmux keeps us from it.
+    hang_up = signal.getsignal(signal.SIGHUP)
+    if hang_up is not signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, _hang_up)
     try:
         yield
     except RaymergeError as error:
@@ -46,10 +50,16 @@ def reported(*, as_json: bool, resume: str | None = None) -> Iterator[None]:
         _stopped("terminated", resume, TERMINATED)
     finally:
         signal.signal(signal.SIGTERM, previous)
+        signal.signal(signal.SIGHUP, hang_up)
 
 
 def _terminate(_signal: int, _frame: FrameType | None) -> NoReturn:
     raise TerminatedError
+
+
+def _hang_up(_signal: int, _frame: FrameType | None) -> None:
+    # Whoever keeps a SIGTERM for later keeps this one.
+    signal.raise_signal(signal.SIGTERM)
 
 
 def _fail(error: RaymergeError, *, as_json: bool) -> NoReturn:
@@ -62,5 +72,6 @@ def _fail(error: RaymergeError, *, as_json: bool) -> NoReturn:
 
 
 def _stopped(what: str, resume: str | None, code: int) -> NoReturn:
-    print(f"{what}; {resume}" if resume else what, file=sys.stderr)  # noqa: T201
+    with suppress(OSError):  # a terminal that is gone
+        print(f"{what}; {resume}" if resume else what, file=sys.stderr)  # noqa: T201
     sys.exit(code)

@@ -55,16 +55,16 @@ def sweep(
         from raymerge.sweep import run
         from raymerge.sweep.barrier import barrier_lines
         from raymerge.sweep.outline import outline_lines
-        from raymerge.sweep.ranking import evaluated_line, table
+        from raymerge.sweep.ranking import evaluated_line, num_trials, table
 
         def say(line: str) -> None:
             if not quiet:
                 click.echo(line, err=True)
 
         if status:
-            records = run.trials_in(out)
-            lines = [*table(records), *barrier_lines(records)]
-            _show(as_json, [asdict(record) for record in records], lines)
+            found = run.status_of(out)
+            lines = [*table(found.trials), *barrier_lines(found.trials), f"{out}: {found.line}"]
+            _show(as_json, [asdict(record) for record in found.trials], lines)
             return
         if dry_run:
             outline = run.outline_of(recipes, out, on_note=say, **options)
@@ -86,8 +86,8 @@ def sweep(
         )
         failed = len(result.failed)
         counted = (
-            f"{out}: {len(result.trials)} trials, {failed} failed, {result.resumed} done before, "
-            f"in {result.seconds:.1f} s"
+            f"{out}: {num_trials(len(result.trials))}, {failed} failed, "
+            f"{result.resumed} done before, in {result.seconds:.1f} s"
         )
         evaluated = any(trial.evaluations for trial in result.trials)
         ranking = [*table(result.trials)] if evaluated else []

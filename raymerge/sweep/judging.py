@@ -90,6 +90,7 @@ class Judge:
         """
         named = {trial.name: trial for trial in trials}
         self._asked |= named
+        self._ledger.ask(len(self._asked))
         self._check_sources(named.values())
         self._places.check(trials, keep=self._evaluating.keep is not None)
         if self._evaluating.evaluator is None:
@@ -215,8 +216,21 @@ class Judge:
         trial = self._asked[outcome.trial.name]
         known = self._known(trial)
         if known is None or outcome.error is None:
-            return record_of(trial, outcome)
+            return self._explained(trial, record_of(trial, outcome))
         return replace(known, state="failed", error=str(outcome.error))
+
+    def _explained(self, trial: Trial, record: TrialRecord) -> TrialRecord:
+        """A failure that comes of another recipe under the name of one that was merged."""
+        before = self._ledger.record(trial.name)
+        if record.error is None or before is None or not before.digest:
+            return record
+        if before.text == trial.text:
+            return record
+        error = (
+            f"{record.error}. Its recipe is not the one that {trial.name} was merged by: remove "
+            f"{trial.out} to have it made anew, or give another OUT"
+        )
+        return replace(record, error=error)
 
     def _add(self, record: TrialRecord) -> None:
         self._ledger.append(record)
@@ -227,11 +241,11 @@ class Judge:
 
     def _evaluate_sources(self, trials: Sequence[Trial]) -> None:
         """Have the sources evaluated that gates compare with, beside the first merges."""
-        for label in self._evaluating.sources:
+        for label, place in self._evaluating.sources.items():
             name = f"{choice.SOURCE}{label}"
             if name in self._digests:
                 continue
-            source = compared(label, trials)
+            source = compared(label, place, trials)
             digest = f"{source.location} {self._rounds.identity_of(source)}"
             known = self._ledger.evaluations(name, digest)
             if not any(choice.counts(one, self._evaluating) for one in known):

@@ -33,11 +33,13 @@ from threading import Lock
 from typing import Any, Self
 
 from raymerge.errors import ConflictError, StorageError
+from raymerge.storage.posix import write_atomically
 from raymerge.sweep.evaluation.fingerprint import NOTHING, Fingerprint
 from raymerge.sweep.record import Evaluated, TrialRecord
 from raymerge.sweep.tables import EVALUATIONS, PARTS_NAME, TRIALS, Row, remove_drafts
 
 _LOCK_NAME = "lock"
+_ASKED_NAME = "asked"
 
 
 class Ledger:
@@ -112,6 +114,10 @@ class Ledger:
             TRIALS.append(self._out, rows, self._next)
             self._next += len(rows)
             self._rows |= {row["name"]: row for row in rows}
+
+    def ask(self, trials: int) -> None:
+        """Note how many trials there are to be so far, for whoever asks how far the sweep is."""
+        write_atomically(self._out / PARTS_NAME / _ASKED_NAME, str(trials).encode())
 
     def evaluations(self, name: str, digest: str) -> tuple[Evaluated, ...]:
         """The newest evaluation of each split and subset, by this evaluator.
@@ -208,6 +214,29 @@ def read_records(out: Path) -> list[TrialRecord]:
         if trial is not None and trial["digest"] == row["digest"]:
             newest[row["trial"]][row["split"], row["subset"]] = row
     return [record_of(row, newest[name].values()) for name, row in rows.items()]
+
+
+def is_running(out: Path) -> bool:
+    """Whether a process has the sweep of a folder."""
+    try:
+        lock = os.open(out / PARTS_NAME / _LOCK_NAME, os.O_RDWR | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    finally:
+        os.close(lock)
+    return False
+
+
+def read_asked(out: Path) -> int:
+    """How many trials there are to be, as far as that was noted."""
+    try:
+        return int((out / PARTS_NAME / _ASKED_NAME).read_bytes())
+    except (OSError, ValueError):
+        return 0
 
 
 def _read_evaluations(out: Path) -> dict[int, Row]:

@@ -10,8 +10,9 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from raymerge.errors import RecipeError
-from raymerge.machine import Machine, num_cpus, num_gpus
+from raymerge.machine import Machine
 from raymerge.sweep.evaluation import Evaluating, Pool
+from raymerge.sweep.evaluation.ready import check_installed, check_ready, slots_here
 from raymerge.sweep.judging import Judge
 from raymerge.sweep.proposing import Proposer
 from raymerge.sweep.record import Evaluated, TrialRecord
@@ -97,10 +98,13 @@ def pool_of(
         evaluating: How.
         machine: What merges.
         on_evaluated: Told of each evaluation as it ends.
+
+    Raises:
+        PlanError: What evaluates is not there, or this machine has no room for one.
     """
-    room = [num_cpus() / evaluating.cpus] if evaluating.cpus else [1.0]
-    if evaluating.gpus:
-        room.append(num_gpus() / evaluating.gpus)
     # A Ray of our own may not have started yet, and has nothing but this machine.
-    here = machine.address is None
-    return Pool(evaluating, max(1, int(min(room))), on_evaluated=on_evaluated, here=here)
+    if machine.address is None:
+        check_ready(evaluating)
+        return Pool(evaluating, slots_here(evaluating), on_evaluated=on_evaluated, here=True)
+    check_installed(evaluating)
+    return Pool(evaluating, on_evaluated=on_evaluated)

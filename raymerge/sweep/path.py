@@ -9,7 +9,7 @@ holds for each.
 
 from __future__ import annotations
 
-from raymerge.recipe.document import Fields, Items, Node
+from raymerge.recipe.document import Fields, Items, Node, Scalar
 from raymerge.sweep.axes import Axis, Choices, evenly
 from raymerge.sweep.evaluation.values import mapping, number
 from raymerge.sweep.trees import keyed, refuse, word
@@ -36,6 +36,8 @@ def read_path(node: Node, top: Fields) -> tuple[Fields, dict[str, Axis]]:
     fields.check_keys("path", ("from", "to", "points", "along"))
     refuse(top, OWN_KEYS, "path")
     first, last = _end(fields, "from"), _end(fields, "to")
+    if _location(first) == _location(last) is not None:
+        raise fields.place_of("to").error("to: is the model that from is; a path has two ends")
     along = _along(fields)
     built = _line(first, last) if along == "line" else _arc(first, last)
     method = word(_METHODS[along], fields.place_of("along"))
@@ -50,6 +52,13 @@ def _end(fields: Fields, key: str) -> Node:
     if isinstance(node, Fields):
         refuse(node, ("parameters",), "path")
     return node
+
+
+def _location(end: Node) -> str | None:
+    """Of an end that is a model as it lies."""
+    if isinstance(end, Fields) and end.fields.keys() <= {"model", "label"}:
+        end = end.fields["model"].node if "model" in end.fields else end
+    return end.text if isinstance(end, Scalar) else None
 
 
 def _along(fields: Fields) -> str:

@@ -56,6 +56,8 @@ class Places:
                     f"scratch: {self._scratch} is where {trial.name} goes, and scratch is cleared "
                     "in the end; give another folder, or leave scratch out"
                 )
+            if self._scratch is not None and not self._overwrite:
+                self._check_free(self._scratch / trial.name)
             if not keep or self._scratch is not None:
                 continue
             if destination(trial.out).scheme is not Scheme.FILE:
@@ -63,6 +65,13 @@ class Places:
                     f"{trial.name} goes to {trial.out}, and keep removes checkpoints from folders "
                     "of this machine only; add scratch: and a folder, from where the kept go there"
                 )
+
+    def _check_free(self, place: Path) -> None:
+        if str(place) not in self._made and not _is_empty(place):
+            raise PlanError(
+                f"scratch: {place} is there already, and not of this sweep: another one's, or left "
+                "by one whose OUT is gone. Give each sweep a scratch of its own, or remove it"
+            )
 
     def candidate(self, trial: Trial) -> str:
         """Where a trial is merged."""

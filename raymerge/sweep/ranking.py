@@ -50,6 +50,11 @@ def _rows(best: Sequence[TrialRecord]) -> Iterator[tuple[str, ...]]:
         )
 
 
+def num_trials(number: int) -> str:
+    """`1 trial`, `2 trials`."""
+    return f"{number} trial{'' if number == 1 else 's'}"
+
+
 def evaluated_line(one: Evaluated) -> str:
     """One evaluation, as it ends."""
     what = " ".join(f"{task} {score:.4g}" for task, score in one.scores.items())

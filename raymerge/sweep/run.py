@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -77,16 +78,23 @@ def outline_of(
         PlanError: Trials could not be kept or removed where they go.
     """
     from raymerge.storage import local_folder
+    from raymerge.sweep.evaluation.ready import check_ready, slots_here
     from raymerge.sweep.loop import check_places
     from raymerge.sweep.outline import outlined
     from raymerge.sweep.places import Places
     from raymerge.sweep.proposing import OneRound
     from raymerge.sweep.rounds import Outcome, Rounds
+    from raymerge.sweep.sources import compared
 
     place = os.fspath(out)
     proposer, evaluating = _read_sweep(recipes, place, seed, options)
     trials = tuple(proposer.ask())
     check_places({}, trials)
+    for label, line in evaluating.sources.items():
+        compared(label, line, trials)
+    if machine_of(options).address is None:
+        check_ready(evaluating)
+        slots_here(evaluating)
     places = Places(
         local_folder(place), scratch=evaluating.scratch, access=access_of(options), overwrite=False
     )
@@ -126,7 +134,7 @@ def sweep(
         overwrite: Make every trial anew, whatever its place holds, and evaluate it again.
         on_trial: Told of each trial as it is merged, or fails to be.
         on_evaluated: Told of each evaluation, from any thread.
-        on_note: Told how rounds are run, in a line a time: where trials do not fit at once.
+        on_note: Told how it is run, in a line a time: the engine, where trials do not fit at once.
         on_progress: Told of bytes read and written, from any thread.
         on_event: Told of every `runtime.events.Event`, one at a time, from any thread.
         events: File that events are appended to, a line of JSON each.
@@ -170,6 +178,7 @@ def sweep(
     ):
         if evaluating.evaluator is not None and ledger.others_files is not None:
             on_note(evaluator.why_again(ledger.others_files))
+        on_note(f"engine {machine.engine} ({machine.why}), device {machine.device}")
         rounds = Rounds(
             options,
             overwrite=overwrite,
@@ -194,11 +203,11 @@ def sweep(
             records = loop.run(proposer, judge)
     by_fronts = isinstance(evaluating.by, Pareto)
     write_report(folder, records, gates=judge.gates, by_fronts=by_fronts)
-    ran = [record for record in records if record.name in judge.merged]
+    resumed = [one for one in records if one.name not in judge.merged and one.state != "failed"]
     return SweepResult(
         output=place,
         trials=tuple(records),
-        resumed=len(records) - len(ran),
+        resumed=len(resumed),
         bytes_read=judge.bytes_read,
         bytes_written=judge.bytes_written,
         seconds=round(perf_counter() - began, 3),
@@ -206,7 +215,31 @@ def sweep(
     )
 
 
-def trials_in(out: AnyPath) -> tuple[TrialRecord, ...]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SweepStatus:
+    """How far a sweep has come."""
+
+    trials: tuple[TrialRecord, ...]
+    """Of which anything is known."""
+    asked: int
+    """How many there are to be so far; a search or a soup asks for more later."""
+    running: bool
+
+    @property
+    def line(self) -> str:
+        """It in a line."""
+        from raymerge.sweep.ranking import num_trials
+
+        counts = Counter(trial.state for trial in self.trials)
+        waiting = max(0, self.asked - len(self.trials))
+        parts = [f"{number} {state}" for state, number in sorted(counts.items())]
+        parts += [f"{waiting} not yet merged"] if waiting else []
+        found = ", ".join(parts) or "nothing yet"
+        runs = "runs" if self.running else "does not run"
+        return f"{num_trials(len(self.trials) + waiting)}: {found}; it {runs}"
+
+
+def status_of(out: AnyPath) -> SweepStatus:
     """What the ledger of a sweep says, also while the sweep runs.
 
     Raises:
@@ -214,12 +247,13 @@ def trials_in(out: AnyPath) -> tuple[TrialRecord, ...]:
     """
     from raymerge.errors import SourceError
     from raymerge.storage import local_folder
-    from raymerge.sweep.ledger import read_records
+    from raymerge.sweep.ledger import is_running, read_asked, read_records
 
-    records = read_records(local_folder(os.fspath(out)))
-    if not records:
+    folder = local_folder(os.fspath(out))
+    records, running = read_records(folder), is_running(folder)
+    if not records and not running:
         raise SourceError(f"{os.fspath(out)} holds no sweep; give the OUT of one")
-    return tuple(records)
+    return SweepStatus(trials=tuple(records), asked=read_asked(folder), running=running)
 
 
 def reproduce(
@@ -235,7 +269,7 @@ def reproduce(
 
     Args:
         out: Folder of the sweep.
-        trial: Its name.
+        trial: Its name, or what no other trial's begins with.
         destination: Where to; None is where the sweep put it.
         overwrite: Replace whatever is there.
         on_progress: Told of bytes read and written, from any thread.
@@ -248,27 +282,32 @@ def reproduce(
     from raymerge.api import merge
     from raymerge.errors import PlanError, SourceError
     from raymerge.recipe import loads
-    from raymerge.recipe.wording import did_you_mean
+    from raymerge.recipe.wording import did_you_mean, listed
     from raymerge.storage import local_folder
     from raymerge.sweep.ledger import read_rows
 
     rows = read_rows(local_folder(os.fspath(out)))
-    if trial not in rows:
+    found = [trial] if trial in rows else [name for name in rows if name.startswith(trial)]
+    if len(found) > 1:
+        raise SourceError(
+            f"{os.fspath(out)}: {trial!r} begins {len(found)} trials: {listed(found)}"
+        )
+    if not found:
         hint = did_you_mean(trial, rows)
         raise SourceError(f"{os.fspath(out)} has no trial {trial!r}; it has {len(rows)}.{hint}")
-    row = rows[trial]
+    row = rows[found[0]]
 
     def check(planned: Plan, _machine: Machine) -> None:
         if row["digest"] and planned.digest != row["digest"]:
             raise PlanError(
-                f"{trial} was plan {row['digest']} and is now {planned.digest}: its sources have "
-                "changed, or this is another raymerge; `raymerge merge` on its recipe would make "
-                "other bytes"
+                f"{found[0]} was plan {row['digest']} and is now {planned.digest}: its sources "
+                "have changed, or this is another raymerge; `raymerge merge` on its recipe would "
+                "make other bytes"
             )
 
     options["shard_bytes"] = row["shard_bytes"]
     return merge(
-        loads(row["recipe"], path=f"{trial}.yaml"),
+        loads(row["recipe"], path=f"{found[0]}.yaml"),
         row["out"] if destination is None else destination,
         overwrite=overwrite,
         on_plan=check,

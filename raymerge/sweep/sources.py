@@ -6,8 +6,9 @@ import hashlib
 from collections.abc import Iterable, Mapping
 
 from raymerge.checkpoint.folder import Folder
-from raymerge.errors import RaymergeError, RecipeError
+from raymerge.errors import RaymergeError
 from raymerge.recipe import SourceRef
+from raymerge.recipe.document import Place
 from raymerge.recipe.wording import did_you_mean, listed
 from raymerge.sweep.evaluation.scores import lacking
 from raymerge.sweep.record import Evaluated
@@ -24,11 +25,12 @@ def identity_of(folder: Folder) -> str:
     return hashlib.sha256(repr(pins).encode()).hexdigest()[:16]
 
 
-def compared(label: str, trials: Iterable[Trial]) -> SourceRef:
+def compared(label: str, place: Place, trials: Iterable[Trial]) -> SourceRef:
     """A source that gates compare with, as its recipe has it.
 
     Args:
         label: Of the source.
+        place: Where it stands under `at_least`.
         trials: In whose recipes it stands.
 
     Raises:
@@ -37,26 +39,22 @@ def compared(label: str, trials: Iterable[Trial]) -> SourceRef:
     recipes = [trial.recipe for trial in trials]
     refs = [ref for recipe in recipes for ref in recipe.checkpoints]
     found = {ref.location: ref for ref in refs if ref.label == label}
-    path = recipes[0].path
     if not found:
         labels = {ref.label for ref in refs}
         hint = did_you_mean(label, labels)
-        raise RecipeError(
-            f"{path}: at_least: there is no source {label!r}; sources: {listed(labels)}.{hint}",
-            file=path,
+        raise place.error(
+            f"at_least: there is no source {label!r}; sources: {listed(labels)}.{hint}"
         )
     if len(found) > 1:
-        raise RecipeError(
-            f"{path}: at_least: {label!r} is {len(found)} sources, {' and '.join(sorted(found))}; "
-            "give each a label of its own",
-            file=path,
+        raise place.error(
+            f"at_least: {label!r} is {len(found)} sources, {' and '.join(sorted(found))}; give "
+            "each a label of its own"
         )
     [ref] = found.values()
     if ref.adapter is not None:
-        raise RecipeError(
-            f"{path}: at_least: {label!r} has an adapter, and a source is evaluated as it lies; "
-            "merge it first, and compare with a gate in numbers",
-            file=path,
+        raise place.error(
+            f"at_least: {label!r} has an adapter, and a source is evaluated as it lies; merge it "
+            "first, and compare with a gate in numbers"
         )
     return ref
 

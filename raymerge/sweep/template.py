@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from raymerge.errors import RecipeError
 from raymerge.recipe.document import Field, Fields, Items, Node, Place, Scalar, read_documents
 from raymerge.recipe.parse import read_trees
 from raymerge.recipe.render import render
@@ -58,6 +59,8 @@ class Template:
             PlanError: What searches is not installed.
         """
         block = self.block
+        if seed is not None:
+            self._check_seed()
         if block.search:
             return Searching(
                 block.search,
@@ -90,8 +93,22 @@ class Template:
 
     def trial(self, values: Mapping[str, Value], out: str, *, seed: int | None = None) -> Trial:
         """The trial of one point; see `trials`."""
-        documents = [_filled(top, values) for top in self.documents]
-        return make_trial(documents, self.path, values, out, stem=None, seed=seed)
+        try:
+            documents = [_filled(top, values) for top in self.documents]
+            return make_trial(documents, self.path, values, out, stem=None, seed=seed)
+        except RecipeError as error:
+            # Its line is where the value stands, not the axis that it came from.
+            at = ", ".join(f"{name}={value}" for name, value in values.items())
+            raise RecipeError(f"{error.message} (the trial of {at})", file=error.file) from error
+
+    def _check_seed(self) -> None:
+        """Raise RecipeError if the seed is an axis: with one in its place trials are the same."""
+        for top in self.documents:
+            node = top.get("seed")
+            if isinstance(node, Scalar) and isinstance(node.value, str):
+                raise node.place.error(
+                    f"seed is {node.shown}, an axis of the sweep; leave out --seed, or the axis"
+                )
 
     def _ingredients(self) -> tuple[str, ...]:
         recipe = read_trees(self.documents, render(self.documents), self.path)

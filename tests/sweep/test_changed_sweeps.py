@@ -178,3 +178,16 @@ def test_an_evaluator_that_is_edited_meanwhile_decides_nothing(place: Place) -> 
     assert states(sweep(place, recipe)) == {0.5: "removed", 1: "kept"}
     assert len(calls(place)) == 4
     assert len(rows(place, "evaluations")) == 4
+
+
+def test_another_recipe_under_a_name_that_was_merged_is_explained(place: Place) -> None:
+    place.llamas()
+    recipe = place.recipe("linear", ("a", "b"), name="one.yaml", parameters={"weight": 1})
+    assert place.run("sweep", recipe, place / "out", *MACHINE).rc == 0
+    place.recipe("linear", ("a", "b"), name="one.yaml", parameters={"weight": 2}, dtype="float16")
+    done = place.run("sweep", recipe, place / "out", *MACHINE)
+    assert done.rc == 4
+    out = place / "out" / "one"
+    assert f"Its recipe is not the one that one was merged by: remove {out} to" in done.err
+    shutil.rmtree(out)
+    assert place.run("sweep", recipe, place / "out", *MACHINE).rc == 0

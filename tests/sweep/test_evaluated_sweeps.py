@@ -384,7 +384,8 @@ def test_the_table_and_the_status(place: Place) -> None:
     assert "is below 95" in lines[-1]
     assert "5 trials, 0 failed" in last
     status = place.run("sweep", "--status", place / "out")
-    assert status.out.splitlines() == [head, *lines]
+    summed = f"{place / 'out'}: 5 trials: 1 kept, 4 removed; it does not run"
+    assert status.out.splitlines() == [head, *lines, summed]
     found = place.run("sweep", "--status", place / "out", "--json").json
     assert {one["rank"] for one in found} == {1, 2, 3, 4, 5}
     assert all(one["evaluations"][0]["scores"] for one in found)

@@ -53,7 +53,7 @@ def test_every_key_is_read() -> None:
 """
     )
     assert found.tasks == ("math", "code", "chat")
-    assert found.sources == ("coder",)
+    assert list(found.sources) == ["coder"]
     assert found.subsets == (5, 20, None)
     assert (found.keep, found.limit_s, found.cpus) == (3, 5, 2)
     assert found.scratch == "/dev/shm/sweep"

@@ -167,6 +167,7 @@ def test_an_arc_has_its_ends_and_its_barriers(place: Place) -> None:
         ({"axes": {"w": [1]}, "greedy_soup": {"models": ["a", "b"]}}, "there is axes"),
         ({"path": {"from": "a", "to": "b"}, "sample": {"n": 3}}, "sample: there is path"),
         ({"path": {"from": "a", "to": "b"}}, "path: goes by scores"),
+        ({"path": {"from": "a", "to": "a"}, "evaluate": {"python": "a:b"}}, "a path has two ends"),
         ({"greedy_soup": {"models": ["a", "b"]}}, "greedy_soup: goes by scores"),
     ],
 )

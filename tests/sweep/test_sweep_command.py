@@ -101,6 +101,12 @@ def test_a_sweep_its_resumption_and_a_trial_again(place: Place) -> None:
     made = place.run("reproduce", place / "out", names[1], place / "again")
     assert made.rc == 0, made.err
     assert every_file(place / "again") == every_file(place / "out" / names[1])
+    by_its_beginning = place.run("reproduce", place / "out", "w=0.5", place / "short")
+    assert by_its_beginning.rc == 0, by_its_beginning.err
+    assert every_file(place / "short") == every_file(place / "out" / names[0])
+    several = place.run("reproduce", place / "out", "w=0", place / "third")
+    assert several.rc == 3
+    assert "'w=0' begins 2 trials: w=0.25-" in several.err
     place.llamas(number=1)
     assert place.run("reproduce", place / "out", names[1], place / "third").rc == 2
 

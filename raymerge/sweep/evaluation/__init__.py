@@ -5,6 +5,7 @@ model        what they say: `Evaluating`
 fingerprint  what that is, down to the files it names: `fingerprint`
 calls        what is run for a checkpoint
 process      under a time limit, in a process group of its own
+guard        which ends with the driver, however that ends
 scores       what it printed
 pool         several at once, here or on the cluster: `Pool`
 """

@@ -6,12 +6,10 @@ import json
 import re
 import sys
 from collections.abc import Mapping
-from importlib.util import find_spec
 from pathlib import Path
 
-from raymerge.errors import PlanError
 from raymerge.sweep.evaluation import child, harness
-from raymerge.sweep.evaluation.model import Command, Evaluating, Evaluator, Function, Harness
+from raymerge.sweep.evaluation.model import Command, Evaluating, Evaluator, Function
 
 PLACEHOLDERS = frozenset({"checkpoint", "subset", "split"})
 """What a command may have in braces."""
@@ -58,18 +56,15 @@ def _python(script: str | None) -> list[str]:
     return [sys.executable, "-P", str(Path(script))]
 
 
-def environment_of(evaluating: Evaluating) -> Mapping[str, str]:
-    """Variables for the program: as many threads as it has CPUs of its own."""
+def environment_of(evaluating: Evaluating, devices: str | None) -> Mapping[str, str]:
+    """Variables for the program: its GPUs, as many threads as it has CPUs of its own.
+
+    Args:
+        evaluating: What it reserves.
+        devices: Names of the CUDA devices that it has; None leaves it those of this process.
+    """
+    given = {} if devices is None else {"CUDA_VISIBLE_DEVICES": devices}
     if evaluating.cpus is None:
-        return {}
+        return given
     threads = str(max(1, int(evaluating.cpus)))
-    return {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
-
-
-def check_installed(evaluating: Evaluating) -> None:
-    """Raise PlanError, before anything is merged, if what evaluates is not installed."""
-    if isinstance(evaluating.evaluator, Harness) and find_spec("lm_eval") is None:
-        raise PlanError(
-            "evaluate: lm_eval: needs lm-evaluation-harness, which is not installed; install it "
-            f"with: {harness.INSTALL}"
-        )
+    return {**given, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}

@@ -8,7 +8,7 @@ from raymerge.recipe.document import Fields, Items, Node, Scalar
 from raymerge.recipe.wording import listed
 from raymerge.sweep.evaluation.calls import PLACEHOLDER, PLACEHOLDERS
 from raymerge.sweep.evaluation.model import Command, Evaluator, Function, Harness
-from raymerge.sweep.evaluation.values import mapping, single, singles, whole, words
+from raymerge.sweep.evaluation.values import mapping, number, single, singles, whole, words
 
 SETTINGS = ("limit_s", "cpus", "gpus", "tasks")
 """Keys of `evaluate` beside the one that names the evaluator."""
@@ -28,10 +28,21 @@ def read_evaluator(settings: Fields) -> Evaluator:
     if len(given) != 1:
         what = " and ".join(given) or "none"
         raise settings.place.error(f"evaluate: has {what}; allowed: one of {listed(_EVALUATORS)}")
+    _check_gpus(settings)
     node = settings.fields[given[0]].node
     if given[0] == "lm_eval":
         return _harness(mapping(node, "lm_eval", "tasks and what the harness takes"))
     return _command(node) if given[0] == "command" else _function(node)
+
+
+def _check_gpus(settings: Fields) -> None:
+    # As Ray has it, and so everywhere.
+    number(
+        settings,
+        "gpus",
+        lambda gpus: 0 <= gpus < 1 or gpus.is_integer(),
+        "0, a part of one below 1, or a whole number",
+    )
 
 
 def _function(node: Node) -> Function:

@@ -99,7 +99,7 @@ def _sha256(path: Path, _state: tuple[int, ...]) -> str:
 def _named(evaluator: Evaluator) -> Iterator[tuple[str, Path]]:
     if isinstance(evaluator, Function):
         where = evaluator.target.rpartition(":")[0]
-        found = Path(where) if where.endswith(".py") else _module(where)
+        found = file_of(where)
         if found is not None:
             yield where, found
     elif isinstance(evaluator, Command):
@@ -114,6 +114,11 @@ def _named(evaluator: Evaluator) -> Iterator[tuple[str, Path]]:
             # Also `--data=questions.jsonl`, and what a shell is told to run.
             for word in (argument, argument.partition("=")[2], *argument.split()):
                 yield word, Path(word)
+
+
+def file_of(where: str) -> Path | None:
+    """The file of a Python function's module, or file, without running any of it."""
+    return Path(where) if where.endswith(".py") else _module(where)
 
 
 def _is_script(path: Path) -> bool:

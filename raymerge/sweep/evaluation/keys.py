@@ -112,7 +112,7 @@ def _at_least(top: Fields) -> dict[str, AtLeast]:
         if source is None:
             raise field.place.error(f"{task}: lacks of, the label of the source to compare with")
         minus = number(gate, "minus", not_negative, "a number from 0 on") or 0.0
-        gates[task] = AtLeast(source.as_text("of"), minus)
+        gates[task] = AtLeast(source.as_text("of"), minus, source.place)
     return gates
 
 
@@ -124,6 +124,12 @@ def _by(top: Fields, named: tuple[str, ...]) -> By:
         task = node.as_text("by")
         return Mean(named) if task == "mean" else Weighted({task: 1.0})
     if "pareto" not in node.fields:
+        for name, field in node.fields.items():
+            if isinstance(field.node, Items):
+                raise field.place.error(
+                    f"{name} is a list; allowed: weights by task, {{math: 2, code: 1}}, or "
+                    "{pareto: [math, code]}"
+                )
         return Weighted(numbers(top, "by"))
     node.check_keys("a choice by pareto", ("pareto",))
     tasks = words(node, "pareto")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from raymerge.recipe.document import Place
 from raymerge.sweep.record import Split
 
 
@@ -50,6 +51,8 @@ class AtLeast:
     """The source's label."""
     minus: float
     """How far below it a trial may stay."""
+    place: Place
+    """Where the recipe says so."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,9 +114,9 @@ class Evaluating:
     """Where candidates lie until they are kept; None for their own places."""
 
     @property
-    def sources(self) -> tuple[str, ...]:
-        """Labels of the sources that have to be evaluated once each, for the gates."""
-        return tuple(sorted({gate.of for gate in self.at_least.values()}))
+    def sources(self) -> dict[str, Place]:
+        """Labels of the sources that are evaluated once each for the gates; where each stands."""
+        return {gate.of: gate.place for gate in self.at_least.values()}
 
     @property
     def subsets(self) -> tuple[int | None, ...]:

@@ -12,12 +12,13 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from threading import BoundedSemaphore, Event, Lock
+from queue import SimpleQueue
+from threading import Event, Lock
 from time import perf_counter
 from typing import Self
 
@@ -25,7 +26,7 @@ from raymerge.errors import ClusterError
 from raymerge.runtime.losses import WorkerLostError
 from raymerge.runtime.stopping import LoosePool
 from raymerge.storage.urls import whole
-from raymerge.sweep.evaluation.calls import arguments_of, check_installed, environment_of
+from raymerge.sweep.evaluation.calls import arguments_of, environment_of
 from raymerge.sweep.evaluation.model import Evaluating
 from raymerge.sweep.evaluation.process import Ran, run
 from raymerge.sweep.evaluation.scores import NoScoresError, lacking, read_scores
@@ -52,12 +53,13 @@ class Job:
     """That relative paths in a command are from."""
 
 
-def evaluate(job: Job, stop: Event | None = None) -> Evaluated:
+def evaluate(job: Job, stop: Event | None = None, devices: str | None = None) -> Evaluated:
     """Evaluate a checkpoint in a process of its own; a failure is part of what comes back.
 
     Args:
         job: Which one, and how.
         stop: Ends it early once set.
+        devices: Names of the CUDA devices that it has; None for those of this process.
     """
     evaluating = job.evaluating
     assert evaluating.evaluator is not None, "a sweep without an evaluator has nothing to submit"
@@ -74,7 +76,7 @@ def evaluate(job: Job, stop: Event | None = None) -> Evaluated:
         ran = run(
             arguments,
             limit_s=evaluating.limit_s,
-            environment=environment_of(evaluating),
+            environment=environment_of(evaluating, devices),
             # Another node of a cluster may not have it: then paths have to be whole.
             folder=job.folder if Path(job.folder).is_dir() else None,
             stop=stop,
@@ -125,31 +127,30 @@ class Pool:
 
     Args:
         evaluating: How.
-        workers: How many at once on this machine, and on a cluster where neither `cpus` nor `gpus`
-            is named.
+        slots: One for each that may run at once on this machine, and on a cluster where neither
+            `cpus` nor `gpus` is named: the names of its CUDA devices, None for those of this
+            process.
         on_evaluated: Told of each evaluation as it ends, one at a time, from a thread of the pool.
             It may submit more.
         here: Whether to leave a cluster alone, which may end before the evaluations do.
-
-    Raises:
-        PlanError: What evaluates is not installed.
     """
 
     def __init__(
         self,
         evaluating: Evaluating,
-        workers: int = 1,
+        slots: Sequence[str | None] = (None,),
         *,
         on_evaluated: OnEvaluated,
         here: bool = False,
     ) -> None:
-        check_installed(evaluating)
         self._evaluating = evaluating
         self._on_evaluated = on_evaluated
         self._only_here = here
-        self._here = BoundedSemaphore(workers)
+        self._slots: SimpleQueue[str | None] = SimpleQueue()
+        for slot in slots:
+            self._slots.put(slot)
         self._reserved = evaluating.cpus is not None or evaluating.gpus > 0
-        self._threads = LoosePool(MAX_WAITING if self._reserved else workers)
+        self._threads = LoosePool(MAX_WAITING if self._reserved else len(slots))
         self._stop = Event()
         self._telling = Lock()
         self._futures: list[Future[None]] = []
@@ -218,7 +219,7 @@ class Pool:
             try:
                 if self._reserved:
                     return self._with_ray(job)
-                with self._here:
+                with self._slot():
                     return self._with_ray(job)
             except WorkerLostError as lost:
                 why = f"the worker of Ray that ran it was lost: {lost}"
@@ -228,8 +229,16 @@ class Pool:
                 return _failed(job, "stopped with the sweep")
         else:
             return _failed(job, why)
-        with self._here:
-            return evaluate(job, self._stop)
+        with self._slot() as devices:
+            return evaluate(job, self._stop, devices)
+
+    @contextmanager
+    def _slot(self) -> Iterator[str | None]:
+        slot = self._slots.get()
+        try:
+            yield slot
+        finally:
+            self._slots.put(slot)
 
     def _with_ray(self, job: Job) -> Evaluated:
         from raymerge.runtime import ray_cluster

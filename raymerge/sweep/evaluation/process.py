@@ -12,14 +12,15 @@ from threading import Event, Thread
 from time import monotonic
 from typing import IO
 
+from raymerge.sweep.evaluation.guard import GRACE_S, Guard
+
 STDOUT_BYTES = 1 << 20
 """How much of the end of stdout is kept: an evaluator may print for hours before its scores."""
 STDERR_BYTES = 2000
 """How much of the end of stderr goes into the record of a failure."""
 _READ_BYTES = 1 << 16
 _LOOK_S = 0.2
-_GRACE_S = 2.0
-"""From the request to end until the program is killed."""
+_GUARD = Guard()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +48,8 @@ def run(
 ) -> Ran:
     """Run a program to its end, or to the limit; its whole process group ends with it.
 
+    And with this process, however that ends.
+
     Args:
         arguments: The program and its arguments. No shell reads them.
         limit_s: Seconds after which it is ended.
@@ -57,6 +60,7 @@ def run(
     Raises:
         OSError: It cannot be started.
     """
+    _GUARD.start()
     process = subprocess.Popen(  # noqa: S603 - the sweep's own command
         list(arguments),
         stdin=subprocess.DEVNULL,
@@ -66,6 +70,7 @@ def run(
         cwd=folder,
         start_new_session=True,
     )
+    _GUARD.watch(process.pid)
     assert process.stdout is not None
     assert process.stderr is not None
     outputs = _Tail(process.stdout, STDOUT_BYTES), _Tail(process.stderr, STDERR_BYTES)
@@ -74,6 +79,7 @@ def run(
     finally:
         # Also what it left running in its group: that may hold memory, a GPU, and our pipes.
         _end_group(process, gently=process.returncode is None)
+        _GUARD.release(process.pid)
         stdout, stderr = (output.close() for output in outputs)
     return Ran(
         pid=process.pid,
@@ -102,7 +108,7 @@ def _end_group(process: subprocess.Popen[bytes], *, gently: bool) -> None:
         if gently:
             os.killpg(process.pid, signal.SIGTERM)
             with suppress(subprocess.TimeoutExpired):
-                process.wait(_GRACE_S)
+                process.wait(GRACE_S)
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
 
@@ -125,7 +131,7 @@ class _Tail:
 
     def close(self) -> bytes:
         """What was kept."""
-        self._thread.join(_GRACE_S)
+        self._thread.join(GRACE_S)
         if not self._thread.is_alive():
             self._pipe.close()
         return self._kept

@@ -108,6 +108,12 @@ class Board:
         """Whether anything could be missed."""
         return bool(self.gates) or any(trial.record.missed for trial in self.trials)
 
+    @property
+    def has_subsets(self) -> bool:
+        """Whether trials were evaluated on some of the examples first."""
+        found = (one for trial in self.trials for one in trial.record.evaluations)
+        return any(one.subset is not None for one in found)
+
     def words(self, kind: Kind) -> str:
         """What a trial came to."""
         if kind == "cleared" and not self.has_gates:

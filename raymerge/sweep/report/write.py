@@ -32,8 +32,8 @@ _ABOUT = {
     "path": "Scores at each point between both checkpoints. The dashed line joins the ends; how "
     "far scores fall below it is the barrier.",
     "axes": "A point per trial; the line joins the best at each value.",
-    "pareto": "Circled trials clear the gates, and no other trial that does is as good in every "
-    "task and better in one.",
+    "pareto": "Circled trials clear the gates on all examples, and no other trial that does is as "
+    "good in every task and better in one.",
     "parallel": "A line per trial, from value to value and to its score.",
     "cost": "Trials merged together share the reading of their sources; each has its part of it "
     "here.",
