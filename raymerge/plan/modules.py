@@ -2,7 +2,12 @@
 
 mergekit takes the names from tables of architectures. Here a module is a prefix of tensor names: a
 whole one (`model.language_model`), or components of one (`language_model`) that occur in one place
-only. `default` is the whole model, as mergekit calls the only module of a language model.
+only. `default` is the whole model, as mergekit calls the only module of a language model. Where no
+prefix has them, three names of its tables for models that see are parts by what they do:
+
+    vision_tower             what sees: below vision_tower, vision_model or visual
+    multi_modal_projector    what joins it to the text, also where that is visual.merger
+    text_decoder             all that is in neither, the head included
 """
 
 from __future__ import annotations
@@ -21,16 +26,36 @@ _DEFAULT = "default"
 _MAX_SHOWN = 8
 
 
+_SEEING = ("vision_tower", "vision_model", "visual")
+_JOINING = ("multi_modal_projector", "visual.merger", "visual.deepstack_merger_list")
+
+
 @dataclass(frozen=True, slots=True)
 class Territory:
-    """The tensors of a module: all whose names begin with its prefix."""
+    """The tensors of a module: all whose names begin with one of its prefixes."""
 
-    prefix: str
-    """Whole components; empty for the whole model."""
+    prefixes: tuple[str, ...]
+    """Whole components; an empty one is the whole model."""
+    without: tuple[str, ...] = ()
+    """Prefixes of what belongs to another module."""
 
     def holds(self, name: str) -> bool:
         """Whether the tensor of that name belongs to it."""
-        return not self.prefix or name == self.prefix or name.startswith(f"{self.prefix}.")
+        return _below(self.prefixes, name) and not _below(self.without, name)
+
+    @property
+    def shown(self) -> str:
+        """As a message names it."""
+        less = f" but for {', '.join(self.without)}" if self.without else ""
+        return (", ".join(filter(None, self.prefixes)) or "the whole model") + less
+
+
+WHOLE = Territory(("",))
+"""A whole model."""
+
+
+def _below(prefixes: Iterable[str], name: str) -> bool:
+    return any(not one or name == one or name.startswith(f"{one}.") for one in prefixes)
 
 
 def territories(recipe: Recipe, views: Sequence[View]) -> dict[str | None, Territory]:
@@ -42,7 +67,7 @@ def territories(recipe: Recipe, views: Sequence[View]) -> dict[str | None, Terri
     found: dict[str | None, Territory] = {}
     for section in recipe.sections:
         if section.module is None:
-            found[None] = Territory("")
+            found[None] = WHOLE
         elif section.module not in found:
             found[section.module] = _find(recipe, section, views)
     _check_apart(recipe, found)
@@ -57,11 +82,13 @@ def _find(recipe: Recipe, section: Section, views: Sequence[View]) -> Territory:
     wanted = tuple(section.module.split("."))
     matches = dict.fromkeys(p for path in prefixes if (p := _ending_in(wanted, path)))
     if section.module in matches:
-        return Territory(section.module)
+        return Territory((section.module,))
     if len(matches) == 1:
-        return Territory(next(iter(matches)))
+        return Territory(tuple(matches))
     if not matches and section.module == _DEFAULT:
-        return Territory("")
+        return WHOLE
+    if not matches and (part := _part(section.module, prefixes)) is not None:
+        return part
     where = f"{recipe.path}:{section.line}: modules:"
     if matches:
         raise PlanError(
@@ -75,6 +102,26 @@ def _find(recipe: Recipe, section: Section, views: Sequence[View]) -> Territory:
         f"{where} no tensor name has {section.module!r} before its layer number; modules are "
         f"prefixes such as {shown}.{hint}"
     )
+
+
+def _part(name: str, paths: Iterable[tuple[str, ...]]) -> Territory | None:
+    """A part of a model that sees, by what it does; None where there is none of that name."""
+    paths = tuple(paths)
+    seeing, joining = _places(_SEEING, paths), _places(_JOINING, paths)
+    if name == "multi_modal_projector" and joining:
+        return Territory(joining)
+    if name == "vision_tower" and seeing:
+        return Territory(seeing, without=joining)
+    if name == "text_decoder" and seeing:
+        return Territory(("",), without=(*seeing, *joining))
+    return None
+
+
+def _places(names: Iterable[str], paths: Sequence[tuple[str, ...]]) -> tuple[str, ...]:
+    """The prefixes that end in one of some names, none of them below another."""
+    found = (_ending_in(tuple(name.split(".")), path) for name in names for path in paths)
+    prefixes = dict.fromkeys(prefix for prefix in found if prefix)
+    return tuple(one for one in prefixes if not _below((p for p in prefixes if p != one), one))
 
 
 def _modules_of(name: str) -> tuple[str, ...]:
@@ -98,9 +145,8 @@ def _candidates(paths: Iterable[tuple[str, ...]]) -> list[str]:
 def _check_apart(recipe: Recipe, found: Mapping[str | None, Territory]) -> None:
     for name, one in found.items():
         for other_name, other in found.items():
-            if name != other_name and one.holds(other.prefix):
+            if name != other_name and any(map(one.holds, other.prefixes)):
                 raise PlanError(
-                    f"{recipe.path}: modules: {other_name} ({other.prefix or 'the whole model'}) "
-                    f"lies in {name} ({one.prefix or 'the whole model'}); a tensor belongs to one "
-                    "module"
+                    f"{recipe.path}: modules: {other_name} ({other.shown}) lies in {name} "
+                    f"({one.shown}); a tensor belongs to one module"
                 )

@@ -73,8 +73,8 @@ class Slicer:
     labels: Sequence[str]
     copied: frozenset[str]
     """Tensors of the donor that `keep:` covers, by their names there."""
-    prefix: str
-    """The module's; empty for a whole model."""
+    within: str
+    """The module, as a message names it; empty for a whole model."""
 
     def slices(self, sections: Sequence[Section]) -> tuple[Stack, list[Part]]:
         """The stack that the sections build, and the part of each.
@@ -177,7 +177,7 @@ class Slicer:
 
     def _which_stack(self, position: int, found: Mapping[str, int]) -> str:
         label, where = self.labels[position], f"{self.recipe.path}: slices:"
-        within = f" in {self.prefix}" if self.prefix else ""
+        within = f" in {self.within}" if self.within else ""
         if not found:
             return (
                 f"{where} {label} has no layers{within}: no tensor name has a number in it, as "

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 
 from raymerge.checkpoint.ties import TiePolicy
 from raymerge.plan.graph import Input
-from raymerge.plan.modules import Territory, territories
+from raymerge.plan.modules import WHOLE, Territory, territories
 from raymerge.plan.parts import Part, Stack, in_stack
 from raymerge.plan.slicing import Seat, Slicer, seat
 from raymerge.plan.views import View
@@ -61,7 +61,8 @@ def cut(recipe: Recipe, views: Sequence[View], tie: TiePolicy | None) -> Parts:
         if sections[0].ranges is None:
             found.parts.append(_standing(sections[0], inside, seat(recipe, sections[0], labels)))
             continue
-        stack, parts = Slicer(recipe, inside, labels, copied, territory.prefix).slices(sections)
+        within = "" if territory == WHOLE else territory.shown
+        stack, parts = Slicer(recipe, inside, labels, copied, within).slices(sections)
         found.stacks.append(stack)
         found.parts.extend(parts)
         around = inside[donor].tensors.items()

@@ -16,6 +16,7 @@ from transformers import (
     MixtralConfig,
     PhiConfig,
     PreTrainedConfig,
+    Qwen2_5_VLConfig,
     Qwen2Config,
 )
 
@@ -46,6 +47,28 @@ def _llava() -> PreTrainedConfig:
     return LlavaConfig(vision_config=vision, text_config=text, image_token_index=95)
 
 
+def _qwen_vl() -> PreTrainedConfig:
+    vision = {
+        "depth": 2,
+        "hidden_size": 32,
+        "out_hidden_size": 32,
+        "intermediate_size": 48,
+        "num_heads": 4,
+        "patch_size": 4,
+        "window_size": 16,
+        "fullatt_block_indexes": [1],
+    }
+    turns = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [1, 1, 2]}
+    text = SIZES | {"rope_parameters": turns, "tie_word_embeddings": False}
+    tokens = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
+    return Qwen2_5_VLConfig(
+        text_config=text,
+        vision_config=vision,
+        tie_word_embeddings=False,
+        **dict(zip(tokens, range(92, 96), strict=True)),
+    )
+
+
 ARCHITECTURES: dict[str, Callable[[], PreTrainedConfig]] = {
     "llama": lambda: LlamaConfig(**SIZES, tie_word_embeddings=False),
     "tied": lambda: LlamaConfig(**SIZES, tie_word_embeddings=True),
@@ -54,14 +77,17 @@ ARCHITECTURES: dict[str, Callable[[], PreTrainedConfig]] = {
     "phi": lambda: PhiConfig(**SIZES | {"num_key_value_heads": 4}),
     "gpt2": lambda: GPT2Config(n_embd=32, n_layer=4, n_head=4, n_positions=64, vocab_size=96),
     "llava": _llava,
+    "qwen-vl": _qwen_vl,
 }
+SEEING = frozenset({"llava", "qwen-vl"})
+"""Those of a model that sees."""
 
 
 def write_family(folder: Path, architecture: str) -> Path:
     """Write `base` and the fine-tunes `a`, `b` and `c` under `folder`, in float32."""
     torch.manual_seed(0)
     config = ARCHITECTURES[architecture]()
-    kind = AutoModelForImageTextToText if architecture == "llava" else AutoModelForCausalLM
+    kind = AutoModelForImageTextToText if architecture in SEEING else AutoModelForCausalLM
     model = kind.from_config(config, dtype=torch.float32)
     _unlike_its_start(model)
     model.save_pretrained(folder / "base")

@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
 from tests.conftest import Place
-from tests.peer.models import ARCHITECTURES
+from tests.peer.models import ARCHITECTURES, SEEING
 
 PROMPT = torch.tensor([[3, 14, 15, 92, 65, 35, 8]])
 WEIGHTS = {"a": 0.75, "b": 0.5}
@@ -21,7 +21,7 @@ WEIGHTS = {"a": 0.75, "b": 0.5}
 
 def loaded(folder: Path, architecture: str) -> torch.nn.Module:
     """The model as transformers reads it, which has to know every tensor."""
-    kind: Any = AutoModelForImageTextToText if architecture == "llava" else AutoModelForCausalLM
+    kind: Any = AutoModelForImageTextToText if architecture in SEEING else AutoModelForCausalLM
     model, report = kind.from_pretrained(folder, output_loading_info=True)
     assert not report["missing_keys"], report
     assert not report["unexpected_keys"], report

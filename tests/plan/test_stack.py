@@ -316,6 +316,56 @@ def test_modules_have_slices_and_models_side_by_side() -> None:
     assert scales == [(0.75,), (0.5,)]
 
 
+QWEN: Tensors = {
+    "model.embed_tokens.weight": MATRIX,
+    **{f"model.layers.{n}.mlp.weight": VECTOR for n in range(4)},
+    "visual.patch_embed.proj.weight": MATRIX,
+    **{f"visual.blocks.{n}.mlp.weight": VECTOR for n in range(3)},
+    "visual.merger.mlp.0.weight": MATRIX,
+    "visual.deepstack_merger_list.0.norm.weight": VECTOR,
+    "lm_head.weight": MATRIX,
+}
+LLAVA: Tensors = {
+    **{f"language_model.model.layers.{n}.mlp.weight": VECTOR for n in range(4)},
+    "language_model.lm_head.weight": MATRIX,
+    **{f"vision_tower.vision_model.encoder.layers.{n}.w": VECTOR for n in range(3)},
+    "multi_modal_projector.linear_1.weight": MATRIX,
+}
+
+
+@pytest.mark.parametrize(
+    ("model", "sees", "joins"),
+    [
+        (QWEN, ("visual.patch", "visual.blocks"), ("visual.merger", "visual.deepstack")),
+        (LLAVA, ("vision_tower",), ("multi_modal_projector",)),
+        (
+            {f"model.{name}".replace("model.lm_head", "lm_head"): t for name, t in LLAVA.items()},
+            ("model.vision_tower",),
+            ("model.multi_modal_projector",),
+        ),
+    ],
+)
+def test_modules_by_mergekit_s_names(
+    model: Tensors, sees: tuple[str, ...], joins: tuple[str, ...]
+) -> None:
+    of = {"text_decoder": "a", "vision_tower": "b", "multi_modal_projector": "c"}
+    body = {"modules": {name: {"models": [source]} for name, source in of.items()}}
+    made = planned("passthrough", body, dict.fromkeys("abc", model))
+    for name in model:
+        wanted = "b" if name.startswith(sees) else "c" if name.startswith(joins) else "a"
+        assert inputs(made, name) == [f"{wanted}:{name}"]
+
+
+def test_slices_of_a_text_decoder() -> None:
+    text = {"slices": [{"sources": [take("a", 0, 2)]}, {"sources": [take("b", 0, 2)]}]}
+    body = {"modules": {"text_decoder": text}, "keep": "visual*"}
+    made = planned("passthrough", body, {"a": QWEN, "b": QWEN})
+    assert inputs(made, "model.layers.2.mlp.weight") == ["b:model.layers.0.mlp.weight"]
+    both = {"modules": {name: {"models": ["a"]} for name in ("vision_tower", "visual")}}
+    with pytest.raises(PlanError, match=r"visual \(visual\) lies in vision_tower \(visual but for"):
+        planned("passthrough", both, {"a": QWEN})
+
+
 @pytest.mark.parametrize("name", ["model.layers", "layers", "model", "default"])
 def test_a_module_may_be_a_stack_a_prefix_or_the_whole_model(name: str) -> None:
     body = {"modules": {name: {"slices": [{"sources": [take("a", 0, 2)]}]}}, "keep": ["*"]}
