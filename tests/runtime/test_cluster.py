@@ -68,6 +68,15 @@ def _local_ray() -> Iterator[None]:
     ray.shutdown()
 
 
+@pytest.fixture(autouse=True)
+def _room(_local_ray: None) -> None:
+    """What the test before has held is free again: its actors end some time after it."""
+    deadline = time.monotonic() + 60
+    while ray.available_resources().get("CPU", 0) < CPUS:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
 @pytest.fixture
 def planned(place: Place) -> Plan:
     """Some forty units, one per shard."""
