@@ -58,13 +58,13 @@ def plan_merge(
     """
     shelf = shelf or Shelf()
     from raymerge.checkpoint.adapter import holds_adapter, read_adapter
-    from raymerge.checkpoint.catalog import read_catalog
+    from raymerge.checkpoint.catalog import read_beside, read_catalog
     from raymerge.checkpoint.config_diff import config_differences
     from raymerge.plan.build import PlanOptions, build
     from raymerge.storage import destination, open_folder
     from raymerge.tokenizer.files import read_tokenizer_files
 
-    refs = (*recipe.checkpoints, *recipe.adapters)
+    refs = recipe.read
     access = checked_access(options, [ref.location for ref in refs], out)
 
     def opened(ref: SourceRef) -> SourceFolder:
@@ -78,9 +78,12 @@ def plan_merge(
     folders = {ref.label: opened(ref) for ref in refs}
     keys = {ref.label: (ref.location, ref.revision, ref.label) for ref in refs}
     adapters = {adapter.label for adapter in recipe.adapters}
+    lenders = {lender.label for lender in recipe.lenders}
 
     def read(label: str) -> Catalog:
         folder = folders[label]
+        if label in lenders:
+            return shelf.once(("beside", *keys[label]), lambda: read_beside(folder, label=label))
         is_adapter = label in adapters or holds_adapter(folder.sizes())
         read_one = read_adapter if is_adapter else read_catalog
         return shelf.once(
@@ -113,11 +116,12 @@ def plan_merge(
         remote=any(map(_is_fetched, folders.values())) if afar is None else afar,
     )
     models = [catalog for catalog in catalogs if catalog.lora is None]
+    merged = [catalog for catalog in models if catalog.label not in lenders]
     return build(
         recipe,
         catalogs,
         limits,
-        remarks=config_differences(models, folders),
+        remarks=config_differences(merged, folders),
         tokenizer_files={catalog.label: tokenizer_of(catalog) for catalog in models},
     )
 

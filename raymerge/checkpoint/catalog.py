@@ -11,7 +11,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from shlex import quote
 from typing import Any
@@ -68,12 +68,22 @@ def read_catalog(folder: Folder, *, label: str) -> Catalog:
     tensors = _join(headers, source=label)
     if weight_map is not None:
         _check_index(tensors, weight_map, source=label)
+    return replace(read_beside(folder, label=label), tensors=tensors, pins=pins)
+
+
+def read_beside(folder: Folder, *, label: str) -> Catalog:
+    """What lies in a folder beside the weights, if it has any: config, tokenizer and the like.
+
+    Raises:
+        SourceError: A malformed config.
+    """
+    sizes = folder.sizes()
     side_files = tuple(sorted(name for name in sizes if not name.endswith(WEIGHTS)))
     return Catalog(
         label=label,
         location=folder.location,
-        tensors=tensors,
-        pins=pins,
+        tensors={},
+        pins={},
         config=read_config(folder, sizes, source=label),
         side_files=side_files,
         side_pins={name: folder.pin(name) for name in side_files},

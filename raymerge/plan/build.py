@@ -113,6 +113,19 @@ class Plan:
         return next(source for source in self.sources if source.label == lender)
 
     @property
+    def merged(self) -> tuple[PlannedSource, ...]:
+        """The sources without those that only lend something."""
+        return self.sources[: len(self.sources) - len(self.recipe.lenders)]
+
+    def gives(self, source: PlannedSource) -> list[str]:
+        """What the output has of a source beside tensors, in a word or two, if anything."""
+        donor = self.donor.label
+        tokenizer = self.tokenizer.donor if self.tokenizer else donor
+        if source.label == donor:
+            return ["config and tokenizer" if tokenizer == donor else "config"]
+        return ["tokenizer"] if source.label == tokenizer else []
+
+    @property
     def all_nodes(self) -> Iterator[TensorNode]:
         """Every tensor that is worked out: the output's, then those of the stages inside it."""
         yield from self.nodes
@@ -122,10 +135,15 @@ class Plan:
     def used_by(self, source: PlannedSource) -> list[str]:
         """Names of the stages that a source goes into, `output` for one without."""
         ref = next(
-            ref
-            for ref in self.recipe.checkpoints
-            if source.label in (ref.label, ref.adapter and ref.adapter.label)
+            (
+                ref
+                for ref in self.recipe.checkpoints
+                if source.label in (ref.label, ref.adapter and ref.adapter.label)
+            ),
+            None,
         )
+        if ref is None:
+            return []  # it lends something, and is not merged
         stages = (*(stage.recipe for stage in self.stages), self.recipe)
         return [
             stage.name or "output"
@@ -179,7 +197,7 @@ def build(
 
     Args:
         recipe: What to merge.
-        catalogs: One per `recipe.checkpoints` and then per `recipe.adapters`, in that order.
+        catalogs: One per `recipe.read`, in that order.
         options: Budgets and limits.
         remarks: Further lines for the reader, such as differences between the sources' configs.
         tokenizer_files: Those of every source, by label; one that is not in it has none.
@@ -197,10 +215,9 @@ def build(
     if options.stats:
         nodes = {name: _with_stats(node) for name, node in nodes.items()}
     applied = ChainMap(*(dict(stage.applied) for stage in stages), dict(decided.applied))
-    refs = (*recipe.checkpoints, *recipe.adapters)
     sources = tuple(
         _pin(ref, catalog, applied.get(catalog.label))
-        for ref, catalog in zip(refs, catalogs, strict=True)
+        for ref, catalog in zip(recipe.read, catalogs, strict=True)
     )
     plan = Plan(
         recipe=recipe,
@@ -249,7 +266,9 @@ def _decide(recipe: Recipe, views: Sequence[View], stock: Stock, options: PlanOp
     donor = recipe.donor.label
     adaptation = adapt(recipe, stock.catalogs, views, whole=stock.recipe)
     stored = in_one_layout(adaptation.views, donor, recipe.experts)
-    seen, tokenizer = settle_tokenizer(recipe, stored, stock.tokenizer_files(recipe))
+    seen, tokenizer = settle_tokenizer(
+        recipe, stored, stock.tokenizer_files(recipe), stock.lender(recipe)
+    )
     check_rows_stay(recipe, seen)
     matched = match(recipe, seen, stored=stored)
     drafts = _nodes(recipe, seen, matched)
@@ -344,7 +363,7 @@ def _pin(ref: SourceRef, catalog: Catalog, applied: AppliedAdapter | None) -> Pl
 
 def _refuse_quantised(catalogs: Sequence[Catalog]) -> None:
     for catalog in catalogs:
-        if scaled_codes(catalog) is None and (scheme := quantisation(catalog)):
+        if catalog.tensors and scaled_codes(catalog) is None and (scheme := quantisation(catalog)):
             raise PlanError(
                 f"{catalog.label} is quantised: {scheme}. Its codes are not weights and cannot be "
                 "averaged; merge the unquantised checkpoint it was made from.",

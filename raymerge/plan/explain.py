@@ -123,7 +123,8 @@ def _role(plan: Plan, source: PlannedSource) -> str:
         roles = ["base"] if base is not None and source.label == base.label else []
     if source.adapter:
         roles.append(adapter_figures(source.adapter))
-    return ", ".join([*roles, "donor"] if source.label == plan.donor.label else roles)
+    given = ["donor"] if source.label == plan.donor.label else plan.gives(source)
+    return ", ".join([*roles, *given])
 
 
 def adapter_figures(adapter: AppliedAdapter) -> str:

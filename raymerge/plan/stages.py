@@ -104,7 +104,7 @@ def fuse(
 
     Args:
         recipe: The recipe.
-        stored: The checkpoints, in the order of `recipe.checkpoints`, then `recipe.adapters`.
+        stored: The checkpoints, in the order of `recipe.read`.
         decide: Plans one stage.
 
     Returns:

@@ -21,7 +21,7 @@ class Stock:
     recipe: Recipe
     """With all stages."""
     catalogs: Sequence[Catalog]
-    """One per `recipe.checkpoints` and then per `recipe.adapters`, in that order."""
+    """One per `recipe.read`, in that order."""
     files: Mapping[str, TokenizerFiles]
     """Tokenizer files, by the catalogs' labels."""
 
@@ -31,14 +31,24 @@ class Stock:
         A source that has none is not there.
         """
         lenders = {ref.label: self.recipe.lent(ref, stage).label for ref in stage.all_sources}
+        lenders |= {ref.label: ref.label for ref in stage.lenders}
         return {
             label: replace(self.files[lender], label=label)
             for label, lender in lenders.items()
             if lender in self.files
         }
 
+    def lender(self, stage: Recipe) -> View | None:
+        """The model that gives a stage its tokenizer and is not merged, if there is one."""
+        labels = {ref.label for ref in stage.lenders}
+        found = (catalog for catalog in self.catalogs if catalog.label in labels)
+        configs = (View(label=one.label, config=one.config, tensors={}) for one in found)
+        return next(configs, None)
+
     def lent(self, stage: Recipe, tokenizer: PlannedTokenizer) -> PlannedTokenizer:
         """The stage's tokenizer with the label of a checkpoint for the donor."""
+        if any(ref.label == tokenizer.donor for ref in stage.lenders):
+            return tokenizer
         donor = next(ref for ref in stage.all_sources if ref.label == tokenizer.donor)
         return replace(tokenizer, donor=self.recipe.lent(donor, stage).label)
 

@@ -48,7 +48,10 @@ class PlannedTokenizer:
 
 
 def settle_tokenizer(
-    recipe: Recipe, views: Sequence[View], files: Mapping[str, TokenizerFiles]
+    recipe: Recipe,
+    views: Sequence[View],
+    files: Mapping[str, TokenizerFiles],
+    lender: View | None = None,
 ) -> tuple[list[View], PlannedTokenizer | None]:
     """The sources in the output's rows, and what becomes of the tokenizer.
 
@@ -56,12 +59,13 @@ def settle_tokenizer(
         recipe: The recipe.
         views: One per `recipe.all_sources`, in that order.
         files: Tokenizer files by label; a source not in it has none.
+        lender: A model that is not merged and gives the tokenizer; it has no tensors.
 
     Raises:
         PlanError: Vocabularies differ and the recipe has no policy, or the policy does not fit.
         SourceError: A tokenizer that has to be read cannot be.
     """
-    seen, vocabulary = settle_vocabulary(recipe, views, files)
+    seen, vocabulary = settle_vocabulary(recipe, views, files, lender)
     template = _template(recipe, files)
     if vocabulary is None and template is None:
         return seen, None
@@ -115,6 +119,11 @@ def _vocabulary_lines(vocabulary: PlannedVocabulary) -> list[str]:
     if vocabulary.removed:
         names = list(map(repr, vocabulary.removed))
         lines.append(f"left out for want of a row {len(names):,}: {_listed(names)}")
+    if vocabulary.unknown:
+        names = list(map(repr, vocabulary.unknown))
+        lines.append(
+            f"in no model that is merged, so rows of zeros {len(names):,}: {_listed(names)}"
+        )
     lines += [
         f"{source.label}: {source.tokens:,} tokens in {source.rows:,} rows, lacks "
         f"{source.lacked:,} of the output's"
@@ -145,6 +154,7 @@ def tokenizer_document(planned: PlannedTokenizer | None) -> dict[str, Any]:
             "rows": vocabulary.rows,
             "added": {token.content: number for token, number in vocabulary.new},
             "removed": list(vocabulary.removed),
+            "unknown": list(vocabulary.unknown),
             "changes": vocabulary.changes,
             "sources": [asdict(source) for source in vocabulary.sources],
         },

@@ -18,12 +18,16 @@ from raymerge.plan.remapped import Remapped, encode, stored, used_columns
 from raymerge.plan.same_vocabulary import num_rows, require_same
 from raymerge.plan.views import View
 from raymerge.recipe import Recipe
+from raymerge.recipe.patterns import matches
 from raymerge.recipe.tokenizer_keys import TokenizerPolicy, TokenRule
 from raymerge.tokenizer.files import TokenizerFiles
 from raymerge.tokenizer.output import OutputVocabulary, output_vocabulary
-from raymerge.tokenizer.rows import NONE, Given, Table, is_identity, row_tables
+from raymerge.tokenizer.rows import NONE, Given, Table, has_means, is_identity, row_tables
 from raymerge.tokenizer.token_ids import Changes, token_ids
-from raymerge.tokenizer.vocabulary import AddedToken, Vocabulary, read_each
+from raymerge.tokenizer.vocabulary import AddedToken, Vocabulary, read_each, read_vocabulary
+
+TEXT_SECTIONS = ("text_config", "llm_config", "language_config", "thinker_config")
+"""Where a config of a model that sees has what it says of its text."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,13 +58,18 @@ class PlannedVocabulary:
     """How many of those are ordinary tokens elsewhere, found in a text only as they are spelt."""
     removed: tuple[str, ...]
     """Added tokens of the donor's that have no row anywhere."""
+    unknown: tuple[str, ...]
+    """Tokens of the output that no source has and the recipe says nothing of: rows of zeros."""
     sources: tuple[SourceRows, ...]
     changes: Changes
     """Token ids that change in config.json and generation_config.json."""
 
 
 def settle_vocabulary(
-    recipe: Recipe, views: Sequence[View], files: Mapping[str, TokenizerFiles]
+    recipe: Recipe,
+    views: Sequence[View],
+    files: Mapping[str, TokenizerFiles],
+    lender: View | None = None,
 ) -> tuple[list[View], PlannedVocabulary | None]:
     """The sources as the merge sees them once their rows are those of one vocabulary.
 
@@ -68,6 +77,7 @@ def settle_vocabulary(
         recipe: The recipe.
         views: One per `recipe.all_sources`, in that order.
         files: Tokenizer files by label; a source not in it has none.
+        lender: A model that is not merged and gives the tokenizer; it has no tensors.
 
     Raises:
         PlanError: Vocabularies differ and the recipe has no policy, or the policy does not fit.
@@ -79,19 +89,21 @@ def settle_vocabulary(
         return list(views), None
     sources = _sources(views, files)
     labels = [source.view.label for source in sources]
-    for label in (policy.donor, recipe.donor.label):
+    givers = [recipe.donor.label] if lender else [policy.donor, recipe.donor.label]
+    for label in givers:
         if label not in labels:
             raise PlanError(
                 f"{policy.place}: {label} has no embedding that raymerge knows by its name, so it "
                 "cannot give the vocabulary; leave the tokenizer key out",
                 source=label,
             )
-    return _settled(recipe, policy, views, sources)
+    outside = _outside(lender, files) if lender else None
+    return _settled(recipe, policy, views, sources, outside)
 
 
 @dataclass(frozen=True, slots=True)
 class _Source:
-    """A source that has an embedding."""
+    """A source that has an embedding, or one that is not merged and gives its tokenizer."""
 
     view: View
     rows: int
@@ -113,32 +125,48 @@ def _sources(views: Sequence[View], files: Mapping[str, TokenizerFiles]) -> list
     ]
 
 
+def _outside(view: View, files: Mapping[str, TokenizerFiles]) -> _Source:
+    """A model that is not merged: its config alone says how many rows its embedding has."""
+    own = files.get(view.label, TokenizerFiles(view.label, {}))
+    vocabulary = read_vocabulary(own)
+    inner = (view.config.get(key) for key in TEXT_SECTIONS)
+    sizes = [one.get("vocab_size") for one in (view.config, *inner) if isinstance(one, Mapping)]
+    stated = [size for size in sizes if type(size) is int]
+    used = max(vocabulary.ids.values(), default=-1) + 1
+    return _Source(view, max([used, *stated]), own, vocabulary)
+
+
 def _settled(
-    recipe: Recipe, policy: TokenizerPolicy, views: Sequence[View], sources: Sequence[_Source]
+    recipe: Recipe,
+    policy: TokenizerPolicy,
+    views: Sequence[View],
+    sources: Sequence[_Source],
+    outside: _Source | None,
 ) -> tuple[list[View], PlannedVocabulary]:
     labels = [source.view.label for source in sources]
     sizes = [source.rows for source in sources]
-    donor = labels.index(policy.donor)
+    known = [*sources, outside] if outside else sources
+    donor = [source.view.label for source in known].index(policy.donor)
     output = output_vocabulary(
         policy,
-        [source.vocabulary for source in sources],
-        sizes,
+        [source.vocabulary for source in known],
+        [source.rows for source in known],
         donor=donor,
-        files=sources[donor].files,
+        files=known[donor].files,
     )
     rows = row_tables(
         output.tokens,
         [source.tokens for source in sources],
         sizes,
         base=labels.index(recipe.donor.label),
-        donor=donor,
+        donor=None if outside else donor,
         given=_given(policy, sources),
         mean_padding=output.mean_padding,
     )
     tie = decide_tie(views)
     holders = [source.view for source in sources]
     remapped = {
-        view.label: _remap(position, holders, rows.tables, tie)
+        view.label: _remap(position, holders, rows.tables, tie, recipe)
         for position, view in enumerate(holders)
     }
     return [remapped.get(view.label, view) for view in views], PlannedVocabulary(
@@ -149,6 +177,7 @@ def _settled(
         new=output.new,
         spelt=output.spelt,
         removed=output.removed,
+        unknown=rows.unknown,
         sources=tuple(
             SourceRows(
                 label=source.view.label,
@@ -158,7 +187,7 @@ def _settled(
             )
             for source, lacked in zip(sources, rows.lacked, strict=True)
         ),
-        changes=_changes(recipe, policy, output, sources),
+        changes=_changes(recipe, policy, output, known),
     )
 
 
@@ -202,7 +231,11 @@ def _changes(
 
 
 def _remap(
-    position: int, views: Sequence[View], tables: Sequence[Table], tie: TiePolicy | None
+    position: int,
+    views: Sequence[View],
+    tables: Sequence[Table],
+    tie: TiePolicy | None,
+    recipe: Recipe,
 ) -> View:
     """A source with its tensors in the output's rows; those that stay as they are stay stored."""
     view, table = views[position], tables[position]
@@ -214,13 +247,15 @@ def _remap(
         own[tie.head] = view.tensors[tie.embedding]
     columns = used_columns(table) or [position]
     runs = encode(table, {column: part for part, column in enumerate(columns)})
+    # A mean is rounded where it is written, and not on the way to a wider output.
+    widens = recipe.dtype is DType.F32 and has_means(table)
     tensors = dict(view.tensors)
     for name, whole in own.items():
         parts = tuple(_part(name, views[column], view, whole, tie) for column in columns)
         tensors[name] = Remapped(
             source=whole.source,
             name=name,
-            dtype=_joint_dtype(name, parts, view),
+            dtype=_joint_dtype(name, parts, view, widens=widens and not matches(recipe.keep, name)),
             shape=(len(table), *whole.shape[1:]),
             reads=stored(parts),
             parts=parts,
@@ -246,7 +281,7 @@ def _part(name: str, view: View, for_view: View, whole: Input, tie: TiePolicy | 
     return found
 
 
-def _joint_dtype(name: str, parts: Sequence[Input], view: View) -> DType:
+def _joint_dtype(name: str, parts: Sequence[Input], view: View, *, widens: bool) -> DType:
     dtypes = {part.dtype for part in parts}
     if not all(dtype.mergeable for dtype in dtypes):
         shown = ", ".join(sorted(dtypes))
@@ -256,4 +291,4 @@ def _joint_dtype(name: str, parts: Sequence[Input], view: View) -> DType:
             source=view.label,
             tensor=name,
         )
-    return promote(dtypes)
+    return DType.F32 if widens else promote(dtypes)

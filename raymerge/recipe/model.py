@@ -117,6 +117,17 @@ class Recipe:
         """The adapters that are added to `checkpoints`, in the same order."""
         return tuple(ref.adapter for ref in self.checkpoints if ref.adapter)
 
+    @property
+    def lenders(self) -> tuple[SourceRef, ...]:
+        """What is not merged and gives the output something else: here a tokenizer, or nothing."""
+        outside = self.tokenizer and self.tokenizer.outside
+        return (outside,) if outside else ()
+
+    @property
+    def read(self) -> tuple[SourceRef, ...]:
+        """Whatever is opened: checkpoints, then adapters, then lenders."""
+        return (*self.checkpoints, *self.adapters, *self.lenders)
+
     def resolver(self, names: Iterable[str]) -> Callable[[str], Knobs]:
         """A function from a tensor name of the first section to its knobs, equal ones one object.
 

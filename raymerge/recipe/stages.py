@@ -56,6 +56,13 @@ def join_stages(documents: Sequence[Fields], recipes: Sequence[Recipe]) -> Recip
         if stages[number].out is not None:
             place = documents[number].place_of("out")
             notes.append(f"{place}: out has no effect: a stage inside a recipe is not written")
+        for lender in stages[number].lenders:
+            raise _error(
+                stages[number],
+                lender,
+                f"tokenizer: {lender.location} is not merged, and gives its tokenizer to the stage "
+                "that is written alone; leave the key out here, and write it there",
+            )
     for stage in stages:
         notes.extend(_hidden_paths(stage))
     return replace(output, stages=tuple(inner), no_effect=tuple(notes))

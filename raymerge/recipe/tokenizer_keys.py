@@ -1,7 +1,7 @@
 """What a recipe says about the output's vocabulary: `tokenizer_source`, or `tokenizer` at length.
 
 tokenizer:
-  source: union                     # or base, or one of the models
+  source: union                     # or base, or a model, also one that is not merged
   tokens:
     "<|im_start|>": {source: chat, force: true}
     "<|pad|>": {source: {kind: zero}}
@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from raymerge.errors import RecipeError
 from raymerge.recipe.document import Fields, Node, Place, Scalar
 from raymerge.recipe.model import SourceRef
 from raymerge.recipe.sources import split_reference
@@ -55,6 +56,8 @@ class TokenizerPolicy:
     """Whether the tokens of all sources are added to those of the donor."""
     donor: str
     """Label of the source whose tokenizer it is, or begins as."""
+    outside: SourceRef | None = None
+    """That source, where it is not merged."""
     rules: tuple[TokenRule, ...] = ()
     pad_to_multiple_of: int | None = None
 
@@ -83,9 +86,11 @@ def read_tokenizer_policy(
             "tokenizer: given beside tokenizer_source, which is its short form; write one of them"
         )
     if short is not None:
-        union, label = _read_source("tokenizer_source", short, sources, donor)
         place = top.place_of("tokenizer_source")
-        return TokenizerPolicy(place=place, union=union, donor=label)
+        union, whose = _read_source("tokenizer_source", short, sources, donor)
+        return TokenizerPolicy(
+            place=place, union=union, donor=whose.label, outside=_outside(whose, sources)
+        )
     if long is None:
         return None
     if not isinstance(long, Fields):
@@ -95,13 +100,14 @@ def read_tokenizer_policy(
         )
     long.check_keys("tokenizer", TOKENIZER_KEYS)
     source = long.get("source")
-    union, label = (
-        (True, donor.label) if source is None else _read_source("source", source, sources, donor)
+    union, whose = (
+        (True, donor) if source is None else _read_source("source", source, sources, donor)
     )
     return TokenizerPolicy(
         place=top.place_of("tokenizer"),
         union=union,
-        donor=label,
+        donor=whose.label,
+        outside=_outside(whose, sources),
         rules=tuple(_read_rules(long, sources)),
         pad_to_multiple_of=_read_multiple(long),
     )
@@ -109,29 +115,55 @@ def read_tokenizer_policy(
 
 def _read_source(
     key: str, node: Node, sources: Sequence[SourceRef], donor: SourceRef
-) -> tuple[bool, str]:
-    """Whether it is the union, and the label of the source to begin with."""
+) -> tuple[bool, SourceRef]:
+    """Whether it is the union, and the source to begin with, which may be one of its own."""
     if isinstance(node, Scalar) and node.value in {UNION, BASE}:
-        return node.value == UNION, donor.label
-    return False, _find(key, node, sources, (UNION, BASE))
+        return node.value == UNION, donor
+    text = node.as_text(key)
+    if found := _named(text, node.place, key, sources):
+        return False, found
+    location, revision = split_reference(text, node.place, key)
+    # A word without a slash is a label, or one that is misspelt.
+    if "/" not in location:
+        raise _no_model(text, node.place, key, sources, (UNION, BASE), "a path or repository")
+    label = f"{os.path.normpath(location).rpartition('/')[2]} tokenizer"
+    return False, SourceRef(label=label, location=location, revision=revision, line=node.place.line)
 
 
-def _find(key: str, node: Node, sources: Sequence[SourceRef], words: Sequence[str] = ()) -> str:
+def _outside(whose: SourceRef, sources: Sequence[SourceRef]) -> SourceRef | None:
+    return None if whose in sources else whose
+
+
+def _find(key: str, node: Node, sources: Sequence[SourceRef]) -> str:
     """The label of the model that `node` names, by label or as the recipe lists it."""
     text = node.as_text(key)
-    labels = [source.label for source in sources]
-    if text in labels:
-        return text
-    location, revision = split_reference(text, node.place, key)
+    if found := _named(text, node.place, key, sources):
+        return found.label
+    raise _no_model(text, node.place, key, sources)
+
+
+def _named(text: str, place: Place, key: str, sources: Sequence[SourceRef]) -> SourceRef | None:
     for source in sources:
-        if (os.path.normpath(source.location), source.revision) == (
-            os.path.normpath(location),
-            revision,
-        ):
-            return source.label
+        if source.label == text:
+            return source
+    location, revision = split_reference(text, place, key)
+    wanted = os.path.normpath(location), revision
+    found = (one for one in sources if (os.path.normpath(one.location), one.revision) == wanted)
+    return next(found, None)
+
+
+def _no_model(
+    text: str,
+    place: Place,
+    key: str,
+    sources: Sequence[SourceRef],
+    words: Sequence[str] = (),
+    *others: str,
+) -> RecipeError:
+    labels = [source.label for source in sources]
     hint = did_you_mean(text, [*words, *labels])
-    known = ", ".join(dict.fromkeys([*words, *labels]))
-    raise node.place.error(
+    known = ", ".join(dict.fromkeys([*words, *labels, *others]))
+    return place.error(
         f"{key}: {text!r} is not one of the models that are merged; allowed: {known}.{hint}"
     )
 

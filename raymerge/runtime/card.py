@@ -42,7 +42,7 @@ def model_card(plan: Plan, *, on_hub: bool = False) -> bytes:
         plan: What was merged.
         on_hub: Leave out sources that are not on the Hub, which refuses a card that names them.
     """
-    ids = {source.label: hub_id(source) for source in plan.sources}
+    ids = {source.label: hub_id(source) for source in plan.merged}
     models = dict.fromkeys(found or label for label, found in ids.items() if found or not on_hub)
     front: dict[str, Any] = {"base_model": list(models), "base_model_relation": "merge"}
     if not models:
@@ -68,7 +68,7 @@ def _settings(plan: Plan) -> Iterator[str]:
 
 
 def _title(plan: Plan) -> str:
-    *labels, last = (source.label for source in plan.sources)
+    *labels, last = (source.label for source in plan.merged)
     return _plain(f"Merge of {', '.join(labels)} and {last}" if labels else last)
 
 
@@ -120,7 +120,7 @@ def _stage_parts(plan: Plan) -> Iterator[str]:
     for source in plan.sources:
         roles = [f"in {name}" for name in plan.used_by(source)]
         roles += [adapter_figures(source.adapter)] if source.adapter else []
-        roles += ["config and tokenizer"] if source.label == plan.donor.label else []
+        roles += plan.gives(source)
         where = hub_id(source) or ""
         sources.append(_row(source.label, ", ".join(roles), where, _revision(source)))
     yield "## Sources\n\n" + "\n".join(sources)
@@ -155,7 +155,7 @@ def _source_table(plan: Plan) -> Iterator[str]:
         base = plan.recipe.base
         roles = ["base"] if base is not None and base.label == source.label else []
         roles += [adapter_figures(source.adapter)] if source.adapter else []
-        roles += ["config and tokenizer"] if source.label == plan.donor.label else []
+        roles += plan.gives(source)
         values = [
             format_range(found) if (found := said.get((position, name))) else "" for name in own
         ]

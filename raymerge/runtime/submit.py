@@ -56,7 +56,7 @@ def submit(
     """
     server = check_address(address)
     check_out(out)
-    for ref in (*recipe.checkpoints, *recipe.adapters):
+    for ref in recipe.read:
         _check_source(recipe, ref, working_dir)
     if find_spec("aiohttp") is None:
         raise ClusterError(

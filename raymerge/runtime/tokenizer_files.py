@@ -13,7 +13,7 @@ from raymerge.checkpoint.strict_json import parse_config
 from raymerge.errors import SourceError
 from raymerge.plan.build import Plan
 from raymerge.plan.graph import PlannedSource
-from raymerge.plan.vocabulary import PlannedVocabulary
+from raymerge.plan.vocabulary import TEXT_SECTIONS, PlannedVocabulary
 from raymerge.runtime.readers import open_planned
 from raymerge.runtime.side_files import side_files
 from raymerge.storage.store import Access
@@ -31,7 +31,6 @@ from raymerge.tokenizer.vocabulary import AddedToken
 
 _SIZE_KEY = "vocab_size"
 _SPECIAL_KEYS = ("additional_special_tokens", "extra_special_tokens")
-_SECTIONS = ("text_config", "llm_config", "language_config", "thinker_config")
 
 Document = dict[str, Any]
 
@@ -142,7 +141,7 @@ def _fit_config(document: Document, vocabulary: PlannedVocabulary) -> Document:
     fitted = with_changes(document, vocabulary.changes.get(CONFIG_NAME, {}))
     if isinstance(fitted.get(_SIZE_KEY), int):
         fitted[_SIZE_KEY] = vocabulary.rows
-    for name in _SECTIONS:
+    for name in TEXT_SECTIONS:
         if isinstance(fitted.get(name), dict):
             fitted[name] = _fit_config(fitted[name], vocabulary)
     return fitted

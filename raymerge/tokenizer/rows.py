@@ -48,6 +48,8 @@ class Rows:
     tables: tuple[Table, ...]
     lacked: tuple[int, ...]
     """Tokens of the output that each source has no row of its own for."""
+    unknown: tuple[str, ...]
+    """Tokens that no source has, and of which nothing is given: their rows are zeros."""
 
 
 def row_tables(
@@ -56,7 +58,7 @@ def row_tables(
     sizes: Sequence[int],
     *,
     base: int,
-    donor: int,
+    donor: int | None,
     given: Mapping[str, Given],
     mean_padding: bool,
 ) -> Rows:
@@ -67,7 +69,7 @@ def row_tables(
         sources: Rows by token of every source, in recipe order.
         sizes: Rows of every source's embedding.
         base: Position of the source whose row fills in for others.
-        donor: Position of the source whose padding rows are kept.
+        donor: Position of the source whose padding rows are kept; None where it is not among them.
         given: What the recipe says, by token.
         mean_padding: Padding is the mean of all rows that have a token.
     """
@@ -92,7 +94,13 @@ def row_tables(
         _pad(table, padding, position, sources, sizes, donor=donor, mean=mean_padding)
         tables.append(table)
     lacked = tuple(int(np.sum((own[:, s] == NONE) & ~padding)) for s in range(len(sources)))
-    return Rows(tables=tuple(tables), lacked=lacked)
+    nowhere = np.flatnonzero((own == NONE).all(axis=1) & ~padding)
+    lacking = (tokens[row] for row in nowhere.tolist())
+    return Rows(
+        tables=tuple(tables),
+        lacked=lacked,
+        unknown=tuple(token for token in lacking if token and token not in given),
+    )
 
 
 def is_identity(table: Table, position: int, size: int) -> bool:
@@ -102,6 +110,11 @@ def is_identity(table: Table, position: int, size: int) -> bool:
     expected = np.full_like(table, NONE)
     expected[:, position] = np.arange(size)
     return np.array_equal(table, expected)
+
+
+def has_means(table: Table) -> bool:
+    """Whether any row is a mean of several."""
+    return bool(((table != NONE).sum(axis=1) > 1).any() or (table == MEAN).any())
 
 
 def runs_of(table: Table) -> tuple[tuple[int, int], ...]:
@@ -136,7 +149,7 @@ def _pad(
     sources: Sequence[Mapping[str, int]],
     sizes: Sequence[int],
     *,
-    donor: int,
+    donor: int | None,
     mean: bool,
 ) -> None:
     rows = np.flatnonzero(padding)
@@ -144,7 +157,7 @@ def _pad(
     if mean:
         table[rows, 0] = MEAN
         return
-    for source in (donor, position):
+    for source in (position,) if donor is None else (donor, position):
         free = np.ones(max(sizes[source], len(table)), bool)
         free[sizes[source] :] = False
         free[np.fromiter(sources[source].values(), np.int64, len(sources[source]))] = False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -331,3 +332,108 @@ def test_transformers_loads_model_and_tokenizer(merged_place: Place, tmp_path: P
     assert loaded.decode(loaded("ab<x>c")["input_ids"], skip_special_tokens=True) == "abc"
     prompt = loaded.apply_chat_template([{"role": "user", "content": "abc"}], tokenize=False)
     assert prompt == "<|im_start|>user\nabc<|im_end|>\n"
+
+
+# --- a tokenizer of a model that is not merged ---------------------------------------------------
+
+
+@pytest.mark.parametrize("engine", ["local", pytest.param("ray", marks=pytest.mark.ray)])
+def test_a_model_outside_the_merge_gives_its_tokenizer(
+    merged_place: Place, tmp_path: Path, engine: str
+) -> None:
+    place = Place(tmp_path)
+    lender = place / "lender"
+    shutil.copytree(merged_place / "b", lender)
+    for weights in lender.glob("*.safetensors*"):
+        weights.unlink()
+    config = json.loads((lender / "config.json").read_text())
+    (lender / "config.json").write_text(json.dumps(config | {"vocab_size": 17}))
+    (lender / "chat_template.jinja").write_text("{{ messages }}")
+    models = {name: read_tensors(merged_place / name) for name in ORDER[:2]}
+    recipe = merged_place.recipe(
+        "linear", ORDER[:2], parameters={"weight": 1}, tokenizer_source=str(lender)
+    )
+    plan = place.run("plan", recipe).out
+    assert "in no model that is merged, so rows of zeros 2: 'gh', '<z>'" in plan
+    merged = place.merged(recipe, "out", "--engine", engine, "--device", "cpu", "--workers", 1)
+
+    made = TOKENIZERS["b"]
+    assert (place / "out" / "tokenizer.json").read_bytes() == (
+        lender / "tokenizer.json"
+    ).read_bytes()
+    assert (place / "out" / "chat_template.jinja").read_text() == "{{ messages }}"
+    written_config = json.loads((place / "out" / "config.json").read_text())
+    assert written_config["vocab_size"] == merged[EMBEDDING].shape[0] == 17
+    generation = json.loads((place / "out" / "generation_config.json").read_text())
+    assert generation["eos_token_id"] == [made.token_to_id("</s>")]
+    for name in (EMBEDDING, HEAD):
+        own = [by_token(models[source][name], TOKENIZERS[source]) for source in ORDER[:2]]
+        expected = completed([*made.get_vocab()], own)
+        for token, row in by_token(merged[name], made).items():
+            torch.testing.assert_close(row, (expected[0][token] + expected[1][token]) / 2)
+        assert not merged[name][len(made.get_vocab()) :].any()
+    card = (place / "out" / "README.md").read_text()
+    assert "| lender tokenizer | tokenizer |" in card
+    assert "- lender" not in card
+
+    # What it lends is part of what the merge is.
+    (lender / "chat_template.jinja").write_text("{{ other }}")
+    again = place.merge(recipe, "out", "--engine", "local", "--device", "cpu")
+    assert again.rc == 2
+    assert "already holds" in again.err
+
+
+def test_only_the_stage_that_is_written_takes_a_tokenizer_from_outside(
+    merged_place: Place, tmp_path: Path
+) -> None:
+    first, second = (
+        f"name: {name}\nmerge_method: linear\nmodels: [{', '.join(models)}]\n"
+        "parameters: {weight: 1}\n"
+        for name, models in (("one", [str(merged_place / "base")] * 1), ("two", ["one"]))
+    )
+    lends = f"tokenizer_source: {merged_place / 'b'}\n"
+    recipe = tmp_path / "stages.yaml"
+    recipe.write_text(f"{first}{lends}---\n{second}")
+    done = merged_place.run("plan", recipe)
+    assert done.rc == 2
+    assert f"stages.yaml:5: tokenizer: {merged_place / 'b'} is not merged, and gives" in done.err
+
+
+@pytest.mark.parametrize(
+    ("files", "said"),
+    [
+        ((), "lender tokenizer has no file that lists its tokens"),
+        (None, "lender"),
+    ],
+)
+def test_what_cannot_lend_a_tokenizer_is_refused(
+    merged_place: Place, tmp_path: Path, files: tuple[str, ...] | None, said: str
+) -> None:
+    if files is not None:
+        (tmp_path / "lender").mkdir()
+        (tmp_path / "lender" / "config.json").write_text("{}")
+    recipe = merged_place.recipe(
+        "linear", ORDER[:2], parameters={"weight": 1}, tokenizer_source=str(tmp_path / "lender")
+    )
+    done = merged_place.run("plan", recipe)
+    assert done.rc == 3, done.err
+    assert said in done.err
+
+
+@pytest.mark.parametrize("keep", [False, True])
+def test_a_mean_that_fills_a_row_is_not_rounded_on_its_way(tmp_path: Path, *, keep: bool) -> None:
+    place = Place(tmp_path)
+    models = write_models(place, dtype=torch.bfloat16)
+    kept = {"keep": EMBEDDING} if keep else {}
+    recipe = place.recipe(
+        "linear", ORDER, parameters={"weight": 1.0}, tokenizer_source="union", dtype="float32",
+        **kept,
+    )  # fmt: skip
+    merged = place.merged(recipe)
+    made = written(place)
+    expected = completed([*made.get_vocab()], rows_of(models, HEAD))
+    for token, row in by_token(merged[HEAD], made).items():
+        mean = sum(source[token].double() for source in expected) / 3
+        torch.testing.assert_close(row.double(), mean, rtol=0, atol=1e-8)
+    assert merged[HEAD].dtype is torch.float32
+    assert merged[EMBEDDING].dtype is (torch.bfloat16 if keep else torch.float32)

@@ -44,6 +44,26 @@ def test_the_source_is_a_policy_or_one_of_the_models(
     assert (policy.union, policy.donor) == (union, donor)
 
 
+@pytest.mark.parametrize(
+    ("text", "location", "revision"),
+    [
+        ("tokenizer_source: org/chat", "org/chat", None),
+        ("tokenizer: {source: org/chat@v2}", "org/chat", "v2"),
+        ("tokenizer_source: m/b", "m/b", None),
+        ("tokenizer_source: ./chat", "./chat", None),
+    ],
+)
+def test_a_path_or_repository_is_a_model_that_is_not_merged(
+    text: str, location: str, revision: str | None
+) -> None:
+    recipe = loads(f"{HEAD}{text}\n", path="r.yaml")
+    [lender] = recipe.lenders
+    assert (lender.location, lender.revision) == (location, revision)
+    assert recipe.tokenizer is not None
+    assert recipe.tokenizer.donor == lender.label
+    assert [ref.label for ref in recipe.read] == ["a", "two", lender.label]
+
+
 @pytest.mark.parametrize("text", ["", "tokenizer_source: null", "tokenizer: null"])
 def test_nothing_said_is_no_policy(text: str) -> None:
     assert read(text) is None
@@ -79,8 +99,8 @@ tokenizer:
     ("text", "message"),
     [
         ("tokenizer_source: onion", ("'onion' is not one of the models that are merged; allowed: "
-                                    "union, base, a, two. Did you mean 'union'?")),
-        ("tokenizer_source: m/b", "'m/b' is not one of the models"),
+                                    "union, base, a, two, a path or repository. Did you mean "
+                                    "'union'?")),
         ("tokenizer_source: [union]", "tokenizer_source is a list; allowed: a string"),
         ("tokenizer_source: 3", "tokenizer_source is 3; allowed: a string"),
         ("tokenizer: union", ("tokenizer is 'union'; allowed: a mapping of pad_to_multiple_of, "
