@@ -9,7 +9,7 @@ from raymerge.methods import methods
 from raymerge.recipe.dialect import MERGEKIT_KNOBS
 from raymerge.recipe.document import Fields, Place
 from raymerge.recipe.resolve import Chain, KnobSettings
-from raymerge.recipe.settings import Setting, read_setting
+from raymerge.recipe.settings import CONDITION_KEYS, Setting, read_setting
 from raymerge.recipe.sources import Cast, Participant, fields_under
 from raymerge.recipe.wording import did_you_mean, listed
 
@@ -158,7 +158,13 @@ class _Reader:
         if owners:
             message = f"{name}: {self.method.name} has no such knob, it belongs to {listed(owners)}"
             return place.error(f"{message}; allowed: {listed(known)}")
-        hint = did_you_mean(name, known) or did_you_mean(name, MERGEKIT_KNOBS)
+        hint = did_you_mean(name, known)
+        if name in CONDITION_KEYS:
+            some = next(iter(known), "weight")
+            hint = (
+                f" A condition is part of a value: {some}: [{{filter: mlp, value: 0.5}}, "
+                "{value: 1}]"
+            )
         return place.error(
             f"{name}: {self.method.name} has no such knob; allowed: {listed(known)}.{hint}"
         )

@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 _BOOL_WORDS = {"yes": True, "on": True, "no": False, "off": False}
 _MAX_PERCENT = 100
 
+CONDITION_KEYS = ("value", "filter")
+"""Of an entry in a list of conditional values."""
+
 
 @dataclass(frozen=True, slots=True)
 class Clause:
@@ -95,7 +98,7 @@ def _clauses(knob: Knob, node: Node) -> Iterator[Clause]:
 
 
 def _conditional(knob: Knob, fields: Fields) -> Clause:
-    fields.check_keys(f"a condition of {knob.name}", ("value", "filter"))
+    fields.check_keys(f"a condition of {knob.name}", CONDITION_KEYS)
     value = fields.get("value")
     if value is None:
         raise fields.place.error(f"{knob.name}: a condition without a value; write {{value: ...}}")

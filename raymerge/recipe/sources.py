@@ -153,7 +153,7 @@ def read_models(fields: Fields, key: str = "models") -> tuple[Listed, ...]:
             remedy = (
                 "a slice takes each model once"
                 if key == "sources"
-                else "give it one entry with the sum of the weights"
+                else "list it once, where there are weights with their sum"
             )
             raise entry.place.error(
                 f"model: {entry.location!r} is listed twice, first on line {twin.place.line}; "

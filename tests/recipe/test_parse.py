@@ -136,7 +136,15 @@ def test_top_level_keys_are_read(lines: str, field: str, value: object) -> None:
             "parameters: {epsilonn: 1}",
             (
                 "epsilonn: ties has no such knob; allowed: density, lambda, normalize, rescale, "
-                "trim, weight. Did you mean 'epsilon'?"
+                "trim, weight."
+            ),
+        ),
+        (
+            "parameters: {filter: mlp}",
+            (
+                "filter: ties has no such knob; allowed: density, lambda, normalize, rescale, "
+                "trim, weight. A condition is part of a value: weight: [{filter: mlp, value: 0.5}, "
+                "{value: 1}]"
             ),
         ),
         ("parameters: [weight]", "parameters is a list; allowed: a mapping such as {weight: 0.5}"),

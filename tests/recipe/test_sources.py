@@ -222,8 +222,8 @@ def test_an_unlisted_base_of_linear_needs_a_shared_weight() -> None:
         (
             ["a", "b", "./a/"],
             (
-                "r.yaml:5: model: './a/' is listed twice, first on line 3; give it one entry with "
-                "the sum of the weights"
+                "r.yaml:5: model: './a/' is listed twice, first on line 3; list it once, where "
+                "there are weights with their sum"
             ),
         ),
         (
@@ -255,8 +255,8 @@ def test_an_unlisted_base_of_linear_needs_a_shared_weight() -> None:
         (
             ["a+b", "{model: a, lora: {path: b}}"],
             (
-                "r.yaml:4: model: 'a' is listed twice, first on line 3; give it one entry with the "
-                "sum of the weights"
+                "r.yaml:4: model: 'a' is listed twice, first on line 3; list it once, where there "
+                "are weights with their sum"
             ),
         ),
         (
