@@ -151,7 +151,11 @@ def _evaluate() -> Schema:
             "lm_eval": harness,
             "limit_s": _ABOVE,
             "cpus": _ABOVE,
-            "gpus": {**_NUMBER, "minimum": 0},
+            "gpus": {
+                **_NUMBER,
+                "minimum": 0,
+                "anyOf": [{"exclusiveMaximum": 1}, {"multipleOf": 1}],
+            },
             "tasks": _TEXTS,
         },
         allOf=[_one_of("command", "python", "lm_eval")],

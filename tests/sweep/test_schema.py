@@ -77,6 +77,7 @@ BAD: list[dict[str, Any]] = [
     swept(axes={"w": [1]}, evaluate={**RUN, "python": "a:b"}),
     swept(axes={"w": [1]}, evaluate={"lm_eval": {"limit": 9}}),
     swept(axes={"w": [1]}, evaluate={**RUN, "cpus": 0}),
+    swept(axes={"w": [1]}, evaluate={**RUN, "gpus": 1.5}),
     swept(axes={"w": [1]}, evaluate=RUN, keep=0),
     swept(axes={"w": [1]}, evaluate=RUN, by={"pareto": ["a"]}),
     swept(axes={"w": [1]}, evaluate=RUN, by={"math": "much"}),
