@@ -9,17 +9,22 @@ none can be written, kernels are compiled by each process, with one warning.
 from __future__ import annotations
 
 import os
+import sys
 import tempfile
 import warnings
 from collections.abc import Callable
 from contextlib import suppress
 from functools import cache, wraps
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numba
+from numba.core.compiler_lock import global_compiler_lock
 
 from raymerge.kernels.identity import kernel_hash
+
+_KNOWN_NUMBA = "0.68."
 
 
 def _cache_folders() -> list[Path]:
@@ -64,6 +69,48 @@ def _compiled(function: Callable[..., Any]) -> Any:
     return numba.njit(**options)(function)
 
 
+def _leave_scipy_out() -> None:
+    """Load numba's array functions without SciPy, whose BLAS no kernel calls.
+
+    numba imports `scipy.linalg` only to see whether it is there, which takes as long as everything
+    else of a kernel's loading. Whoever compiles a call of BLAS in this process finds it as ever.
+    """
+    if "numba.np.arraymath" in sys.modules:
+        return
+    from numba.np import linalg
+
+    look = linalg.ensure_blas
+
+    def look_for_scipy() -> None:
+        if find_spec("scipy") is None:
+            raise ImportError("scipy")
+
+    linalg.ensure_blas = look_for_scipy
+    try:
+        from numba.np import arraymath
+
+        arraymath.ensure_blas = look
+    finally:
+        linalg.ensure_blas = look
+
+
+def _is_loaded(dispatcher: Any, signature: str) -> bool:
+    """Load what an earlier process has compiled, if it is there.
+
+    `Dispatcher.compile` does it too, and before that registers all that could be compiled. This
+    does not, and is for the version whose insides it was written for.
+    """
+    if not (_keeps_cache() and numba.__version__.startswith(_KNOWN_NUMBA)):
+        return False
+    from numba.core.runtime import rtsys
+
+    rtsys.initialize(dispatcher.targetctx)
+    found = dispatcher._cache._load_overload(signature, dispatcher.targetctx)  # noqa: SLF001
+    if found is not None:
+        dispatcher.add_overload(found)
+    return found is not None
+
+
 def kernel(signature: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Compile a function to machine code that releases the GIL, at its first call.
 
@@ -74,7 +121,10 @@ def kernel(signature: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]
         @cache
         def load() -> Any:
             dispatcher = _compiled(function)
-            dispatcher.compile(signature)
+            with global_compiler_lock:
+                _leave_scipy_out()
+                if not _is_loaded(dispatcher, signature):
+                    dispatcher.compile(signature)
             dispatcher.disable_compile()
             return dispatcher
 
