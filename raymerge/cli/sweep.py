@@ -95,8 +95,8 @@ def sweep(
         if gated and all(trial.missed for trial in gated):
             ranking.append("no trial clears its gates: none is kept")
         if result.soup:
-            best = next(trial.name for trial in result.trials if trial.rank == 1)
-            ranking.append(f"the soup: {' + '.join(result.soup)}, which is {best}")
+            best = [f", which is {trial.name}" for trial in result.trials if trial.rank == 1]
+            ranking.append(f"the soup: {' + '.join(result.soup)}{''.join(best)}")
         _show(as_json, result.as_json(), [*ranking, *barrier_lines(result.trials), counted])
         if failed:
             sys.exit(FAILED)

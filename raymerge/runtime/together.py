@@ -56,6 +56,8 @@ class Task:
 
     plan: Plan
     out: str
+    overwrite: bool
+    """Whether it replaces whatever is there."""
 
 
 OnEnd = Callable[[int, MergeResult | RaymergeError], None]
@@ -71,7 +73,6 @@ def execute_together(
     *,
     budget: Budget,
     device: Literal["cpu", "cuda"],
-    overwrite: bool,
     on_progress: OnProgress,
     access: Access,
     on_event: OnEvent = nobody,
@@ -85,7 +86,6 @@ def execute_together(
         on_end: Told of each task once.
         budget: Of a thread that merges for all tasks.
         device: What merges.
-        overwrite: Replace whatever the destinations hold.
         on_progress: Told of every piece of work done, from any thread.
         access: How storage is reached.
         on_event: Told of phases, shards and outputs; engines tell of units by themselves.
@@ -104,7 +104,7 @@ def execute_together(
                 for i, task in enumerate(tasks)
             )
             promised: dict[int, int] = {}
-            trials = [one for one in entered if one.enter(stack, promised, overwrite=overwrite)]
+            trials = [one for one in entered if one.enter(stack, promised)]
             # Not before all have seen what room there is: this takes it.
             for one in trials:
                 one.filling.prepare_ahead()
@@ -144,26 +144,22 @@ class _Trial:
         self._began = perf_counter()
         self._written_bytes = 0
 
-    def enter(
-        self, stack: ExitStack, promised: MutableMapping[int, int], *, overwrite: bool
-    ) -> bool:
+    def enter(self, stack: ExitStack, promised: MutableMapping[int, int]) -> bool:
         """Claim its destination and see what is left; whether anything is."""
         plan, out = self.task.plan, self.task.out
         result = None
         with self.failing_alone():
             check_apart(plan, out)
-            record = None if overwrite else finished(out, plan.digest, access=self._access)
-            if record is None:
-                self._claim(stack, promised, overwrite=overwrite)
+            found = None if self.task.overwrite else finished(out, plan.digest, access=self._access)
+            if found is None:
+                self._claim(stack, promised)
             else:
-                result = result_before(plan, out, record, began=self._began)
+                result = result_before(plan, out, found, began=self._began)
         if result is not None:
             self._end(result)
         return not self.ended
 
-    def _claim(
-        self, stack: ExitStack, promised: MutableMapping[int, int], *, overwrite: bool
-    ) -> None:
+    def _claim(self, stack: ExitStack, promised: MutableMapping[int, int]) -> None:
         plan = self.task.plan
         # Read before hours of work: what cannot be read at the end is found now.
         self._beside = files_beside(plan, self._access)
@@ -171,7 +167,7 @@ class _Trial:
             self.task.out,
             plan,
             names=names_of(plan),
-            overwrite=overwrite,
+            overwrite=self.task.overwrite,
             access=self._access,
             read_back=self._read_back,
         )

@@ -38,8 +38,8 @@ def judged(
         evaluating: How they were evaluated.
         floors: Scores of the sources that gates compare with.
     """
-    tasks = _usual_tasks(records, evaluating)
-    found = [_judged(record, evaluating, floors, tasks) for record in records]
+    usual = _usual_tasks(records, evaluating)
+    found = [_judged(record, evaluating, floors, usual) for record in records]
     if isinstance(evaluating.by, Pareto):
         fronts = {
             one.record.name: float(-front)
@@ -200,27 +200,43 @@ def scalar(scores: Mapping[str, float], evaluating: Evaluating) -> float | None:
     return None
 
 
-def _usual_tasks(records: Iterable[TrialRecord], evaluating: Evaluating) -> frozenset[str] | None:
-    """The tasks that most trials score, of equally many the first; None where not all count."""
+def _usual_tasks(
+    records: Iterable[TrialRecord], evaluating: Evaluating
+) -> dict[int | None, frozenset[str]]:
+    """The tasks that most trials score, by the subset that they came to; of equally many the more.
+
+    Empty where not all tasks count.
+    """
     if not isinstance(evaluating.by, Mean) or evaluating.by.tasks:
-        return None
-    found = (reached(record, evaluating) for record in records)
-    counted = Counter(frozenset(one.scores) for one in found if one is not None)
-    return max(counted, key=counted.__getitem__, default=None)
+        return {}
+    counted: dict[int | None, Counter[frozenset[str]]] = {}
+    for record in records:
+        if (last := reached(record, evaluating)) is not None:
+            counted.setdefault(last.subset, Counter())[frozenset(last.scores)] += 1
+    found = {}
+    for subset, counter in counted.items():
+        most = max(counter.values())
+        found[subset] = max((one for one in counter if counter[one] == most), key=len)
+    return found
 
 
 def _judged(
-    record: TrialRecord, evaluating: Evaluating, floors: Floors, tasks: frozenset[str] | None
+    record: TrialRecord,
+    evaluating: Evaluating,
+    floors: Floors,
+    usual: Mapping[int | None, frozenset[str]],
 ) -> TrialRecord:
     if not record.digest:
         return record  # it was not merged
     last = reached(record, evaluating)
     error = failure(record, evaluating)
-    if last is not None and tasks is not None and tasks != last.scores.keys():
+    if last is not None and (tasks := usual.get(last.subset, last.scores.keys())) != (
+        last.scores.keys()
+    ):
         error = (
-            f"evaluation {examples(last.subset)}: it has scores for {listed(last.scores)} and most "
-            f"trials for {listed(tasks)}: a mean of others says nothing; name what counts under "
-            "evaluate, tasks: [a task, a task]"
+            f"evaluation {examples(last.subset)}: it has scores for {listed(last.scores)} and "
+            f"other trials for {listed(tasks)}: a mean of others says nothing; name what counts "
+            "under evaluate, tasks: [a task, a task]"
         )
     if error is not None:
         return replace(record, state="failed", error=error, missed=(), score=None)

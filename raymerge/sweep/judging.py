@@ -11,11 +11,12 @@ from there: what is merged is not merged again, and what is evaluated not evalua
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Self
 
-from raymerge.errors import PlanError, RaymergeError, SourceError
-from raymerge.recipe.wording import listed
+from raymerge.errors import PlanError, RaymergeError
+from raymerge.recipe import SourceRef
 from raymerge.storage.urls import whole
 from raymerge.sweep import choice
 from raymerge.sweep.evaluation import Evaluating, Pool
@@ -23,7 +24,7 @@ from raymerge.sweep.ledger import Ledger
 from raymerge.sweep.places import Places
 from raymerge.sweep.record import Evaluated, Split, TrialRecord
 from raymerge.sweep.rounds import MAX_TRIALS, Outcome, Rounds, record_of
-from raymerge.sweep.sources import compared, floors_of
+from raymerge.sweep.sources import compared, floors_of, identities, identity_of
 from raymerge.sweep.trial import Trial
 
 OnTrial = Callable[[TrialRecord], None]
@@ -69,8 +70,8 @@ class Judge:
         self._pool = start_pool(self._take)
         rounds.yield_to(lambda: self._pool.is_busy)
         self._asked: dict[str, Trial] = {}
-        self._checked: set[object] = set()
-        """Sources that are still what earlier runs have merged."""
+        self._sources: dict[str, str | None] = {}
+        """What sources are now, by location; None of those that cannot be read any more."""
         self._digests: dict[str, str] = {}
         """What evaluations under way are of, by name."""
         self._tried: set[tuple[str, Split, int | None]] = set()
@@ -90,7 +91,7 @@ class Judge:
         """
         named = {trial.name: trial for trial in trials}
         self._asked |= named
-        self._ledger.ask(len(self._asked))
+        self._ledger.ask(self._asked)
         self._check_sources(named.values())
         self._places.check(trials, keep=self._evaluating.keep is not None)
         if self._evaluating.evaluator is None:
@@ -126,26 +127,26 @@ class Judge:
     def _check_sources(self, trials: Iterable[Trial]) -> None:
         """Raise PlanError if what is merged came from other sources than there are now.
 
-        One trial is planned again for every source, not every trial.
+        One trial is planned for every source that is new, not every trial. What cannot be planned
+        any more is left alone: what was made of it is still what it was.
         """
         for trial in trials:
-            refs = (*trial.recipe.checkpoints, *trial.recipe.adapters)
-            sources = {(ref.location, ref.revision) for ref in refs}
             known = None if trial.name in self.merged else self._known(trial)
-            if known is None or sources <= self._checked:
+            if known is None:
                 continue
-            try:
-                now = self._rounds.digest_now(trial, self._ledger.shard_bytes(trial.name))
-            except SourceError:
-                continue  # it is gone: what was made of it is still what it was
-            if now != known.digest:
-                raise PlanError(
-                    f"{trial.name} was plan {known.digest} and is now {now}: since trials of this "
-                    "sweep were merged a source was written again, or this is another raymerge. "
-                    f"Sources: {listed(ref.location for ref in refs)}. --overwrite makes every "
-                    "trial again; another OUT leaves these as they are"
-                )
-            self._checked |= sources
+            if not known.sources.keys() <= self._sources.keys():
+                self._sources |= dict.fromkeys(known.sources)
+                with suppress(RaymergeError):
+                    self._sources |= identities(self._rounds.plan(trial))
+            for where, before in known.sources.items():
+                now = self._sources[where]
+                if now is not None and now != before:
+                    raise PlanError(
+                        f"{where} was written again since {trial.name} was merged from it, so that "
+                        "trials of this sweep could not be compared. --overwrite makes every trial "
+                        "again; another OUT leaves these as they are",
+                        source=where,
+                    )
 
     def _portions(self, trials: Sequence[Trial]) -> Iterator[Sequence[Trial]]:
         """Trials that are decided on before the next are merged: candidates take room."""
@@ -195,9 +196,12 @@ class Judge:
     def _merge(self, trials: Sequence[Trial], then: OnTrial) -> None:
         """Merge trials where candidates lie, and do something with each that is whole."""
         places = self._places
-        for trial in trials:
-            if known := self._known(trial):
-                places.mend(trial, known.digest)
+        again = [
+            trial.name
+            for trial in trials
+            if (known := self._known(trial))
+            and places.is_damaged(places.candidate(trial), known.digest)
+        ]
         places.begin(map(places.candidate, trials))
         at = [replace(trial, out=places.candidate(trial)) for trial in trials]
 
@@ -209,7 +213,7 @@ class Judge:
                 then(record)
 
         if at:
-            self._rounds.merge(at, end)
+            self._rounds.merge(at, end, again=again)
 
     def _came_to(self, outcome: Outcome) -> TrialRecord:
         """What becomes of a trial; of one that was merged before its evaluations stay."""
@@ -246,11 +250,20 @@ class Judge:
             if name in self._digests:
                 continue
             source = compared(label, place, trials)
-            digest = f"{source.location} {self._rounds.identity_of(source)}"
+            digest = self._digest_of_source(name, source, trials)
             known = self._ledger.evaluations(name, digest)
             if not any(choice.counts(one, self._evaluating) for one in known):
                 self._submit(name, digest, source.location, "search", None)
             self._digests[name] = digest
+
+    def _digest_of_source(self, name: str, source: SourceRef, trials: Iterable[Trial]) -> str:
+        """What names a source as it is now, or if it is not there as it was evaluated last."""
+        for trial in trials:
+            with suppress(RaymergeError):
+                for planned in self._rounds.plan(trial).merged:
+                    if planned.label == source.label:
+                        return f"{source.location} {identity_of(planned)}"
+        return self._ledger.newest_digest(name) or source.location
 
     def _floors(self) -> choice.Floors:
         """What the sources score that gates compare with."""
@@ -286,7 +299,6 @@ class Judge:
         for record in kept:
             trial = self._asked[record.name]
             try:
-                self._places.mend(trial, record.digest)
                 if not self._places.settle(trial, record.digest):
                     absent.append(trial)
             except RaymergeError as error:
@@ -300,9 +312,17 @@ class Judge:
                 record = replace(record, state="failed", error=error)
             self._add(record)
 
-        if absent:
-            self._places.begin(trial.out for trial in absent)
-            self._rounds.merge(absent, end)
+        self._places.begin(trial.out for trial in absent)
+        by_limit: dict[int | None, list[Trial]] = {}
+        for trial in absent:
+            by_limit.setdefault(self._ledger.shard_bytes(trial.name), []).append(trial)
+        for limit, some in by_limit.items():
+            again = [
+                trial.name
+                for trial in some
+                if self._places.is_damaged(trial.out, digests[trial.name])
+            ]
+            self._rounds.with_shards(limit).merge(some, end, again=again)
         self._ledger.append(*failed)
 
     def _end(self, best: Sequence[TrialRecord], kept: set[str]) -> None:

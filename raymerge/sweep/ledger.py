@@ -10,6 +10,7 @@ OUT/raymerge-trials.parquet, the newest row of every trial
   seed, recipe         the YAML that makes this trial alone
   shard_bytes          what --shard-size said; null where it was chosen
   out, state, error    see `TrialRecord`
+  sources              JSON, what each source was by its location
   seconds, bytes_read, bytes_written, score, missed, rank
   sequence             rising from row to row; of two rows of a trial the later one counts
 
@@ -30,6 +31,7 @@ import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from threading import Lock
+from time import sleep
 from typing import Any, Self
 
 from raymerge.errors import ConflictError, StorageError
@@ -39,7 +41,8 @@ from raymerge.sweep.record import Evaluated, TrialRecord
 from raymerge.sweep.tables import EVALUATIONS, PARTS_NAME, TRIALS, Row, remove_drafts
 
 _LOCK_NAME = "lock"
-_ASKED_NAME = "asked"
+_ASKED_NAME = "asked.json"
+_ATTEMPTS, _ATTEMPT_S = 5, 0.02
 
 
 class Ledger:
@@ -108,16 +111,20 @@ class Ledger:
             return
         with self._writing:
             rows = [
-                _row(record, self._shard_bytes, sequence)
+                _row(record, self._limit_of(record), sequence)
                 for sequence, record in enumerate(records, start=self._next)
             ]
             TRIALS.append(self._out, rows, self._next)
             self._next += len(rows)
             self._rows |= {row["name"]: row for row in rows}
 
-    def ask(self, trials: int) -> None:
-        """Note how many trials there are to be so far, for whoever asks how far the sweep is."""
-        write_atomically(self._out / PARTS_NAME / _ASKED_NAME, str(trials).encode())
+    def ask(self, names: Iterable[str]) -> None:
+        """Note which trials there are to be so far, for whoever asks how far the sweep is."""
+        write_atomically(self._out / PARTS_NAME / _ASKED_NAME, json.dumps(list(names)).encode())
+
+    def newest_digest(self, name: str) -> str | None:
+        """Of what this evaluator evaluated last under a name."""
+        return next((digest for known, digest in reversed(self._newest) if known == name), None)
 
     def evaluations(self, name: str, digest: str) -> tuple[Evaluated, ...]:
         """The newest evaluation of each split and subset, by this evaluator.
@@ -170,6 +177,14 @@ class Ledger:
     def __exit__(self, *error: object) -> None:
         self.close()
 
+    def _limit_of(self, record: TrialRecord) -> int | None:
+        """Of its shards: what it was merged with, whatever this run would merge with."""
+        row = self._rows.get(record.name)
+        if row is None or not record.digest or row["digest"] != record.digest:
+            return self._shard_bytes
+        limit: int | None = row["shard_bytes"]
+        return limit
+
     def _files_of_another(self) -> Mapping[str, str] | None:
         last = next(reversed(self._evaluations.values()), None)
         if last is None or last["evaluator"] == self.evaluator.digest:
@@ -219,7 +234,7 @@ def read_records(out: Path) -> list[TrialRecord]:
 def is_running(out: Path) -> bool:
     """Whether a process has the sweep of a folder."""
     try:
-        lock = os.open(out / PARTS_NAME / _LOCK_NAME, os.O_RDWR | os.O_CLOEXEC)
+        lock = os.open(out / PARTS_NAME / _LOCK_NAME, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
         return False
     try:
@@ -231,12 +246,13 @@ def is_running(out: Path) -> bool:
     return False
 
 
-def read_asked(out: Path) -> int:
-    """How many trials there are to be, as far as that was noted."""
+def read_asked(out: Path) -> list[str]:
+    """Names of the trials that there are to be, as far as that was noted."""
     try:
-        return int((out / PARTS_NAME / _ASKED_NAME).read_bytes())
+        names: list[str] = json.loads((out / PARTS_NAME / _ASKED_NAME).read_bytes())
     except (OSError, ValueError):
-        return 0
+        return []
+    return names
 
 
 def _read_evaluations(out: Path) -> dict[int, Row]:
@@ -251,11 +267,18 @@ def _lock(out: Path) -> int:
         lock = os.open(out / PARTS_NAME / _LOCK_NAME, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o644)
     except OSError as error:
         raise StorageError(f"{out} cannot be written: {error.strerror}") from error
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        os.close(lock)
-        raise ConflictError(f"{out}: another process runs this sweep; wait for it") from error
+    for left in reversed(range(_ATTEMPTS)):  # `--status` holds it for a moment
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if not left:
+                os.close(lock)
+                raise ConflictError(
+                    f"{out}: another process runs this sweep; wait for it"
+                ) from error
+            sleep(_ATTEMPT_S)
+        else:
+            break
     return lock
 
 
@@ -276,6 +299,7 @@ def record_of(row: Mapping[str, Any], evaluations: Iterable[Row] = ()) -> TrialR
         evaluations=tuple(map(_evaluated, evaluations)),
         missed=tuple(row["missed"]),
         score=row["score"],
+        sources=json.loads(row.get("sources") or "{}"),
         rank=row.get("rank"),
     )
 
@@ -308,6 +332,7 @@ def _row(record: TrialRecord, shard_bytes: int | None, sequence: int) -> Row:
         "bytes_written": record.bytes_written,
         "score": record.score,
         "missed": list(record.missed),
+        "sources": json.dumps(dict(record.sources)),
         "rank": record.rank,
         "sequence": sequence,
     }

@@ -7,14 +7,16 @@ own if there was nothing when the sweep first came to it.
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
 import shutil
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
 from raymerge.checkpoint.index import INDEX_NAME, RECORD_NAME
-from raymerge.errors import PlanError, StorageError
+from raymerge.errors import ConflictError, PlanError, StorageError
 from raymerge.runtime.adopting import adopt
 from raymerge.runtime.destination import finished
 from raymerge.storage import Scheme, destination, local_folder
@@ -39,6 +41,8 @@ class Places:
         self._access = access
         self._overwrite = overwrite
         self._list = out / PARTS_NAME / "made.json"
+        self._held: int | None = None
+        """Descriptor of scratch, which no other sweep gets while this process has it."""
         self._made: set[str] = set()
         with suppress(FileNotFoundError):
             self._made = set(json.loads(self._list.read_bytes()))
@@ -78,7 +82,14 @@ class Places:
         return trial.out if self._scratch is None else str(self._scratch / trial.name)
 
     def begin(self, places: Iterable[str]) -> None:
-        """Before anything is written there: note what is going to be the sweep's own."""
+        """Before anything is written there: note what is going to be the sweep's own.
+
+        Raises:
+            ConflictError: Another sweep that runs has its candidates in the same scratch.
+            StorageError: Scratch cannot be written.
+        """
+        if self._scratch is not None and self._held is None:
+            self._held = _hold(self._scratch)
         local = filter(None, map(_local, places))
         self._note({str(path) for path in local if _is_empty(path)})
 
@@ -102,20 +113,19 @@ class Places:
         if own is None:
             return False
         self.begin([trial.out])
-        adopt(Path(found), own, digest=digest, overwrite=self._overwrite)
+        overwrite = self._overwrite or self.is_damaged(trial.out, digest)
+        adopt(Path(found), own, digest=digest, overwrite=overwrite)
         return True
 
-    def mend(self, trial: Trial, digest: str) -> None:
-        """Remove what is left of a trial's checkpoint that is not whole any more.
+    def is_damaged(self, at: str, digest: str) -> bool:
+        """Whether a place has the checkpoint of a plan, and not all of it any more.
 
-        Only what the sweep has made, and what says that it is of this very plan.
+        Only what the sweep has made is one, and what says that it is of this very plan.
         """
-        for place in {self.candidate(trial), trial.out}:
-            own = _local(place)
-            if own is None or str(own) not in self._made or not _says(own, digest):
-                continue
-            if finished(place, digest, access=self._access) is None:
-                _remove_checkpoint(own)
+        own = _local(at)
+        if own is None or str(own) not in self._made or not _says(own, digest):
+            return False
+        return finished(at, digest, access=self._access) is None
 
     def is_own(self, trial: Trial, digest: str) -> bool:
         """Whether the checkpoint of a trial, if there is one, is the sweep's own."""
@@ -134,6 +144,9 @@ class Places:
         self._remove(place for place in self._made.copy() if Path(place).parent == self._scratch)
         with suppress(OSError):  # somebody else's things are in it, or it is not there
             self._scratch.rmdir()
+        if self._held is not None:
+            os.close(self._held)
+            self._held = None
 
     def _remove(self, places: Iterable[str]) -> None:
         own = {str(path) for path in map(_local, places) if path} & self._made
@@ -150,6 +163,23 @@ class Places:
 
     def _write(self) -> None:
         write_atomically(self._list, json.dumps(sorted(self._made)).encode())
+
+
+def _hold(scratch: Path) -> int:
+    try:
+        scratch.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(scratch, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        raise StorageError(f"scratch: {scratch} cannot be written: {error.strerror}") from error
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(descriptor)
+        raise ConflictError(
+            f"scratch: another sweep that runs has its candidates in {scratch}; give this one a "
+            "scratch of its own"
+        ) from error
+    return descriptor
 
 
 def _local(place: str) -> Path | None:

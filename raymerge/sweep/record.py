@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import inf
 from typing import Literal
 
@@ -59,6 +59,8 @@ class TrialRecord:
     score: float | None
     """What it is ranked by, over the largest subset that it was evaluated on; None without one.
     Where fronts rank: 0 on the first, -1 on the second, and so on."""
+    sources: Mapping[str, str] = field(default_factory=dict)
+    """What its sources were, by location: equal as long as their files stay the same."""
     rank: int | None = None
     """Among all trials of the sweep, 1 for the best. None where it failed or nothing is decided."""
 

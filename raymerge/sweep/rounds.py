@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from copy import copy
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from raymerge.errors import ClusterError, RaymergeError, SourceError
-from raymerge.options import RunOptions, access_of, checked_access, machine_of
+from raymerge.options import RunOptions, access_of, machine_of
 from raymerge.planning import Shelf, fills_together, plan_merge
 from raymerge.sweep.groups import OneRead, PlannedTrial, fitting, groups
 from raymerge.sweep.record import TrialRecord
-from raymerge.sweep.sources import identity_of
+from raymerge.sweep.sources import identities
 from raymerge.sweep.trial import Trial
 
 if TYPE_CHECKING:
     from raymerge.plan.build import Plan
-    from raymerge.recipe import SourceRef
     from raymerge.runtime.driver import MergeResult
     from raymerge.runtime.engine import Engine
     from raymerge.runtime.events import OnEvent, TrialEnded
@@ -34,6 +34,8 @@ class Outcome:
     trial: Trial
     result: MergeResult | None
     error: RaymergeError | None
+    sources: Mapping[str, str] = field(default_factory=dict)
+    """What its sources were: `identities` of its plan."""
 
 
 OnOutcome = Callable[[Outcome], None]
@@ -68,6 +70,7 @@ def record_of(trial: Trial, outcome: Outcome) -> TrialRecord:
         evaluations=(),
         missed=(),
         score=None,
+        sources=outcome.sources,
     )
 
 
@@ -111,42 +114,35 @@ class Rounds:
         """
         self._busy = busy
 
-    def digest_now(self, trial: Trial, shard_bytes: int | None) -> str:
-        """What the plan of a trial is called, from its sources as they are now.
+    def with_shards(self, limit: int | None) -> Rounds:
+        """The same, with another limit of an output shard."""
+        other = copy(self)
+        other._options = {**self._options, "shard_bytes": limit}  # noqa: SLF001
+        return other
 
-        Args:
-            trial: Which one.
-            shard_bytes: Limit of an output shard that it was planned with before.
+    def plan(self, trial: Trial) -> Plan:
+        """What a trial would be, from its sources as they are now.
 
         Raises:
             RaymergeError: It cannot be planned.
         """
-        options = self._options.copy()
-        options["shard_bytes"] = shard_bytes
-        return self._plan(trial, options).digest
-
-    def identity_of(self, source: SourceRef) -> str:
-        """Equal for a source whose files are the same: 16 hex digits of their names and pins.
-
-        Raises:
-            RaymergeError: It cannot be read.
-        """
-        from raymerge.storage import open_folder
-
-        folder = open_folder(
-            source.location,
-            label=source.label,
-            revision=source.revision,
-            access=checked_access(self._options, [source.location]),
+        return plan_merge(
+            trial.recipe,
+            out=trial.out,
+            machine=self._machine,
+            options=self._options,
+            shelf=self._shelf,
         )
-        return identity_of(folder)
 
-    def merge(self, trials: Sequence[Trial], on_outcome: OnOutcome) -> None:
+    def merge(
+        self, trials: Sequence[Trial], on_outcome: OnOutcome, *, again: Collection[str] = ()
+    ) -> None:
         """Merge every trial into its place, those of equal layout with one read of their sources.
 
         Args:
             trials: In any order; no two of one name or one place.
             on_outcome: Told of each as soon as its checkpoint is whole, or it failed.
+            again: Names of those that replace what their place holds.
 
         Raises:
             SourceError: A source that trials share cannot be read: all of them end.
@@ -158,7 +154,7 @@ class Rounds:
             on_outcome(outcome)
 
         for one_read in self.reads(trials, end):
-            self._merge_together(one_read, end)
+            self._merge_together(one_read, end, again)
 
     def reads(self, trials: Sequence[Trial], on_outcome: OnOutcome) -> Iterator[OneRead]:
         """The trials that are merged with one read each time, planned as they are asked for.
@@ -181,7 +177,7 @@ class Rounds:
 
         for trial in trials:
             try:
-                plan = self._plan(trial, self._options)
+                plan = self.plan(trial)
             except RaymergeError as error:
                 on_outcome(Outcome(trial=trial, result=None, error=error))
             else:
@@ -189,39 +185,43 @@ class Rounds:
                 whole = not fills_together(trial.out)
                 yield PlannedTrial(trial=trial, plan=plan, whole_shards=whole)
 
-    def _plan(self, trial: Trial, options: RunOptions) -> Plan:
-        return plan_merge(
-            trial.recipe, out=trial.out, machine=self._machine, options=options, shelf=self._shelf
-        )
-
-    def _merge_together(self, one_read: OneRead, on_outcome: OnOutcome) -> None:
+    def _merge_together(
+        self, one_read: OneRead, on_outcome: OnOutcome, again: Collection[str]
+    ) -> None:
         trials, union, budget = one_read.trials, one_read.union, one_read.budget
         if union is None or budget is None:
-            self._merge_alone(trials[0], on_outcome)
+            self._merge_alone(trials[0], on_outcome, again)
             return
         from raymerge.runtime.together import Task, execute_together
 
         def end(position: int, result: MergeResult | RaymergeError) -> None:
-            trial = trials[position].trial
+            one = trials[position]
             if isinstance(result, RaymergeError):
-                on_outcome(Outcome(trial=trial, result=None, error=result))
+                on_outcome(Outcome(trial=one.trial, result=None, error=result))
             else:
-                on_outcome(Outcome(trial=trial, result=result, error=None))
+                on_outcome(_merged(one, result))
 
         execute_together(
-            [Task(plan=one.plan, out=one.trial.out) for one in trials],
+            [
+                Task(plan=one.plan, out=one.trial.out, overwrite=self._replaces(one, again))
+                for one in trials
+            ],
             union,
             self._start_engine,
             end,
             budget=budget,
             device=self._machine.device,
-            overwrite=self._overwrite,
             on_progress=self._on_progress,
             access=access_of(self._options),
             on_event=self._on_event,
         )
 
-    def _merge_alone(self, one: PlannedTrial, on_outcome: OnOutcome) -> None:
+    def _replaces(self, one: PlannedTrial, again: Collection[str]) -> bool:
+        return self._overwrite or one.trial.name in again
+
+    def _merge_alone(
+        self, one: PlannedTrial, on_outcome: OnOutcome, again: Collection[str]
+    ) -> None:
         from raymerge.api import run_plan
 
         try:
@@ -229,7 +229,7 @@ class Rounds:
                 one.plan,
                 one.trial.out,
                 machine=self._machine,
-                overwrite=self._overwrite,
+                overwrite=self._replaces(one, again),
                 on_progress=self._on_progress,
                 options=self._options,
                 on_event=self._on_event,
@@ -240,7 +240,7 @@ class Rounds:
         except RaymergeError as error:
             on_outcome(Outcome(trial=one.trial, result=None, error=error))
         else:
-            on_outcome(Outcome(trial=one.trial, result=result, error=None))
+            on_outcome(_merged(one, result))
 
     def _start_engine(self, settings: RunSettings, report: OnProgress) -> Engine:
         from raymerge.api import engine_for
@@ -254,6 +254,10 @@ class Rounds:
             on_event=self._on_event,
             busy=self._busy,
         )
+
+
+def _merged(one: PlannedTrial, result: MergeResult) -> Outcome:
+    return Outcome(trial=one.trial, result=result, error=None, sources=identities(one.plan))
 
 
 def _ended(outcome: Outcome) -> TrialEnded:

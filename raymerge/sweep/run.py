@@ -221,8 +221,8 @@ class SweepStatus:
 
     trials: tuple[TrialRecord, ...]
     """Of which anything is known."""
-    asked: int
-    """How many there are to be so far; a search or a soup asks for more later."""
+    asked: tuple[str, ...]
+    """Names of those that there are to be so far; a search or a soup asks for more later."""
     running: bool
 
     @property
@@ -231,7 +231,7 @@ class SweepStatus:
         from raymerge.sweep.ranking import num_trials
 
         counts = Counter(trial.state for trial in self.trials)
-        waiting = max(0, self.asked - len(self.trials))
+        waiting = len(set(self.asked) - {trial.name for trial in self.trials})
         parts = [f"{number} {state}" for state, number in sorted(counts.items())]
         parts += [f"{waiting} not yet merged"] if waiting else []
         found = ", ".join(parts) or "nothing yet"
@@ -253,7 +253,7 @@ def status_of(out: AnyPath) -> SweepStatus:
     records, running = read_records(folder), is_running(folder)
     if not records and not running:
         raise SourceError(f"{os.fspath(out)} holds no sweep; give the OUT of one")
-    return SweepStatus(trials=tuple(records), asked=read_asked(folder), running=running)
+    return SweepStatus(trials=tuple(records), asked=tuple(read_asked(folder)), running=running)
 
 
 def reproduce(

@@ -5,24 +5,41 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Mapping
 
-from raymerge.checkpoint.folder import Folder
+from raymerge.checkpoint.catalog import CONFIG_NAME
 from raymerge.errors import RaymergeError
+from raymerge.plan.build import Plan
+from raymerge.plan.graph import PlannedSource
 from raymerge.recipe import SourceRef
 from raymerge.recipe.document import Place
 from raymerge.recipe.wording import did_you_mean, listed
 from raymerge.sweep.evaluation.scores import lacking
 from raymerge.sweep.record import Evaluated
 from raymerge.sweep.trial import Trial
+from raymerge.tokenizer.files import TOKENIZER_FILES
 
 
-def identity_of(folder: Folder) -> str:
-    """Equal for a folder whose files are the same: 16 hex digits of their names and pins.
+def identities(plan: Plan) -> dict[str, str]:
+    """What each source of a plan is, by location: 16 hex digits, equal as long as it stays so.
 
-    Raises:
-        SourceError: A file cannot be read.
+    Its weights, config and tokenizer count; what else lies beside them may come and go.
     """
-    pins = [(name, folder.pin(name)) for name in sorted(folder.sizes())]
-    return hashlib.sha256(repr(pins).encode()).hexdigest()[:16]
+    return {_where(source): identity_of(source) for source in plan.sources}
+
+
+def identity_of(source: PlannedSource) -> str:
+    """What a source is; see `identities`."""
+    beside = {
+        name: pin
+        for name, pin in source.side_pins.items()
+        if name == CONFIG_NAME or name in TOKENIZER_FILES
+    }
+    pins = sorted({**source.pins, **beside}.items())
+    named = [(name, pin.size_bytes, pin.tag) for name, pin in pins]
+    return hashlib.sha256(repr(named).encode()).hexdigest()[:16]
+
+
+def _where(source: PlannedSource) -> str:
+    return f"{source.location}@{source.revision}" if source.revision else source.location
 
 
 def compared(label: str, place: Place, trials: Iterable[Trial]) -> SourceRef:

@@ -82,7 +82,8 @@ TRIALS = Table(
         "name": "string", "digest": "string", "values": "string", "seed": "uint64",
         "recipe": "string", "shard_bytes": "int64", "out": "string", "state": "string",
         "error": "string", "seconds": "float64", "bytes_read": "int64", "bytes_written": "int64",
-        "score": "float64", "missed": "texts", "rank": "int64", "sequence": "int64",
+        "score": "float64", "missed": "texts", "sources": "string", "rank": "int64",
+        "sequence": "int64",
     },
 )  # fmt: skip
 EVALUATIONS = Table(

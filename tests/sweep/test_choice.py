@@ -137,7 +137,7 @@ def test_a_mean_is_over_the_same_tasks_of_every_trial() -> None:
     best, names, kept = order(records, evaluating(" keep: 1"))
     assert (names, kept) == (["two", "one", "half", "more"], ["two"])
     assert [one.state for one in best] == ["merged", "merged", "failed", "failed"]
-    assert "scores for math and most trials for code, math: a mean" in (best[2].error or "")
+    assert "scores for math and other trials for code, math: a mean" in (best[2].error or "")
     # Of tasks that the recipe names.
     named = parsed(" evaluate: {python: 'a:b', tasks: [math]}\n keep: 1")
     best, names, kept = order(records, named)

@@ -201,7 +201,7 @@ def test_an_evaluator_ends_with_its_sweep_however_that_ends(
 def test_the_status_of_a_sweep_before_anything_is_merged(place: Place) -> None:
     recipe = grid(place, [0.5, 1])
     process = spawn("sweep", recipe, place / "out", *MACHINE)
-    asked = place / "out" / ".raymerge-sweep" / "asked"
+    asked = place / "out" / ".raymerge-sweep" / "asked.json"
     until(asked.exists)
     process.send_signal(signal.SIGSTOP)
     status = place.run("sweep", "--status", place / "out")
@@ -210,3 +210,36 @@ def test_the_status_of_a_sweep_before_anything_is_merged(place: Place) -> None:
     assert status.rc == 0
     assert status.out.splitlines()[-1].startswith(f"{place / 'out'}: 2 trials: ")
     assert status.out.splitlines()[-1].endswith("; it runs")
+
+
+def test_two_sweeps_at_once_do_not_share_a_scratch(place: Place) -> None:
+    scratch = place / "scratch"
+    recipe, pid = hanging(place)
+    recipe = with_block(recipe, keep=1, scratch=str(scratch))
+    process = spawn("sweep", recipe, place / "out", *MACHINE)
+    until(pid.exists)
+    other = with_block(recipe, axes={"w": [0.25]})
+    done = place.run("sweep", other, place / "other", *MACHINE)
+    process.send_signal(signal.SIGTERM)
+    finish(process)
+    assert done.rc == 2
+    assert f"another sweep that runs has its candidates in {scratch}" in done.err
+
+
+def test_no_evaluation_begins_once_its_sweep_ends(place: Place) -> None:
+    started = place / "started"
+    command = [
+        "bash",
+        "-c",
+        f"trap '' TERM; echo x >> {started}; sleep 100 & wait; sleep 100; : {{checkpoint}}",
+    ]
+    recipe = with_block(
+        grid(place, [0.1 * i for i in range(8)]), evaluate={"command": command, "cpus": 64}
+    )
+    process = spawn("sweep", recipe, place / "out", *MACHINE)
+    until(started.exists)
+    began = time.monotonic()
+    process.send_signal(signal.SIGTERM)
+    finish(process, 60)
+    assert time.monotonic() - began < 10
+    assert started.read_text() == "x\n"

@@ -8,6 +8,7 @@ programs that are found by PATH and are no scripts count by their names alone.
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
 import sys
 from collections.abc import Iterator, Mapping
@@ -31,6 +32,8 @@ class Fingerprint:
     """Empty where nothing is evaluated."""
     files: Mapping[str, str]
     """The sha256 of each file, by the recipe's word for it."""
+    code: frozenset[str] = frozenset()
+    """Words for those of them that are programs: others, such as a log, it may write itself."""
 
     def why_again(self, before: Mapping[str, str]) -> str:
         """A line for people whose evaluations another evaluator made.
@@ -38,9 +41,13 @@ class Fingerprint:
         Args:
             before: Its files.
         """
+        changed = []
+        if before.keys() == self.files.keys():
+            changed = [word for word, sha256 in self.files.items() if before[word] != sha256]
+        what = listed(changed) or "evaluate, split or a file that they name"
         return (
-            f"{_changed(before, self.files)} changed since trials of this sweep were evaluated: "
-            "all are evaluated again; what they scored before stays in "
+            f"{what} changed since trials of this sweep were evaluated: they are evaluated again, "
+            "but for what was scored by this very evaluator; all scores stay in "
             "raymerge-evaluations.parquet"
         )
 
@@ -50,21 +57,14 @@ class Fingerprint:
         Args:
             evaluating: What it was taken of.
         """
-        now = fingerprint(evaluating)
-        if now.digest != self.digest:
+        now = fingerprint(evaluating).files
+        changed = sorted(word for word in self.code if now.get(word) != self.files[word])
+        if changed:
             raise PlanError(
-                f"{_changed(self.files, now.files)} changed while trials were evaluated, so some "
-                "of their scores are of the one before and some of the one after. Nothing was "
-                "decided; run the same command again: what is merged stays, and all are evaluated "
-                "again"
+                f"{listed(changed)} changed while trials were evaluated, so some of their scores "
+                "are of the one before and some of the one after. Nothing more is decided; run the "
+                "same command again: what is merged stays, and all are evaluated again"
             )
-
-
-def _changed(before: Mapping[str, str], now: Mapping[str, str]) -> str:
-    changed = []
-    if before.keys() == now.keys():
-        changed = [word for word, sha256 in now.items() if before[word] != sha256]
-    return listed(changed) or "evaluate, split or a file that they name"
 
 
 NOTHING = Fingerprint("", {})
@@ -75,18 +75,26 @@ def fingerprint(evaluating: Evaluating) -> Fingerprint:
     """What evaluates, as it is now."""
     if evaluating.evaluator is None:
         return NOTHING
-    files = dict(_files(evaluating.evaluator))
+    files, code = {}, set()
+    for word, path, sha256 in _files(evaluating.evaluator):
+        files[word] = sha256
+        if path.suffix in _CODE or os.access(path, os.X_OK):
+            code.add(word)
     said = repr((evaluating.evaluator, evaluating.splits, sorted(files.items())))
-    return Fingerprint(hashlib.sha256(said.encode()).hexdigest()[:16], files)
+    digest = hashlib.sha256(said.encode()).hexdigest()[:16]
+    return Fingerprint(digest, files, frozenset(code))
 
 
-def _files(evaluator: Evaluator) -> Iterator[tuple[str, str]]:
+_CODE = frozenset({".py", ".sh", ".bash", ".js", ".mjs", ".R", ".jl", ".pl", ".rb", ".lua"})
+
+
+def _files(evaluator: Evaluator) -> Iterator[tuple[str, Path, str]]:
     """Words and what is in the files that they name; what cannot be read counts by its name."""
     for word, path in _named(evaluator):
         with suppress(OSError, ValueError):  # a word with a null byte is no path
             if path.is_file():
                 found = path.stat()
-                yield word, _sha256(path, (found.st_mtime_ns, found.st_ino, found.st_size))
+                yield word, path, _sha256(path, (found.st_mtime_ns, found.st_ino, found.st_size))
 
 
 @lru_cache(maxsize=1024)

@@ -63,6 +63,8 @@ def evaluate(job: Job, stop: Event | None = None, devices: str | None = None) ->
     """
     evaluating = job.evaluating
     assert evaluating.evaluator is not None, "a sweep without an evaluator has nothing to submit"
+    if stop is not None and stop.is_set():
+        return _failed(job, "stopped with the sweep")
     began = perf_counter()
     arguments = arguments_of(
         evaluating.evaluator,

@@ -45,9 +45,11 @@ def check_ready(evaluating: Evaluating) -> None:
     if isinstance(evaluator, Command):
         program = evaluator.arguments[0]
         if "{" not in program and shutil.which(program) is None:
+            remedy = "give its path, or mend PATH"
+            if Path(program).expanduser().is_file():
+                remedy = "make it executable (chmod +x), and write its path without ~"
             raise PlanError(
-                f"evaluate: command: {program} is no program that can be run here; give its path, "
-                "or mend PATH"
+                f"evaluate: command: {program} is no program that can be run here; {remedy}"
             )
     elif isinstance(evaluator, Function):
         _check_function(evaluator.target)
@@ -68,6 +70,8 @@ def _check_function(target: str) -> None:
     is_file = where.endswith(".py")
     if found is None and find_spec(where.partition(".")[0]) is not None:
         return  # by an importer of its own
+    if found is not None and not is_file and found.suffix == ".py" and not found.is_file():
+        return  # in an archive
     if found is None or not found.is_file():
         what = f"no file {where}" if is_file else f"no module {where}"
         raise PlanError(
@@ -86,6 +90,9 @@ def _check_function(target: str) -> None:
         )
 
 
+_MAKES_NAMES = ("globals", "locals", "vars", "exec", "setattr", "sys")
+
+
 def _names_in(module: ast.Module) -> set[str]:
     """What a module's own statements name, without running any; none where that is not all."""
     found: set[str] = set()
@@ -99,5 +106,5 @@ def _names_in(module: ast.Module) -> set[str]:
     return set() if found & _HIDDEN else {name for name in found if " " not in name}
 
 
-_HIDDEN = {"*", "__getattr__", "used globals", "used exec", "used setattr"}
+_HIDDEN = {"*", "__getattr__", *(f"used {name}" for name in _MAKES_NAMES)}
 """By these a module has names that no statement of it shows."""
