@@ -71,7 +71,7 @@ def submit(
 
         storage = StorageOptions(storage_options=options["storage_options"], cache=options["cache"])
         loaded = raymerge.load(recipe, **storage)
-        sources = [ref.location for ref in (*loaded.checkpoints, *loaded.adapters)]
+        sources = [ref.location for ref in loaded.read]
         # Before they stand in the job's command line: a secret is refused.
         checked_access(storage, sources, out)
         job = start(

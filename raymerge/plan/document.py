@@ -25,8 +25,9 @@ Complete, without times or machine names, and in this order of keys:
               threads, thread_bytes, tile_elements, ring_depth, window_bytes, held_tensors,
               reread_tensors, reread_bytes
     totals    tensors, parameters, bytes_read, bytes_written
-    vocabulary  policy, donor, tokens, rows, added (ids by token), removed, changes (of ids in
-              configs), sources: label, tokens, rows, lacked; null without a policy
+    vocabulary  policy, donor, tokens, rows, added (ids by token), removed, unknown,
+              changes (of ids in configs), sources: label, tokens, rows, lacked; null without a
+              policy
     chat_template  name, source (its label, null where it is no source's); null without one
     tie       head, embedding, tied, stand_ins, must_equal; null without a head
     stacks    of slices: stack (before a layer's number in a name), layers (how many), slices (start

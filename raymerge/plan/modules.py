@@ -27,6 +27,7 @@ _MAX_SHOWN = 8
 
 
 _SEEING = ("vision_tower", "vision_model", "visual")
+_PARTS = ("text_decoder", "vision_tower", "multi_modal_projector")
 _JOINING = ("multi_modal_projector", "visual.merger", "visual.deepstack_merger_list")
 
 
@@ -87,7 +88,9 @@ def _find(recipe: Recipe, section: Section, views: Sequence[View]) -> Territory:
         return Territory(tuple(matches))
     if not matches and section.module == _DEFAULT:
         return WHOLE
-    if not matches and (part := _part(section.module, prefixes)) is not None:
+    # What a part does may show in other models than its own: text alone has no part that sees.
+    everywhere = {_modules_of(name) for view in views for name in view.tensors}
+    if not matches and (part := _part(section.module, everywhere)) is not None:
         return part
     where = f"{recipe.path}:{section.line}: modules:"
     if matches:
@@ -96,7 +99,7 @@ def _find(recipe: Recipe, section: Section, views: Sequence[View]) -> Territory:
             "write the whole prefix"
         )
     known = _candidates(prefixes)
-    hint = did_you_mean(section.module, {name.rpartition(".")[2] for name in known})
+    hint = did_you_mean(section.module, [*(name.rpartition(".")[2] for name in known), *_PARTS])
     shown = ", ".join(known[:_MAX_SHOWN]) + (" and more" if len(known) > _MAX_SHOWN else "")
     raise PlanError(
         f"{where} no tensor name has {section.module!r} before its layer number; modules are "

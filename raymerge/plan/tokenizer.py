@@ -82,6 +82,9 @@ def _template(recipe: Recipe, files: Mapping[str, TokenizerFiles]) -> PlannedTem
     labels = [source.label for source in recipe.all_sources if source.label in files]
     texts = {label: text for label in labels if (text := template_of(files[label]))}
     if not texts:
+        lent = [ref.label for ref in recipe.lenders if ref.label in files]
+        texts = {label: text for label in lent if (text := template_of(files[label]))}
+    if not texts:
         return PlannedTemplate(name=asked.name, source=None, text=None)
     # Of equally many the first counted comes first: that of the first source.
     text = Counter(texts.values()).most_common(1)[0][0]

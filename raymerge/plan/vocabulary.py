@@ -247,15 +247,15 @@ def _remap(
         own[tie.head] = view.tensors[tie.embedding]
     columns = used_columns(table) or [position]
     runs = encode(table, {column: part for part, column in enumerate(columns)})
-    # A mean is rounded where it is written, and not on the way to a wider output.
-    widens = recipe.dtype is DType.F32 and has_means(table)
+    # A mean is rounded where it is written, and not on its way there.
+    out = recipe.dtype if has_means(table) else None
     tensors = dict(view.tensors)
     for name, whole in own.items():
         parts = tuple(_part(name, views[column], view, whole, tie) for column in columns)
         tensors[name] = Remapped(
             source=whole.source,
             name=name,
-            dtype=_joint_dtype(name, parts, view, widens=widens and not matches(recipe.keep, name)),
+            dtype=_joint_dtype(name, parts, view, None if matches(recipe.keep, name) else out),
             shape=(len(table), *whole.shape[1:]),
             reads=stored(parts),
             parts=parts,
@@ -281,7 +281,7 @@ def _part(name: str, view: View, for_view: View, whole: Input, tie: TiePolicy | 
     return found
 
 
-def _joint_dtype(name: str, parts: Sequence[Input], view: View, *, widens: bool) -> DType:
+def _joint_dtype(name: str, parts: Sequence[Input], view: View, out: DType | None) -> DType:
     dtypes = {part.dtype for part in parts}
     if not all(dtype.mergeable for dtype in dtypes):
         shown = ", ".join(sorted(dtypes))
@@ -291,4 +291,5 @@ def _joint_dtype(name: str, parts: Sequence[Input], view: View, *, widens: bool)
             source=view.label,
             tensor=name,
         )
-    return DType.F32 if widens else promote(dtypes)
+    joint = promote(dtypes)
+    return joint if out in {None, joint} else promote({joint, DType.F32})

@@ -14,6 +14,8 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain, count
+from pathlib import Path
 from typing import Literal
 
 from raymerge.errors import RecipeError
@@ -123,10 +125,16 @@ def _read_source(
     if found := _named(text, node.place, key, sources):
         return False, found
     location, revision = split_reference(text, node.place, key)
+    if "+" in location and not Path(location).exists():
+        location = location.partition("+")[0]  # an adapter has no tokenizer of its own
     # A word without a slash is a label, or one that is misspelt.
-    if "/" not in location:
+    if "/" not in location and not Path(location).is_dir():
         raise _no_model(text, node.place, key, sources, (UNION, BASE), "a path or repository")
-    label = f"{os.path.normpath(location).rpartition('/')[2]} tokenizer"
+    name = os.path.normpath(location).rpartition("/")[2] or location
+    taken = {source.label for source in sources}
+    numbers = (f" {number}" for number in count(2))
+    ends = chain([""], numbers)
+    label = next(one for end in ends if (one := f"{name} tokenizer{end}") not in taken)
     return False, SourceRef(label=label, location=location, revision=revision, line=node.place.line)
 
 
@@ -144,7 +152,8 @@ def _find(key: str, node: Node, sources: Sequence[SourceRef]) -> str:
 
 def _named(text: str, place: Place, key: str, sources: Sequence[SourceRef]) -> SourceRef | None:
     for source in sources:
-        if source.label == text:
+        with_adapter = source.adapter and f"{source.location}+{source.adapter.location}"
+        if text in (source.label, with_adapter):
             return source
     location, revision = split_reference(text, place, key)
     wanted = os.path.normpath(location), revision

@@ -95,7 +95,8 @@ class Places:
 
     def find(self, trial: Trial, digest: str) -> str | None:
         """Where the whole checkpoint of a trial is; None where it is not."""
-        for place in dict.fromkeys((self.candidate(trial), trial.out)):
+        # Both are there where a run was killed that had brought one to its own place.
+        for place in dict.fromkeys((trial.out, self.candidate(trial))):
             if finished(place, digest, access=self._access) is not None:
                 return place
         return None

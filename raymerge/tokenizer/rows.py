@@ -95,11 +95,12 @@ def row_tables(
         tables.append(table)
     lacked = tuple(int(np.sum((own[:, s] == NONE) & ~padding)) for s in range(len(sources)))
     nowhere = np.flatnonzero((own == NONE).all(axis=1) & ~padding)
+    settled = {token for token, rule in given.items() if rule.zero or rule.source is not None}
     lacking = (tokens[row] for row in nowhere.tolist())
     return Rows(
         tables=tuple(tables),
         lacked=lacked,
-        unknown=tuple(token for token in lacking if token and token not in given),
+        unknown=tuple(token for token in lacking if token and token not in settled),
     )
 
 

@@ -420,6 +420,29 @@ def test_what_cannot_lend_a_tokenizer_is_refused(
     assert said in done.err
 
 
+def test_the_template_of_a_model_outside_counts_where_no_other_has_one(
+    merged_place: Place, tmp_path: Path
+) -> None:
+    lender = tmp_path / "lender"
+    shutil.copytree(merged_place / "b", lender)
+    (lender / "chat_template.jinja").write_text("{{ messages }}")
+    recipe = merged_place.recipe(
+        "linear", ORDER[:2], parameters={"weight": 1}, chat_template="auto",
+        tokenizer_source=str(lender),
+    )  # fmt: skip
+    assert "that of lender tokenizer" in merged_place.run("plan", recipe).out
+    Place(tmp_path).merged(recipe)
+    assert (tmp_path / "out" / "chat_template.jinja").read_text() == "{{ messages }}"
+
+
+def test_plan_lists_every_row_of_zeros(merged_place: Place) -> None:
+    tokens = {"<z>": {"force": True}, "<n>": {}, "<m>": {"source": {"kind": "zero"}}}
+    top: dict[str, Any] = {"tokenizer": {"source": str(merged_place / "b"), "tokens": tokens}}
+    recipe = merged_place.recipe("linear", ORDER[:2], parameters={"weight": 1}, **top)
+    unknown = merged_place.run("plan", recipe, "--json").json["vocabulary"]["unknown"]
+    assert sorted(unknown) == ["<n>", "<z>", "gh"]
+
+
 @pytest.mark.parametrize("keep", [False, True])
 def test_a_mean_that_fills_a_row_is_not_rounded_on_its_way(tmp_path: Path, *, keep: bool) -> None:
     place = Place(tmp_path)
@@ -437,3 +460,18 @@ def test_a_mean_that_fills_a_row_is_not_rounded_on_its_way(tmp_path: Path, *, ke
         torch.testing.assert_close(row.double(), mean, rtol=0, atol=1e-8)
     assert merged[HEAD].dtype is torch.float32
     assert merged[EMBEDDING].dtype is (torch.bfloat16 if keep else torch.float32)
+
+
+def test_a_mean_of_bfloat16_rows_has_all_the_digits_of_float16(tmp_path: Path) -> None:
+    place = Place(tmp_path)
+    models = write_models(place, dtype=torch.bfloat16)
+    recipe = place.recipe(
+        "linear", ORDER, parameters={"weight": 1.0}, tokenizer_source="union", dtype="float16"
+    )
+    merged = place.merged(recipe)
+    made = written(place)
+    expected = completed([*made.get_vocab()], rows_of(models, HEAD))
+    for token, row in by_token(merged[HEAD], made).items():
+        mean = torch.stack([source[token].double() for source in expected]).mean(0)
+        # Half a step of float16 at most, and the noise of a float32 sum.
+        assert bool(((row.double() - mean).abs() <= mean.abs() * 2**-11 + 1e-8).all())

@@ -356,6 +356,15 @@ def test_modules_by_mergekit_s_names(
         assert inputs(made, name) == [f"{wanted}:{name}"]
 
 
+def test_text_alone_is_merged_onto_a_model_that_sees() -> None:
+    text = {n: t for n, t in QWEN.items() if not n.startswith("visual")}
+    modules = {"text_decoder": {"models": ["t"]}}
+    body = {"modules": modules, "base_model": "a", "parameters": {"weight": 1}}
+    sources = {"a": QWEN, "t": text}
+    made = planned("task_arithmetic", body | {"keep": "visual*"}, sources)
+    assert inputs(made, HEAD) == [f"a:{HEAD}", f"t:{HEAD}"]
+
+
 def test_slices_of_a_text_decoder() -> None:
     text = {"slices": [{"sources": [take("a", 0, 2)]}, {"sources": [take("b", 0, 2)]}]}
     body = {"modules": {"text_decoder": text}, "keep": "visual*"}
@@ -390,6 +399,14 @@ def test_a_module_may_be_a_stack_a_prefix_or_the_whole_model(name: str) -> None:
                 "r.yaml:1: modules: no tensor name has 'langauge_model' before its layer number; "
                 "modules are prefixes such as model.language_model, model.visual, lm_head. Did you "
                 "mean 'language_model'?"
+            ),
+        ),
+        (
+            ["text_decode"],
+            (
+                "r.yaml:1: modules: no tensor name has 'text_decode' before its layer number; "
+                "modules are prefixes such as model.language_model, model.visual, lm_head. Did you "
+                "mean 'text_decoder'?"
             ),
         ),
         (

@@ -51,6 +51,8 @@ def test_the_source_is_a_policy_or_one_of_the_models(
         ("tokenizer: {source: org/chat@v2}", "org/chat", "v2"),
         ("tokenizer_source: m/b", "m/b", None),
         ("tokenizer_source: ./chat", "./chat", None),
+        ("tokenizer_source: org/chat+org/lora", "org/chat", None),
+        ("tokenizer_source: raymerge", "raymerge", None),
     ],
 )
 def test_a_path_or_repository_is_a_model_that_is_not_merged(
@@ -62,6 +64,20 @@ def test_a_path_or_repository_is_a_model_that_is_not_merged(
     assert recipe.tokenizer is not None
     assert recipe.tokenizer.donor == lender.label
     assert [ref.label for ref in recipe.read] == ["a", "two", lender.label]
+
+
+def test_a_model_with_an_adapter_is_found_as_it_is_listed() -> None:
+    text = "merge_method: linear\nmodels: [m/a+m/lora, m/b]\nparameters: {weight: 1}\n"
+    recipe = loads(f"{text}tokenizer_source: m/a+m/lora\n", path="r.yaml")
+    assert not recipe.lenders
+    assert recipe.tokenizer is not None
+    assert recipe.tokenizer.donor == "a+lora"
+
+
+def test_a_label_that_is_taken_is_not_given_again() -> None:
+    text = "merge_method: linear\nmodels: [{model: m/a, label: x tokenizer}, m/b]\n"
+    recipe = loads(f"{text}parameters: {{weight: 1}}\ntokenizer_source: m/x\n", path="r.yaml")
+    assert [ref.label for ref in recipe.read] == ["x tokenizer", "b", "x tokenizer 2"]
 
 
 @pytest.mark.parametrize("text", ["", "tokenizer_source: null", "tokenizer: null"])

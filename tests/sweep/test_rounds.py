@@ -176,7 +176,7 @@ def test_trials_that_do_not_fit_are_read_for_in_parts(
 
     told: list[str] = []
     raymerge.sweep(list(recipes.values()), place / "swept", on_note=told.append, **options)
-    assert told == notes
+    assert told == ["engine local (as asked), device cpu", *notes]
 
 
 def test_many_trials_of_a_small_model(place: Place) -> None:
