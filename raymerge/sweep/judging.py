@@ -11,12 +11,10 @@ from there: what is merged is not merged again, and what is evaluated not evalua
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import replace
 from typing import Self
 
-from raymerge.errors import PlanError, RaymergeError
-from raymerge.recipe import SourceRef
+from raymerge.errors import RaymergeError
 from raymerge.storage.urls import whole
 from raymerge.sweep import choice
 from raymerge.sweep.evaluation import Evaluating, Pool
@@ -24,7 +22,7 @@ from raymerge.sweep.ledger import Ledger
 from raymerge.sweep.places import Places
 from raymerge.sweep.record import Evaluated, Split, TrialRecord
 from raymerge.sweep.rounds import MAX_TRIALS, Outcome, Rounds, record_of
-from raymerge.sweep.sources import compared, floors_of, identities, identity_of
+from raymerge.sweep.sources import Sources, compared, floors_of
 from raymerge.sweep.trial import Trial
 
 OnTrial = Callable[[TrialRecord], None]
@@ -32,7 +30,9 @@ OnEvaluated = Callable[[Evaluated], None]
 
 
 class Judge:
-    """Says what trials come to. Used as a context: leaving it ends evaluations under way.
+    """Says what trials come to.
+
+    Used as a context: leaving it ends evaluations under way, and lets go of scratch.
 
     Args:
         rounds: What merges.
@@ -70,8 +70,7 @@ class Judge:
         self._pool = start_pool(self._take)
         rounds.yield_to(lambda: self._pool.is_busy)
         self._asked: dict[str, Trial] = {}
-        self._sources: dict[str, str | None] = {}
-        """What sources are now, by location; None of those that cannot be read any more."""
+        self._sources = Sources(rounds.plan)
         self._digests: dict[str, str] = {}
         """What evaluations under way are of, by name."""
         self._tried: set[tuple[str, Split, int | None]] = set()
@@ -92,7 +91,10 @@ class Judge:
         named = {trial.name: trial for trial in trials}
         self._asked |= named
         self._ledger.ask(self._asked)
-        self._check_sources(named.values())
+        for trial in named.values():
+            known = None if trial.name in self.merged else self._known(trial)
+            if known is not None:
+                self._sources.check(trial, known.sources)
         self._places.check(trials, keep=self._evaluating.keep is not None)
         if self._evaluating.evaluator is None:
             lacking = [trial for trial in named.values() if not self._lies(trial)]
@@ -123,30 +125,7 @@ class Judge:
 
     def __exit__(self, *error: object) -> None:
         self._pool.close()
-
-    def _check_sources(self, trials: Iterable[Trial]) -> None:
-        """Raise PlanError if what is merged came from other sources than there are now.
-
-        One trial is planned for every source that is new, not every trial. What cannot be planned
-        any more is left alone: what was made of it is still what it was.
-        """
-        for trial in trials:
-            known = None if trial.name in self.merged else self._known(trial)
-            if known is None:
-                continue
-            if not known.sources.keys() <= self._sources.keys():
-                self._sources |= dict.fromkeys(known.sources)
-                with suppress(RaymergeError):
-                    self._sources |= identities(self._rounds.plan(trial))
-            for where, before in known.sources.items():
-                now = self._sources[where]
-                if now is not None and now != before:
-                    raise PlanError(
-                        f"{where} was written again since {trial.name} was merged from it, so that "
-                        "trials of this sweep could not be compared. --overwrite makes every trial "
-                        "again; another OUT leaves these as they are",
-                        source=where,
-                    )
+        self._places.close()
 
     def _portions(self, trials: Sequence[Trial]) -> Iterator[Sequence[Trial]]:
         """Trials that are decided on before the next are merged: candidates take room."""
@@ -250,20 +229,13 @@ class Judge:
             if name in self._digests:
                 continue
             source = compared(label, place, trials)
-            digest = self._digest_of_source(name, source, trials)
+            # One that is gone is what it was when it was evaluated.
+            now = self._sources.digest_of(source, trials)
+            digest = now or self._ledger.newest_digest(name) or source.location
             known = self._ledger.evaluations(name, digest)
             if not any(choice.counts(one, self._evaluating) for one in known):
                 self._submit(name, digest, source.location, "search", None)
             self._digests[name] = digest
-
-    def _digest_of_source(self, name: str, source: SourceRef, trials: Iterable[Trial]) -> str:
-        """What names a source as it is now, or if it is not there as it was evaluated last."""
-        for trial in trials:
-            with suppress(RaymergeError):
-                for planned in self._rounds.plan(trial).merged:
-                    if planned.label == source.label:
-                        return f"{source.location} {identity_of(planned)}"
-        return self._ledger.newest_digest(name) or source.location
 
     def _floors(self) -> choice.Floors:
         """What the sources score that gates compare with."""

@@ -145,6 +145,9 @@ class Places:
         self._remove(place for place in self._made.copy() if Path(place).parent == self._scratch)
         with suppress(OSError):  # somebody else's things are in it, or it is not there
             self._scratch.rmdir()
+
+    def close(self) -> None:
+        """Let others have scratch."""
         if self._held is not None:
             os.close(self._held)
             self._held = None

@@ -1,12 +1,13 @@
-"""The sources that gates compare with: where they lie, what they score."""
+"""The sources of a sweep: whether they are what they were, and what those score that gates name."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 
 from raymerge.checkpoint.catalog import CONFIG_NAME
-from raymerge.errors import RaymergeError
+from raymerge.errors import PlanError, RaymergeError
 from raymerge.plan.build import Plan
 from raymerge.plan.graph import PlannedSource
 from raymerge.recipe import SourceRef
@@ -18,16 +19,60 @@ from raymerge.sweep.trial import Trial
 from raymerge.tokenizer.files import TOKENIZER_FILES
 
 
+class Sources:
+    """What sources are now, so that trials of others are not taken for theirs.
+
+    Args:
+        plan: Plans a trial.
+    """
+
+    def __init__(self, plan: Callable[[Trial], Plan]) -> None:
+        self._plan = plan
+        self._now: dict[str, str | None] = {}
+        """By location; None where it cannot be planned any more."""
+
+    def check(self, trial: Trial, before: Mapping[str, str]) -> None:
+        """Raise PlanError if a source is not what it was.
+
+        One trial is planned for every source that is new, not every trial. What cannot be planned
+        any more is left alone: what was made of it is still what it was.
+
+        Args:
+            trial: That was merged once.
+            before: `identities` of its plan then.
+        """
+        if not before.keys() <= self._now.keys():
+            self._now |= dict.fromkeys(before)
+            with suppress(RaymergeError):
+                self._now |= identities(self._plan(trial))
+        for where, identity in before.items():
+            if self._now[where] not in {None, identity}:
+                raise PlanError(
+                    f"{where} was written again since {trial.name} was merged from it, so that "
+                    "trials of this sweep could not be compared. --overwrite makes every trial "
+                    "again; another OUT leaves these as they are",
+                    source=where,
+                )
+
+    def digest_of(self, source: SourceRef, trials: Iterable[Trial]) -> str | None:
+        """What names a source as it is now; None where no trial of it can be planned."""
+        for trial in trials:
+            with suppress(RaymergeError):
+                for planned in self._plan(trial).merged:
+                    if planned.label == source.label:
+                        return f"{source.location} {_identity_of(planned)}"
+        return None
+
+
 def identities(plan: Plan) -> dict[str, str]:
     """What each source of a plan is, by location: 16 hex digits, equal as long as it stays so.
 
     Its weights, config and tokenizer count; what else lies beside them may come and go.
     """
-    return {_where(source): identity_of(source) for source in plan.sources}
+    return {_where(source): _identity_of(source) for source in plan.sources}
 
 
-def identity_of(source: PlannedSource) -> str:
-    """What a source is; see `identities`."""
+def _identity_of(source: PlannedSource) -> str:
     beside = {
         name: pin
         for name, pin in source.side_pins.items()

@@ -212,8 +212,12 @@ def test_an_evaluation_with_fewer_tasks_is_not_compared(place: Place) -> None:
     assert [one.state for one in result.trials].count("kept") == 1
 
 
-def test_an_evaluator_that_is_edited_meanwhile_decides_nothing(place: Place) -> None:
-    recipe = grid(place, [0.5, 1], keep=1, by="like_b")
+@pytest.mark.parametrize("scratched", [False, True])
+def test_an_evaluator_that_is_edited_meanwhile_decides_nothing(
+    place: Place, *, scratched: bool
+) -> None:
+    block = {"scratch": str(place / "scratch")} if scratched else {}
+    recipe = grid(place, [0.5, 1], keep=1, by="like_b", **block)
     script = place / "scorer.py"
 
     def edit(_: object) -> None:
@@ -221,7 +225,7 @@ def test_an_evaluator_that_is_edited_meanwhile_decides_nothing(place: Place) -> 
 
     with pytest.raises(raymerge.errors.PlanError, match="changed while trials were evaluated"):
         sweep(place, recipe, on_evaluated=edit)
-    assert there(place) == {0.5, 1}
+    assert there(place) == (set() if scratched else {0.5, 1})
     assert states(sweep(place, recipe)) == {0.5: "removed", 1: "kept"}
     assert len(calls(place)) == 4
     assert len(rows(place, "evaluations")) == 4
