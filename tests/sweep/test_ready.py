@@ -185,6 +185,8 @@ def until(what: Callable[[], bool], seconds: float = 60) -> None:
 def test_an_evaluator_ends_with_its_sweep_however_that_ends(
     place: Place, number: signal.Signals
 ) -> None:
+    if signal.getsignal(number) is signal.SIG_IGN:
+        pytest.skip("these tests were started by nohup, which sweeps then heed")
     recipe, pid = hanging(place)
     process = spawn("sweep", recipe, place / "out", *MACHINE)
     until(pid.exists)
