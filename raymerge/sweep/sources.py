@@ -42,7 +42,7 @@ class Sources:
             before: `identities` of its plan then.
         """
         if not before.keys() <= self._now.keys():
-            self._now |= dict.fromkeys(before)
+            self._now |= dict.fromkeys(before.keys() - self._now.keys())
             with suppress(RaymergeError):
                 self._now |= identities(self._plan(trial))
         for where, identity in before.items():

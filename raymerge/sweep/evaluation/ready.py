@@ -90,7 +90,7 @@ def _check_function(target: str) -> None:
         )
 
 
-_MAKES_NAMES = ("globals", "locals", "vars", "exec", "setattr", "sys")
+_MAKES_NAMES = ("globals", "locals", "vars", "exec", "setattr", "modules")
 
 
 def _names_in(module: ast.Module) -> set[str]:
@@ -99,6 +99,8 @@ def _names_in(module: ast.Module) -> set[str]:
     for node in ast.walk(module):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
             found.add(node.name)
+        elif isinstance(node, ast.Attribute):
+            found.add(f"used {node.attr}")
         elif isinstance(node, ast.Name):
             found.add(node.id if isinstance(node.ctx, ast.Store) else f"used {node.id}")
         elif isinstance(node, ast.Import | ast.ImportFrom):
