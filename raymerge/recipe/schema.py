@@ -86,7 +86,7 @@ def _tokenizer_keys() -> Schema:
         "additionalProperties": False,
         "properties": {
             "kind": {"const": "model_token"},
-            "model": _TEXT,
+            "model": _reference(),
             "token": _TEXT,
             "token_id": {"type": "integer", "minimum": 0},
         },
@@ -102,11 +102,14 @@ def _tokenizer_keys() -> Schema:
         "type": "object",
         "additionalProperties": False,
         "properties": {
-            "source": {"anyOf": [{**_TEXT, "type": ["string", "null"]}, zero, model_token]},
+            "source": {"anyOf": [_reference(), {"type": "null"}, zero, model_token]},
             "force": {"type": ["boolean", "null"]},
         },
     }
-    policy = {**_TEXT, "type": ["string", "null"], "description": "union, base or a model"}
+    policy = {
+        "anyOf": [_reference(), {"type": "null"}],
+        "description": "union, base or a model",
+    }
     return {
         "tokenizer_source": policy,
         "tokenizer": {
@@ -119,7 +122,8 @@ def _tokenizer_keys() -> Schema:
             },
         },
         "chat_template": {
-            **policy,
+            **_TEXT,
+            "type": ["string", "null"],
             "description": f"{', '.join([AUTO, *BUILTIN])}, or a jinja template",
         },
     }

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 _URL = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 _BEFORE_URL = re.compile(r"\+(?=[a-z0-9]+://)", re.IGNORECASE)
-_LOCATION_KEYS = ("path", "model", "revision", "lora")
+LOCATION_KEYS = ("path", "model", "revision", "lora")
 Reference = tuple[str, str | None]
 """A location and a revision of what lies there."""
 Identity = tuple[Reference, Reference | None]
@@ -165,7 +165,7 @@ def read_models(fields: Fields, key: str = "models") -> tuple[Listed, ...]:
 def _read_entry(node: Node, key: str) -> Listed:
     if not isinstance(node, Fields):
         return _read_mention("model", node)
-    allowed = (*_LOCATION_KEYS, "label", "parameters", *_ENTRY_KEYS.get(key, ()))
+    allowed = (*LOCATION_KEYS, "label", "parameters", *_ENTRY_KEYS.get(key, ()))
     refuse_stray_knobs(node, allowed)
     node.check_keys(f"an entry of {key}", allowed, IDLE_SOURCE_KEYS)
     return _read_mention("model", node, parameters=fields_under(node, "parameters"))
@@ -175,12 +175,12 @@ def read_base(fields: Fields) -> Listed | None:
     """Read `base_model`, if there is one."""
     node = fields.get("base_model")
     if isinstance(node, Fields):
-        node.check_keys("base_model", (*_LOCATION_KEYS, "label"), IDLE_SOURCE_KEYS)
+        node.check_keys("base_model", (*LOCATION_KEYS, "label"), IDLE_SOURCE_KEYS)
     return None if node is None else _read_mention("base_model", node)
 
 
 def _read_mention(key: str, node: Node, *, parameters: Fields | None = None) -> Listed:
-    (location, revision), adapter = _read_location(key, node)
+    (location, revision), adapter = read_location(key, node)
     label = node.get("label") if isinstance(node, Fields) else None
     return Listed(
         location=location,
@@ -192,13 +192,17 @@ def _read_mention(key: str, node: Node, *, parameters: Fields | None = None) -> 
     )
 
 
-def _read_location(key: str, node: Node) -> tuple[Reference, Reference | None]:
-    """Where the model lies, and the adapter to add to it."""
+def read_location(key: str, node: Node) -> tuple[Reference, Reference | None]:
+    """Where the model that `node` names lies, and the adapter to add to it.
+
+    Raises:
+        RecipeError: Neither a string nor a mapping that says where, or two adapters.
+    """
     if isinstance(node, Scalar):
         return split_adapter(node.as_text(key), node.place, key)
     if isinstance(node, Items):
         raise node.place.error(f"{key} is a list; allowed: a path, URL or repository")
-    path, model, revision, lora = (node.get(name) for name in _LOCATION_KEYS)
+    path, model, revision, lora = (node.get(name) for name in LOCATION_KEYS)
     if (path is None) == (model is None):
         raise node.place.error(f"{key}: say where it is, with exactly one of model and path")
     found: Reference
@@ -208,8 +212,8 @@ def _read_location(key: str, node: Node) -> tuple[Reference, Reference | None]:
     else:
         assert model is not None
         if isinstance(model, Fields):
-            model.check_keys("model", _LOCATION_KEYS, IDLE_SOURCE_KEYS)
-        found, adapter = _read_location("model", model)
+            model.check_keys("model", LOCATION_KEYS, IDLE_SOURCE_KEYS)
+        found, adapter = read_location("model", model)
     if revision is not None:
         if found[1] is not None:
             raise revision.place.error(
@@ -223,7 +227,7 @@ def _read_lora(node: Node, already: Reference | None) -> Reference:
     """The adapter under `lora`: a string, or mergekit's mapping."""
     if isinstance(node, Fields):
         node.check_keys("lora", ("path", "model", "revision"))
-    found, second = _read_location("lora", node)
+    found, second = read_location("lora", node)
     if already or second:
         raise node.place.error(
             f"lora: a second adapter; {(already or found)[0]!r} is already added to the model. "

@@ -19,9 +19,10 @@ from pathlib import Path
 from typing import Literal
 
 from raymerge.errors import RecipeError
+from raymerge.recipe.dialect import IDLE_SOURCE_KEYS
 from raymerge.recipe.document import Fields, Node, Place, Scalar
 from raymerge.recipe.model import SourceRef
-from raymerge.recipe.sources import split_reference
+from raymerge.recipe.sources import LOCATION_KEYS, read_location
 from raymerge.recipe.wording import did_you_mean, listed
 
 UNION, BASE = "union", "base"
@@ -121,15 +122,13 @@ def _read_source(
     """Whether it is the union, and the source to begin with, which may be one of its own."""
     if isinstance(node, Scalar) and node.value in {UNION, BASE}:
         return node.value == UNION, donor
-    text = node.as_text(key)
-    if found := _named(text, node.place, key, sources):
+    _check_mention(key, node)
+    if found := _named(key, node, sources):
         return False, found
-    location, revision = split_reference(text, node.place, key)
-    if "+" in location and not Path(location).exists():
-        location = location.partition("+")[0]  # an adapter has no tokenizer of its own
+    (location, revision), _ = read_location(key, node)  # an adapter has no tokenizer of its own
     # A word without a slash is a label, or one that is misspelt.
     if "/" not in location and not Path(location).is_dir():
-        raise _no_model(text, node.place, key, sources, (UNION, BASE), "a path or repository")
+        raise _no_model(location, node.place, key, sources, (UNION, BASE), "a path or repository")
     name = os.path.normpath(location).rpartition("/")[2] or location
     taken = {source.label for source in sources}
     numbers = (f" {number}" for number in count(2))
@@ -144,21 +143,34 @@ def _outside(whose: SourceRef, sources: Sequence[SourceRef]) -> SourceRef | None
 
 def _find(key: str, node: Node, sources: Sequence[SourceRef]) -> str:
     """The label of the model that `node` names, by label or as the recipe lists it."""
-    text = node.as_text(key)
-    if found := _named(text, node.place, key, sources):
+    _check_mention(key, node)
+    if found := _named(key, node, sources):
         return found.label
-    raise _no_model(text, node.place, key, sources)
+    (location, _), _ = read_location(key, node)
+    raise _no_model(location, node.place, key, sources)
 
 
-def _named(text: str, place: Place, key: str, sources: Sequence[SourceRef]) -> SourceRef | None:
-    for source in sources:
-        with_adapter = source.adapter and f"{source.location}+{source.adapter.location}"
-        if text in (source.label, with_adapter):
-            return source
-    location, revision = split_reference(text, place, key)
+def _check_mention(key: str, node: Node) -> None:
+    if isinstance(node, Fields):
+        node.check_keys(key, LOCATION_KEYS, IDLE_SOURCE_KEYS)
+    else:
+        node.as_text(key)
+
+
+def _named(key: str, node: Node, sources: Sequence[SourceRef]) -> SourceRef | None:
+    """The source of that label, or at that place: with that adapter if there is one."""
+    label = node.as_text(key) if isinstance(node, Scalar) else None
+    if found := next((source for source in sources if source.label == label), None):
+        return found
+    (location, revision), adapter = read_location(key, node)
     wanted = os.path.normpath(location), revision
-    found = (one for one in sources if (os.path.normpath(one.location), one.revision) == wanted)
-    return next(found, None)
+    there = [one for one in sources if (os.path.normpath(one.location), one.revision) == wanted]
+    adapted = (
+        one
+        for one in there
+        if adapter == (one.adapter and (one.adapter.location, one.adapter.revision))
+    )
+    return next(adapted, there[0] if there else None)
 
 
 def _no_model(
@@ -201,10 +213,17 @@ def _read_rule(token: str, node: Node, sources: Sequence[SourceRef]) -> TokenRul
     source = node.get("source")
     if source is None:
         return TokenRule(place=node.place, token=token, kind="default", force=force)
-    if not isinstance(source, Fields):
+    if not isinstance(source, Fields) or _is_mention(source):
         label = _find("source", source, sources)
         return TokenRule(place=node.place, token=token, kind="row", source=label, force=force)
     return _read_kind(token, source, sources, force=force)
+
+
+def _is_mention(source: Fields) -> bool:
+    """Whether a mapping says where a model is, and not which row of one."""
+    return not source.fields.keys() & {"kind", "token", "token_id"} and bool(
+        source.fields.keys() & set(LOCATION_KEYS)
+    )
 
 
 def _read_force(rule: Fields) -> bool:

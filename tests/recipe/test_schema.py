@@ -46,7 +46,19 @@ GOOD += [
     {"merge_method": "task_arithmetic", "parameters": {"weight": 1}, "slices": [
         {"sources": [TAKE, {**TAKE, "model": "b"}], "base_model": "b"}]},
 ]  # fmt: skip
+FROM_A = {"kind": "model_token", "model": {"path": "a"}, "token_id": 3}
+GOOD += [
+    {**GIVEN, "tokenizer_source": "union", "chat_template": "auto"},
+    {**GIVEN, "tokenizer_source": {"model": {"path": "org/c", "revision": "v2"}}},
+    {**GIVEN, "tokenizer": {"source": {"path": "a"}, "tokens": {"x": {"source": FROM_A}}}},
+    {**GIVEN, "tokenizer": {"tokens": {"x": {"source": {"model": "a"}}, "y": {"force": True}}}},
+    {**GIVEN, "tokenizer": {"source": None, "tokens": {"x": {"source": {"kind": "zero"}}}}},
+]
 BAD: list[dict[str, Any]] = [
+    {**GIVEN, "tokenizer_source": {"revision": "v2"}},
+    {**GIVEN, "tokenizer_source": ["union"]},
+    {**GIVEN, "tokenizer": {"tokens": {"x": {"source": {**FROM_A, "token": "y"}}}}},
+    {**GIVEN, "tokenizer": {"tokens": {"x": {"source": {"kind": "nothing"}}}}},
     {**FRANKEN, "models": ["a"], "slices": [{"sources": [TAKE]}]},
     {**FRANKEN, "slices": [{"sources": ["a"]}]},
     {**FRANKEN, "slices": [{"sources": [{"model": "a"}]}]},

@@ -32,6 +32,9 @@ def read(text: str, base: str = "") -> TokenizerPolicy | None:
         ("tokenizer_source: two", "", False, "two"),
         ("tokenizer: {}", "", True, "a"),
         ("tokenizer: {source: two}", "", False, "two"),
+        ("tokenizer: {source: {path: m/b, revision: v1}}", "", False, "two"),
+        ("tokenizer_source: {model: {path: m/b, revision: v1}}", "", False, "two"),
+        ("tokenizer_source: {model: m/a, override_architecture: X}", "", False, "a"),
         ("tokenizer: {source: null}", "", True, "a"),
     ],
 )
@@ -52,6 +55,8 @@ def test_the_source_is_a_policy_or_one_of_the_models(
         ("tokenizer_source: m/b", "m/b", None),
         ("tokenizer_source: ./chat", "./chat", None),
         ("tokenizer_source: org/chat+org/lora", "org/chat", None),
+        ("tokenizer_source: {model: {path: org/chat, revision: v2}}", "org/chat", "v2"),
+        ("tokenizer: {source: {model: org/chat, lora: org/lora}}", "org/chat", None),
         ("tokenizer_source: raymerge", "raymerge", None),
     ],
 )
@@ -72,6 +77,20 @@ def test_a_model_with_an_adapter_is_found_as_it_is_listed() -> None:
     assert not recipe.lenders
     assert recipe.tokenizer is not None
     assert recipe.tokenizer.donor == "a+lora"
+
+
+def test_of_two_that_are_one_model_the_adapter_tells() -> None:
+    text = "merge_method: linear\nmodels: [m/a+m/lora, m/a]\nparameters: {weight: 1}\n"
+    for said, label in (
+        ("m/a", "a"),
+        ("m/a+m/lora", "a+lora"),
+        ("{model: m/a, lora: m/lora}", "a+lora"),
+        ("m/a+m/other", "a+lora"),  # neither: an adapter has no tokenizer of its own
+    ):
+        recipe = loads(f"{text}tokenizer_source: {said}\n", path="r.yaml")
+        assert not recipe.lenders
+        assert recipe.tokenizer is not None
+        assert recipe.tokenizer.donor == label
 
 
 def test_a_label_that_is_taken_is_not_given_again() -> None:
@@ -96,6 +115,8 @@ tokenizer:
     "<b>": {source: {kind: model_token, model: two, token: "</s>"}}
     "<n>": {source: {kind: model_token, model: two, token_id: 7}}
     "<d>": {}
+    "<m>": {source: {model: {path: m/a}}}
+    "<t>": {source: {kind: model_token, model: {path: m/a}, token: x}}
 """
     )
 
@@ -108,6 +129,8 @@ tokenizer:
         ("<b>", "row", "two", "</s>", False),
         ("<n>", "row", "two", 7, False),
         ("<d>", "default", None, None, False),
+        ("<m>", "row", "a", None, False),
+        ("<t>", "row", "a", "x", False),
     ]
 
 
@@ -133,6 +156,11 @@ tokenizer:
         ("tokenizer: {tokens: {x: {from: m/a}}}", "from: the token 'x' has no such key"),
         ("tokenizer: {tokens: {x: {source: m/q}}}", "source: 'm/q' is not one of the models"),
         ("tokenizer: {tokens: {x: {force: 1}}}", "force is 1; allowed: true or false"),
+        ("tokenizer: {source: {mdel: m/a}}", "mdel: source has no such key"),
+        ("tokenizer_source: {revision: v1}", ("tokenizer_source: say where it is, with exactly one "
+                                              "of model and path")),
+        ("tokenizer: {tokens: {x: {source: {path: m/q}}}}", "source: 'm/q' is not one of the"),
+        ("tokenizer: {tokens: {x: {source: {model: m/a, token: y}}}}", "kind: missing"),
         ("tokenizer: {tokens: {x: {source: {}}}}", "kind: missing; allowed: model_token, zero"),
         ("tokenizer: {tokens: {x: {source: {kind: nil}}}}", ("kind is 'nil'; allowed: model_token, "
                                                             "zero")),
