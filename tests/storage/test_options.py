@@ -102,3 +102,29 @@ def test_an_unknown_option_is_refused_with_a_suggestion(
 
 def test_an_option_of_any_scheme_in_use_is_accepted() -> None:
     check_options({"region": "eu-west-1", "account_name": "a"}, {Scheme.S3, Scheme.ABFSS})
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "given", "environment", "unsigned"),
+    [
+        pytest.param(None, {}, {}, "true", id="Amazon's, with TLS"),
+        pytest.param("https://127.0.0.1:1", {}, {}, "true", id="another, with TLS"),
+        pytest.param("http://127.0.0.1:1", {}, {}, None, id="without TLS"),
+        pytest.param("HTTP://127.0.0.1:1", {}, {}, None, id="without TLS, in capitals"),
+        pytest.param(None, {"unsigned_payload": "false"}, {}, "false", id="as the option says"),
+        pytest.param(None, {}, {"AWS_UNSIGNED_PAYLOAD": "false"}, None, id="as is set"),
+    ],
+)
+def test_what_tls_guards_is_not_hashed_for_the_signature(
+    endpoint: str | None,
+    given: dict[str, str],
+    environment: dict[str, str],
+    unsigned: str | None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    options = {"region": "eu-west-1", **given} | ({"endpoint": endpoint} if endpoint else {})
+    for use in Use:
+        client = open_client(destination("s3://bucket"), options, use)
+        assert client.config.get("unsigned_payload") == unsigned  # type: ignore[union-attr]
