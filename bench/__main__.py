@@ -45,7 +45,9 @@ def _names(_context: click.Context, _option: click.Parameter, text: str | None) 
     default=tempfile.gettempdir(),
     help="A folder on a real disk, for reads with a cold page cache.  [default: temporary folder]",
 )
-@click.option("--only", callback=_names, help="Comma-separated: methods, small, help, plan, cold.")
+@click.option(
+    "--only", callback=_names, help="Comma-separated: names of methods, small, help, plan, cold."
+)
 @click.option("--ours-only", is_flag=True, help="Do not run mergekit.")
 @click.option("--repeat", type=click.IntRange(1), default=3, show_default=True)
 @click.option(
@@ -81,7 +83,7 @@ def main(
         suite.say("raymerge is missing: there is no module raymerge.cli; its columns stay empty")
     if suite.mergekit is None and not ours_only:
         suite.say(
-            "mergekit-yaml is missing: run `make peer` or pass --peer; its columns stay empty"
+            "mergekit-yaml is missing: run `make .venv/peer` or pass --peer; its columns stay empty"
         )
     suite.where.mkdir(parents=True, exist_ok=True)
     _require_room(suite)

@@ -1,6 +1,7 @@
-"""Merge models of a few hundred parameters by every usual method, so that their kernels are cached.
+"""Merge models of a few hundred parameters by every method, so that their kernels are cached.
 
-An image runs this once while it is built, with NUMBA_CACHE_DIR inside the image.
+An image runs this once while it is built, with NUMBA_CACHE_DIR inside the image. Kernels of sweeps,
+adapters and FP8 sources are compiled where they are first needed.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from random import Random
 import raymerge
 
 KNOBS = {
+    "arcee_fusion": "",
     "breadcrumbs": "density: 0.5, gamma: 0.1, weight: 1",
     "breadcrumbs_ties": "density: 0.5, gamma: 0.1, weight: 1",
     "dare_linear": "density: 0.5, weight: 1",
@@ -24,14 +26,18 @@ KNOBS = {
     "linear": "weight: 1",
     "model_stock": "",
     "multislerp": "weight: 1",
+    "nearswap": "t: 0.1",
     "nuslerp": "weight: 1",
+    "passthrough": "scale: 0.5",
+    "ram": "",
+    "ramplus_tl": "",
     "sce": "select_topk: 0.5",
     "slerp": "t: 0.5",
     "task_arithmetic": "weight: 1",
     "ties": "density: 0.5, weight: 1",
 }
-ONE_SOURCE = {"slerp"}
-WITHOUT_BASE = {"karcher", "linear"}
+ONE_SOURCE = {"arcee_fusion", "nearswap", "passthrough", "slerp"}
+WITHOUT_BASE = {"karcher", "linear", "passthrough"}
 DTYPES = {"BF16": "H", "F16": "H", "F32": "I"}
 ONE = {"BF16": 0x3F80, "F16": 0x3C00, "F32": 0x3F800000}
 """The bits of 1.0, to which a few low ones are added."""

@@ -45,8 +45,8 @@ class RunOptions(StorageOptions, total=False):
     gpus_per_worker: float
     """Of one GPU, for a Ray worker on CUDA: 0.5 puts two on each."""
     cpu_workers: int
-    """Ray workers on CPUs beside those on GPUs; of free methods, whose bytes depend on the kind of
-    device, they get no unit."""
+    """Ray workers on CPUs beside those on GPUs; of free methods, whose bytes were compared across
+    devices on CPUs alone so far, they get no unit."""
     node_labels: Mapping[str, str]
     """What nodes of the Ray cluster have to be labelled with, in Ray's notation of selectors."""
     placement_group: str | None

@@ -136,25 +136,34 @@ class Display:
         self._written_bytes = 0
         self._total_bytes = 0
         self._began = monotonic()
+        self._lock = Lock()
         self._roster = Roster()
-        self.hear = self._roster.hear
-        """Takes in the events of the run, from any thread."""
 
     def begin(self, plan: Plan) -> None:
         """Know what there is to do."""
         self._total_bytes = sum(unit.nbytes for unit in plan.units)
         self._began = monotonic()
 
+    def hear(self, event: events.Event) -> None:
+        """Take in an event of the run, from any thread."""
+        from raymerge.runtime import events
+
+        if isinstance(event, events.UnitsResumed):
+            self._total_bytes -= event.nbytes
+        self._roster.hear(event)
+
     def add(self, progress: Progress) -> None:
-        """Count what was done. A figure lost between two threads is drawn a moment later."""
-        self._read_bytes += progress.read_bytes
-        self._written_bytes += progress.written_bytes
+        """Count what was done, from any thread."""
+        with self._lock:
+            self._read_bytes += progress.read_bytes
+            self._written_bytes += progress.written_bytes
 
     def line(self) -> str:
         """Where the run stands, in one line."""
         elapsed_s = monotonic() - self._began
         speed = self._read_bytes / elapsed_s if elapsed_s else 0.0
-        left_bytes = self._total_bytes - self._written_bytes
+        # What a lost worker had begun is written twice.
+        left_bytes = max(0, self._total_bytes - self._written_bytes)
         eta = (
             f"{elapsed_s * left_bytes / self._written_bytes:.0f} s" if self._written_bytes else "?"
         )

@@ -192,9 +192,7 @@ def _read_headers(
 
 def _join(headers: Iterable[Header], *, source: str) -> dict[str, TensorEntry]:
     tensors: dict[str, TensorEntry] = {}
-    num_entries = 0
     for header in headers:
-        num_entries += len(header.entries)
         for entry in header.entries:
             first = tensors.setdefault(entry.name, entry)
             if first is not entry:

@@ -21,15 +21,17 @@ _BY_CONTENT = (
     "merges.txt",
     "preprocessor_config.json",
     "processor_config.json",
+    "sentencepiece.bpe.model",
     "special_tokens_map.json",
+    "spiece.model",
+    "tekken.json",
     "tokenizer.json",
     "tokenizer.model",
     "tokenizer_config.json",
+    "video_preprocessor_config.json",
     "vocab.json",
     "vocab.txt",
 )
-SIDE_NAMES = frozenset({CONFIG_NAME, *_BY_KEY, *_BY_CONTENT})
-"""What loaders read beside the weights: configs, tokenizer, chat template, processor."""
 # The largest tokenizers are some 30 MB; beyond this only sizes are compared.
 _MAX_HASHED_BYTES = 64_000_000
 _ABSENT = "absent"

@@ -1,7 +1,7 @@
 """The command line. A command parses, calls one function of the API and prints what came back.
 
 Data goes to stdout, everything else to stderr. Exit codes: 0 done; 1 the run failed; 2 usage,
-recipe, plan or claim is wrong and nothing was written; 3 a source or destination could not be
+recipe, plan or claim is wrong and nothing was published; 3 a source or destination could not be
 reached or read, or `doctor` found something wrong; 4 a sweep
 finished with failed trials; 5 `verify` found a mismatch; 130 interrupted and
 143 terminated, both resumable.
@@ -92,8 +92,6 @@ def merge(
         from raymerge.runtime.submit import check_version
 
         check_version(expect_version)
-        # numba looks for BLAS in scipy: a quarter of a second of imports that no kernel here uses.
-        sys.modules.setdefault("scipy", None)  # type: ignore[arg-type]
         # A plan has millions of objects and all of them stay: the collector need not walk them.
         gc.disable()
         display = Display()

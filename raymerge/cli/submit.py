@@ -111,7 +111,7 @@ def _as_given(param: click.Option, value: object) -> list[str]:
         return [flag if value else param.secondary_opts[0]]
     if isinstance(value, dict):
         return [f"{flag}={name}={setting}" for name, setting in value.items()]
-    return [f"{flag}={value}"]
+    return [f"{flag}={'auto' if value is None else value}"]
 
 
 def _follow(job: Job, *, as_json: bool, stop_on_interrupt: bool) -> None:

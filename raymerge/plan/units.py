@@ -60,7 +60,7 @@ def dispatch_order(units: Sequence[Unit]) -> tuple[Unit, ...]:
 
 
 def has_free_step(unit: Unit) -> bool:
-    """Whether a free method merges some of it, whose bytes are those of one kind of device."""
+    """Whether a free method merges some of it: such units stay on one kind of device."""
     return any(isinstance(node.step, FreeStep) for node in with_inner(unit.nodes))
 
 

@@ -63,10 +63,11 @@ def _ending(location: str, number: int) -> str:
 
 
 def _check_distinct(sources: Sequence[Named], labels: Sequence[str]) -> None:
-    lines: dict[str, int] = {}
+    first: dict[str, Named] = {}
     for source, label in zip(sources, labels, strict=True):
-        line = lines.setdefault(label, source.place.line)
-        if line != source.place.line:
+        twin = first.setdefault(label, source)
+        if twin is not source:
             raise source.place.error(
-                f"label: {label!r} is also the label of the model on line {line}; choose another"
+                f"label: {label!r} is also the label of {twin.location!r} on line "
+                f"{twin.place.line}; choose another"
             )

@@ -111,8 +111,9 @@ def read_trees(documents: Sequence[Fields], text: str, path: str) -> Recipe:
     recipes = [_read_recipe(top, text, path) for top in documents]
     if len(documents) > 1:
         return join_stages(documents, recipes)
-    idle = _idle_keys(documents[0])
-    return replace(recipes[0], no_effect=(*idle, *recipes[0].no_effect))
+    [top], [recipe] = documents, recipes
+    named = [f"{top.place_of('name')}: name has no effect"] if "name" in top.fields else []
+    return replace(recipe, no_effect=(*named, *recipe.no_effect))
 
 
 def _read_recipe(top: Fields, text: str, path: str) -> Recipe:
@@ -134,7 +135,7 @@ def _read_recipe(top: Fields, text: str, path: str) -> Recipe:
         drop=_read_patterns(top, "drop"),
         keep=_read_patterns(top, "keep"),
         nan=_read_nan(top),
-        no_effect=read.no_effect,
+        no_effect=(*_idle_keys(top), *read.no_effect),
         sections=read.sections,
         chat_template=read_chat_template(top),
         experts=_read_experts(top),
@@ -241,8 +242,7 @@ def _read_patterns(top: Fields, key: str) -> tuple[str, ...]:
 
 
 def _idle_keys(top: Fields) -> list[str]:
-    named = [f"{top.place_of('name')}: name has no effect"] if "name" in top.fields else []
-    return named + [
+    return [
         f"{fields.place_of(key)}: {key} has no effect: there is no table of architectures"
         for fields in top.walk()
         for key in IDLE_SOURCE_KEYS

@@ -301,7 +301,7 @@ def _first(unit: Unit | SweepUnit) -> str | None:
 
 
 def _is_free(unit: Unit | SweepUnit) -> bool:
-    """Whether the bytes of a unit are those of one kind of device: a free method's."""
+    """Whether a unit stays on one kind of device: a free method's."""
     return any(map(has_free_step, unit.units if isinstance(unit, SweepUnit) else (unit,)))
 
 

@@ -26,14 +26,13 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from raymerge.checkpoint.catalog import WEIGHTS
-from raymerge.checkpoint.config_diff import SIDE_NAMES
 from raymerge.checkpoint.index import INDEX_NAME, RECORD_NAME, SINGLE_NAME, build_index
 from raymerge.checkpoint.layout import Shard
 from raymerge.errors import CommitError, ConflictError, RaymergeError, StorageError
 from raymerge.plan.build import Plan
 from raymerge.runtime.receipt import Receipt, read_receipt
 from raymerge.runtime.record import record_of
+from raymerge.runtime.side_files import changes_loading
 from raymerge.storage.posix import move, write_atomically
 
 STATE_FOLDER = ".raymerge"
@@ -62,7 +61,7 @@ class Claim:
         self._path = out / STATE_FOLDER / CLAIM_NAME
         self.folder = out / STATE_FOLDER / digest
         """Where shards are filled and receipts lie."""
-        with self._exclusive():
+        with _exclusive(self.out):
             found = _read_claim(self._path)
             if not overwrite:
                 self._refuse_others(found, names)
@@ -118,35 +117,11 @@ class Claim:
             (self.out / name).unlink(missing_ok=True)
         for path in self.out.iterdir():
             # What loaders read beside the weights would change how the new model loads.
-            if path.is_file() and (path.name.endswith(WEIGHTS) or path.name in SIDE_NAMES):
+            if path.is_file() and changes_loading(path.name):
                 path.unlink()
         for child in (self.out / STATE_FOLDER).iterdir():
             if child.is_dir() and child != self.folder:
                 shutil.rmtree(child)
-
-    @contextmanager
-    def _exclusive(self) -> Iterator[None]:
-        """One driver at a time: claims change hands, and commits happen, in here."""
-        try:
-            (self.out / STATE_FOLDER).mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(self.out, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX)
-                # Its last owner may have removed it while we waited for the lock.
-                (self.out / STATE_FOLDER).mkdir(exist_ok=True)
-                yield
-            finally:
-                # It stays if there is something in it.
-                with suppress(OSError):
-                    (self.out / STATE_FOLDER).rmdir()
-                os.close(descriptor)
-        except RaymergeError:
-            raise
-        except OSError as error:
-            raise StorageError(
-                f"{self.out} cannot be written: {error.strerror}; give a folder that can",
-                file=str(error.filename) if error.filename else None,
-            ) from error
 
     def check(self) -> None:
         """Raise ConflictError if another driver has taken the destination."""
@@ -195,7 +170,7 @@ class Claim:
 
     def publish_shards(self, shards: Sequence[Shard], files: Mapping[str, bytes]) -> None:
         """Make filled shards and the files beside them visible; see `publish`."""
-        with self._exclusive():
+        with _exclusive(self.out):
             self.check()
             for shard in shards:
                 self._publish_shard(shard.name, shard.nbytes)
@@ -206,7 +181,7 @@ class Claim:
 
     def publish_files(self, names: Sequence[str]) -> None:
         """Make files that lie in the claim's folder visible, in this order, the index last."""
-        with self._exclusive():
+        with _exclusive(self.out):
             self.check()
             for name in names:
                 move(self.folder / name, self.out / name)
@@ -232,7 +207,7 @@ class Claim:
 
     def abandon(self) -> None:
         """Remove all that was written, and the destination if nothing else is in it."""
-        with suppress(ConflictError), self._exclusive():
+        with suppress(ConflictError), _exclusive(self.out):
             self.check()
             self._path.unlink()
             shutil.rmtree(self.folder, ignore_errors=True)
@@ -244,7 +219,7 @@ class Claim:
         os.close(self._descriptor)
         if not self.folder.exists():
             return
-        with self._exclusive():
+        with _exclusive(self.out):
             found = _read_claim(self._path)
             if found is None or found.get("digest") != self.digest:
                 # Another plan took the destination; what this one wrote meanwhile is of no use.
@@ -261,10 +236,41 @@ def finished_record(out: Path, digest: str) -> dict[str, Any] | None:
         return None
     # The index is there, so this was published: a driver killed while it tidied up has left its
     # claim or some receipts. Whoever lives holds the claim's lock.
-    claim = out / STATE_FOLDER / CLAIM_NAME
-    if not claim.exists() or not _is_locked(claim):
-        shutil.rmtree(out / STATE_FOLDER, ignore_errors=True)
+    if (out / STATE_FOLDER).exists():
+        with suppress(StorageError), _exclusive(out):
+            claim = out / STATE_FOLDER / CLAIM_NAME
+            if not claim.exists() or not _is_locked(claim):
+                shutil.rmtree(out / STATE_FOLDER, ignore_errors=True)
     return record
+
+
+@contextmanager
+def _exclusive(out: Path) -> Iterator[None]:
+    """One driver at a time: claims change hands, and commits happen, in here.
+
+    Raises:
+        StorageError: The folder cannot be written.
+    """
+    try:
+        (out / STATE_FOLDER).mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(out, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            # Its last owner may have removed it while we waited for the lock.
+            (out / STATE_FOLDER).mkdir(exist_ok=True)
+            yield
+        finally:
+            # It stays if there is something in it.
+            with suppress(OSError):
+                (out / STATE_FOLDER).rmdir()
+            os.close(descriptor)
+    except RaymergeError:
+        raise
+    except OSError as error:
+        raise StorageError(
+            f"{out} cannot be written: {error.strerror}; give a folder that can",
+            file=str(error.filename) if error.filename else None,
+        ) from error
 
 
 def _read_claim(path: Path) -> Mapping[str, object] | None:

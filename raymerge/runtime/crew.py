@@ -209,16 +209,18 @@ class Crew:
         self._looked = monotonic()
         going = ray_cluster.draining()
         usable = [node for node in self._nodes() if node.id not in going]
-        staff = [*self.members.values(), *self._quarantined]
-        # Those that are about to go are to be replaced while they still work.
-        staying = [member for member in staff if member.place.node not in going]
-        taken = [member.place for member in staying]
-        main = [place for place in taken if place.device == self.device]
+        # Those that are about to go are to be replaced while they still work, and those that are
+        # quarantined hold their devices, but do nothing.
+        taken, works = (
+            [member.place for member in members if member.place.node not in going]
+            for members in ([*self.members.values(), *self._quarantined], self.members.values())
+        )
+        main = [place for place in works if place.device == self.device]
         wanted = None if self._workers is None else max(0, self._workers - len(main))
         new = spread([node.without(taken) for node in usable], self._one, workers=wanted)
         # After them, so that no GPU is without a CPU.
         spare = [node.without([*taken, *new]) for node in usable]
-        few = max(0, self._hiring.cpu_workers - (len(taken) - len(main)))
+        few = max(0, self._hiring.cpu_workers - (len(works) - len(main)))
         for spot in (*new, *spread(spare, self._beside, workers=few, alone=False)):
             self._hire(spot)
         return going

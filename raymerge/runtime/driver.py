@@ -107,7 +107,8 @@ def execute(
     check_apart(plan, out)
     record = None if overwrite else finished(out, plan.digest, access=access)
     if record is not None:
-        on_event(UnitsResumed(units=len(plan.units)))
+        nbytes = sum(unit.nbytes for unit in plan.units)
+        on_event(UnitsResumed(units=len(plan.units), nbytes=nbytes))
         return result_before(plan, out, record, began=began)
     meter = Meter(on_progress)
     with phase(on_event, "claim"):
@@ -165,8 +166,6 @@ def _perform(
     destination.check_space(plan.bytes_written)
     with closing(Filling(plan, destination, on_event)) as run:
         run.trust(found)
-        if run.resumed:
-            on_event(UnitsResumed(units=len(run.resumed)))
         run.prepare_ahead()
         with phase(on_event, "engine"):
             engine = start_engine(destination, meter.add)

@@ -82,6 +82,8 @@ class UnitsResumed(Event):
     """Units of an earlier run were found whole."""
 
     units: int
+    nbytes: int
+    """What they take in the output."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,10 +15,11 @@ from raymerge.plan.graph import Unit
 from raymerge.plan.units import dispatch_order
 from raymerge.runtime.card import CARD_NAME, model_card
 from raymerge.runtime.destination import Destination
-from raymerge.runtime.events import OnEvent, ShardDone, nobody
+from raymerge.runtime.events import OnEvent, ShardDone, UnitsResumed, nobody
 from raymerge.runtime.ledger import LEDGER_NAMES, ledger
 from raymerge.runtime.receipt import Receipt
 from raymerge.runtime.record import ShardRecord, run_record
+from raymerge.runtime.side_files import why_left_out
 
 BESIDE_THREADS = 2
 """Shards that are allocated or hashed at once, beside the workers: either takes less time than
@@ -27,7 +28,9 @@ filling one."""
 
 def names_of(plan: Plan) -> list[str]:
     """Files that are going to be published beside the index."""
-    return [*(shard.name for shard in plan.shards), CARD_NAME, RECORD_NAME, *LEDGER_NAMES.values()]
+    shards = (shard.name for shard in plan.shards)
+    copied = (name for name in plan.donor.side_files if why_left_out(name, 0) is None)
+    return [*shards, CARD_NAME, RECORD_NAME, *LEDGER_NAMES.values(), *copied]
 
 
 class Filling:
@@ -36,7 +39,7 @@ class Filling:
     Args:
         plan: Which.
         destination: Where its units are written.
-        on_event: Told of shards that are whole.
+        on_event: Told of units that are resumed with, and of shards that are whole.
     """
 
     def __init__(self, plan: Plan, destination: Destination, on_event: OnEvent = nobody) -> None:
@@ -58,8 +61,11 @@ class Filling:
         whole = self._pool.map(lambda unit: self._is_whole(unit, found[unit.number]), known)
         trusted = [unit for unit, good in zip(known, whole, strict=True) if good]
         for unit in trusted:
-            self.land(unit, found[unit.number])
+            self._count(unit, found[unit.number])
         self.resumed = frozenset(unit.number for unit in trusted)
+        if trusted:
+            nbytes = sum(unit.nbytes for unit in trusted)
+            self._tell(UnitsResumed(units=len(trusted), nbytes=nbytes))
 
     def _is_whole(self, unit: Unit, receipt: Receipt) -> bool:
         planned = unit.shard, unit.start, unit.stop
@@ -81,10 +87,13 @@ class Filling:
 
     def land(self, unit: Unit, receipt: Receipt) -> None:
         """Keep a unit's receipt, and hash its shard if it was the last one."""
+        self._destination.keep(receipt)
+        self._count(unit, receipt)
+
+    def _count(self, unit: Unit, receipt: Receipt) -> None:
         again = unit.number in self.receipts
         # Of two writers of an object it is the later one's tag that is found there.
         self.receipts[unit.number] = receipt
-        self._destination.keep(receipt)
         if again:
             return
         self._left[unit.shard] -= 1

@@ -18,6 +18,7 @@ from raymerge.runtime.inspection import (
     SourceFigures,
     Uncompared,
 )
+from raymerge.tokenizer.files import TEMPLATE_JINJA, TEMPLATE_JSON, TOKENIZER_FILES
 
 FAR = 0.7
 """||delta|| / ||base|| from which a base looks wrong: of two models trained apart it is 1.4, and
@@ -27,16 +28,7 @@ ALIKE = 0.8
 twice as long as what sets them apart."""
 APART = 0.5
 """Cosine of weights below which sources look trained apart."""
-_TOKENIZER = (
-    "added_tokens.json",
-    "merges.txt",
-    "special_tokens_map.json",
-    "tokenizer.json",
-    "tokenizer.model",
-    "tokenizer_config.json",
-    "vocab.json",
-    "vocab.txt",
-)
+_TOKENIZER = TOKENIZER_FILES - {TEMPLATE_JINJA, TEMPLATE_JSON}
 
 
 def findings(
@@ -150,7 +142,7 @@ def _of_files(facts: Sequence[SourceFacts], differences: Sequence[str]) -> Itera
         message = f"vocabularies differ: config.json says vocab_size is {_said(sizes)}"
         yield Finding("vocabulary", "note", everyone, message)
     files = [line.partition(":")[0] for line in differences]
-    if differing := [name for name in _TOKENIZER if name in files]:
+    if differing := [name for name in files if name in _TOKENIZER]:
         message = f"tokenizers differ in {', '.join(differing)}; the donor's are what a merge gets"
         yield Finding("tokenizer", "note", everyone, message)
     templates = {source.label: source.chat_template for source in facts}

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Iterator, Mapping, MutableMapping
+from contextlib import contextmanager
 from pathlib import Path
 
 from raymerge.checkpoint.layout import Shard
@@ -81,10 +82,11 @@ class FolderDestination:
         starts = [unit.start, *(node.slot.start for node in unit.nodes)]
         stops = [unit.nodes[0].slot.start, *(node.slot.stop for node in unit.nodes)]
         hashes = [receipt.head_sha256, *(tensor.sha256 for tensor in receipt.tensors)]
-        return len(hashes) == len(starts) and all(
-            file_sha256(path, start, stop) == sha256
-            for start, stop, sha256 in zip(starts, stops, hashes, strict=True)
-        )
+        with _reading(path):
+            return len(hashes) == len(starts) and all(
+                file_sha256(path, start, stop) == sha256
+                for start, stop, sha256 in zip(starts, stops, hashes, strict=True)
+            )
 
     def keep(self, receipt: Receipt) -> None:
         """See `Destination.keep`."""
@@ -108,10 +110,12 @@ class FolderDestination:
     def shard_sha256(self, shard: Shard, last: Receipt) -> str:
         """See `Destination.shard_sha256`: its only unit's, or read back."""
         path = self._folder / shard.name
-        with path.open("rb") as file:
-            if file.read(len(shard.header)) != shard.header:
+        with _reading(path):
+            with path.open("rb") as file:
+                header = file.read(len(shard.header))
+            if header != shard.header:
                 raise CommitError(f"{path} does not begin with its planned header", file=shard.name)
-        return last.shard_sha256 or self._hash_file(path, shard.nbytes)
+            return last.shard_sha256 or self._hash_file(path, shard.nbytes)
 
     def publish(
         self, plan: Plan, receipts: Mapping[int, Receipt], files: Mapping[str, bytes]
@@ -122,3 +126,14 @@ class FolderDestination:
     def close(self) -> None:
         """See `Destination.close`."""
         self._claim.close()
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Say of a shard that cannot be read back which it is."""
+    try:
+        yield
+    except OSError as error:
+        raise StorageError(
+            f"{path} cannot be read back: {error.strerror}", file=path.name
+        ) from error

@@ -3,7 +3,7 @@
 Until that commit nothing of a merge is seen. What a later run has to know - receipts, figures of a
 survey - lies on the driver's disk, in a folder that is claimed like a local destination:
 
-    HF_HOME/raymerge/<repository>/.raymerge/<digest>/
+    HF_HOME/raymerge/merges/<repository>@<branch>/.raymerge/<digest>/
 
 Another machine that runs the same merge starts anew, and uploads only what the Hub does not have.
 """
@@ -13,8 +13,6 @@ from __future__ import annotations
 from collections.abc import Mapping, MutableMapping
 from typing import Any
 
-from raymerge.checkpoint.catalog import WEIGHTS
-from raymerge.checkpoint.config_diff import SIDE_NAMES
 from raymerge.checkpoint.index import INDEX_NAME, RECORD_NAME, SINGLE_NAME, build_index
 from raymerge.checkpoint.layout import Shard
 from raymerge.errors import CommitError, ConflictError, SourceError
@@ -24,6 +22,7 @@ from raymerge.runtime.card import CARD_NAME
 from raymerge.runtime.commit import Claim
 from raymerge.runtime.receipt import Receipt
 from raymerge.runtime.record import record_of
+from raymerge.runtime.side_files import changes_loading
 from raymerge.storage.hub import HubFolder
 from raymerge.storage.hub_cache import state_folder
 from raymerge.storage.hub_upload import HubDestination, UploadedFile
@@ -117,9 +116,7 @@ class RepositoryDestination:
         self._claim.check()
         published = {*(shard.name for shard in plan.shards), *files, INDEX_NAME}
         stale = [
-            name
-            for name in self._parent.sizes()
-            if name not in published and (name.endswith(WEIGHTS) or name in SIDE_NAMES)
+            name for name in self._parent.sizes() if name not in published and changes_loading(name)
         ]
         self._branch.commit(
             whole,

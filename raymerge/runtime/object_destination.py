@@ -12,24 +12,25 @@ until that is done. Nobody finds a checkpoint where there is no index.
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Collection, Iterable, Mapping, MutableMapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from raymerge.checkpoint.catalog import WEIGHTS
-from raymerge.checkpoint.config_diff import SIDE_NAMES
 from raymerge.checkpoint.folder import Pin
 from raymerge.checkpoint.index import INDEX_NAME, RECORD_NAME, SINGLE_NAME, build_index
 from raymerge.checkpoint.layout import Shard
 from raymerge.errors import CommitError, ConflictError
 from raymerge.plan.build import Plan
 from raymerge.plan.graph import Unit
+from raymerge.plan.ranges import MAX_RANGE_BYTES
 from raymerge.runtime.object_claim import CLAIM_NAME, STATE_FOLDER, ObjectClaim
 from raymerge.runtime.receipt import Receipt, read_receipt
 from raymerge.runtime.record import record_of
+from raymerge.runtime.side_files import changes_loading
 from raymerge.runtime.stopping import LoosePool
-from raymerge.storage.objects import ObjectStore
+from raymerge.storage.objects import ObjectFolder, ObjectStore
 from raymerge.storage.store import Access, Store
 from raymerge.storage.urls import Location
 
@@ -52,6 +53,7 @@ class ObjectDestination:
     ) -> None:
         store = ObjectStore(out, access)
         self._store: Store = store
+        self._folder = ObjectFolder(out, access)
         self._abort_leftovers = store.abort_leftovers
         self.location = self.units_at = store.location
         self._state = f"{STATE_FOLDER}/{digest}/"
@@ -86,7 +88,7 @@ class ObjectDestination:
             name
             for name in present
             # What loaders read beside the weights would change how the new model loads.
-            if ("/" not in name and (name.endswith(WEIGHTS) or name in SIDE_NAMES))
+            if ("/" not in name and changes_loading(name))
             or (name.startswith(f"{STATE_FOLDER}/") and not name.startswith(self._state))
         ]
         _delete(self._store, [name for name in stale if name != CLAIM_NAME])
@@ -146,8 +148,10 @@ class ObjectDestination:
         self._claim.check()
         present = self._store.pins()
         for unit in plan.units:
-            pin = present.get(unit.shard)
-            if pin is None or not _is_stored(pin, unit.shard_bytes, receipts[unit.number]):
+            pin, receipt = present.get(unit.shard), receipts[unit.number]
+            if pin is None or not (
+                _is_stored(pin, unit.shard_bytes, receipt) or self._is_alike(pin, unit, receipt)
+            ):
                 found = f"{pin.size_bytes} bytes of another upload" if pin else "nothing"
                 raise CommitError(
                     f"{self.location}/{unit.shard}: planned {unit.shard_bytes} bytes, found "
@@ -162,8 +166,23 @@ class ObjectDestination:
             raise ConflictError(f"{self.location} was published by another run meanwhile")
         # From here on the checkpoint exists; what is left is tidying up.
         self._abort_leftovers([shard.name for shard in plan.shards])
+        # The claim goes last: whoever waits for it begins in the same folder.
+        _delete(self._store, [n for n in self._store.pins() if n.startswith(self._state)])
         self._claim.remove()
-        _delete(self._store, [n for n in self._store.pins() if n.startswith(f"{STATE_FOLDER}/")])
+
+    def _is_alike(self, pin: Pin, unit: Unit, receipt: Receipt) -> bool:
+        """Whether another upload than the receipt's has left the same bytes: it reads them.
+
+        A copy of a unit that was given up may have been stored all the same, and not every store
+        has a tag of what an object holds.
+        """
+        if pin.size_bytes != unit.shard_bytes:
+            return False
+        digest = hashlib.sha256()
+        for start in range(0, pin.size_bytes, MAX_RANGE_BYTES):
+            stop = min(start + MAX_RANGE_BYTES, pin.size_bytes)
+            digest.update(self._folder.fetch(unit.shard, start, stop, pin))
+        return digest.hexdigest() == receipt.shard_sha256
 
     def close(self) -> None:
         """See `Destination.close`."""

@@ -5,8 +5,6 @@ any other; it is all that ever reads one here. The file is mapped, not loaded: i
 of the file, which the kernel takes back when memory is short. Two kinds of file cannot be mapped
 and are read whole, one at a time: those of before torch 1.6, and archives that somebody compressed.
 A mapped file must not be cut short while it is read: the kernel would end the process.
-
-This is the only file besides the CUDA kernels that loads torch.
 """
 
 from __future__ import annotations

@@ -13,6 +13,7 @@ import socket
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from threading import Event, current_thread, main_thread
+from time import sleep
 from typing import Any
 
 import ray
@@ -248,6 +249,9 @@ def _undisturbed() -> Iterator[None]:
 def ended(calls: list[Any], timeout_s: float, *, every: bool = False) -> list[Any]:
     """The calls that have ended, once one has or every one, or the time is up."""
     if not calls:
+        # Whoever waits for the first, once a node comes, would otherwise ask without a pause.
+        if not every:
+            sleep(timeout_s)
         return []
     ready, _ = ray.wait(calls, num_returns=len(calls) if every else 1, timeout=timeout_s)
     if ready and not every:

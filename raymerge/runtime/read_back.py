@@ -82,8 +82,11 @@ def _answer(paths: Sequence[Path], nbytes: int, answers: Sequence[Future[str]]) 
     try:
         found = _hash_alike(paths, nbytes)
     except BaseException as error:  # noqa: BLE001 - raised again by who waits for it
-        for answer in answers:
-            answer.set_exception(error)
+        if len(paths) == 1:
+            answers[0].set_exception(error)
+        else:  # each by itself: what one file suffers from is not the other's
+            for path, answer in zip(paths, answers, strict=True):
+                _answer([path], nbytes, [answer])
     else:
         for answer, sha256 in zip(answers, found, strict=True):
             answer.set_result(sha256)

@@ -99,7 +99,9 @@ class RemoteWorker:
             try:
                 result = worker.run(call, unit, args)
             except (MemoryError, RuntimeError) as error:
-                raise device_failure(error) from error
+                if (failure := device_failure(error)) is error:
+                    raise
+                raise failure from error
             seconds = round(perf_counter() - clock, 6)
         return result, self._moved.take(), Spent(began_s, seconds)
 

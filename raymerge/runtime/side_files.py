@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from fnmatch import fnmatchcase
 from typing import Any
 
-from raymerge.checkpoint.catalog import CONFIG_NAME
+from raymerge.checkpoint.catalog import CONFIG_NAME, WEIGHTS
 from raymerge.checkpoint.dtypes import OUTPUT_DTYPES, DType
 from raymerge.checkpoint.folder import Folder
 from raymerge.checkpoint.index import RECORD_NAME
@@ -24,6 +24,7 @@ from raymerge.errors import SourceError
 from raymerge.plan.build import Plan
 from raymerge.recipe import Recipe
 from raymerge.runtime.ledger import LEDGER_NAMES
+from raymerge.tokenizer.files import GENERATION_CONFIG, TOKENIZER_FILES
 from raymerge.units import format_bytes
 
 MAX_COPIED_BYTES = 256 * 2**20
@@ -31,19 +32,21 @@ MAX_COPIED_BYTES = 256 * 2**20
 
 # Lower case, because a Hub repository may be of anyone's hand. What these would say of the output
 # is untrue or not about a model; LICENSE and NOTICE are not among them and so travel along.
+# A loader that finds this beside a model puts an adapter on top of it.
+_ADAPTER = ("adapter_config.json",)
+_QUANTISED = (
+    "quantize_config.json",
+    "quant_config.json",
+    "quantization_config.json",
+    "hf_quant_config.json",
+    "quant_strategy.json",
+    "*imatrix*",
+)
 _NOT_COPIED = {
     "describes the donor": ("readme*", RECORD_NAME, *LEDGER_NAMES.values(), "mergekit_config.y*ml"),
     "hidden": (".*",),
-    # A loader that finds this beside a model puts an adapter on top of it.
-    "of an adapter": ("adapter_config.json",),
-    "of a quantised model": (
-        "quantize_config.json",
-        "quant_config.json",
-        "quantization_config.json",
-        "hf_quant_config.json",
-        "quant_strategy.json",
-        "*imatrix*",
-    ),
+    "of an adapter": _ADAPTER,
+    "of a quantised model": _QUANTISED,
     "left by training": (
         "optimizer*",
         "scheduler.*",
@@ -61,6 +64,14 @@ _NOT_COPIED = {
     ),
     "left by a download": ("*.incomplete", "*.part", "*.tmp", "*.lock"),
 }
+_LOADED = (
+    CONFIG_NAME,
+    GENERATION_CONFIG,
+    "*processor_config.json",
+    *sorted(TOKENIZER_FILES),
+    *_ADAPTER,
+    *_QUANTISED,
+)
 _DTYPE_KEYS = ("dtype", "torch_dtype")
 _TIE_KEY = "tie_word_embeddings"
 
@@ -114,6 +125,11 @@ def why_left_out(name: str, size_bytes: int) -> str | None:
     if size_bytes > MAX_COPIED_BYTES:
         return f"{format_bytes(size_bytes)}, over {format_bytes(MAX_COPIED_BYTES)}"
     return None
+
+
+def changes_loading(name: str) -> bool:
+    """Whether a file beside the weights, left by another model, changes how a model is loaded."""
+    return name.endswith(WEIGHTS) or any(fnmatchcase(name.lower(), one) for one in _LOADED)
 
 
 def fitted_config(plan: Plan, raw: bytes) -> bytes:

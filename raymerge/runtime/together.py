@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
+from threading import Lock
 from time import perf_counter
 from typing import Literal
 
@@ -33,7 +34,7 @@ from raymerge.runtime.driver import (
     result_of,
 )
 from raymerge.runtime.engine import Engine
-from raymerge.runtime.events import OnEvent, UnitsResumed, nobody, phase
+from raymerge.runtime.events import OnEvent, nobody, phase
 from raymerge.runtime.filling import BESIDE_THREADS, Filling, names_of
 from raymerge.runtime.preflight import leave_nonce
 from raymerge.runtime.read_back import ReadBack
@@ -137,6 +138,7 @@ class _Trial:
         self.task = task
         self._tell = on_event
         self.ended = False
+        self._ending = Lock()
         self.position = position
         self._on_end = on_end
         self._access = access
@@ -176,8 +178,6 @@ class _Trial:
         self.destination.check_space(plan.bytes_written, promised)
         self.filling = stack.enter_context(closing(Filling(plan, self.destination, self._tell)))
         self.filling.trust(found)
-        if self.filling.resumed:
-            self._tell(UnitsResumed(units=len(self.filling.resumed)))
 
     @contextmanager
     def failing_alone(self) -> Iterator[None]:
@@ -253,7 +253,11 @@ class _Trial:
             self._end(result)
 
     def _end(self, result: MergeResult | RaymergeError) -> None:
-        self.ended = True
+        # A disk that is full fails every thread that waits for a shard to be made ready.
+        with self._ending:
+            if self.ended:
+                return
+            self.ended = True
         self._on_end(self.position, result)
 
 

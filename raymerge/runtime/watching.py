@@ -103,12 +103,13 @@ def _logged(path: str) -> Iterator[OnEvent]:
         if broken:
             return
         try:
-            os.write(file, b"\n" + line if torn else line)
+            line = b"\n" + line if torn else line
+            # The rest of what a disk takes in part is ended before the next.
+            torn = os.write(file, line) < len(line)
         except OSError as error:
-            # A merge of hours is not ended for its log, and the log then ends with whole lines.
+            # A merge of hours is not ended for its log.
             broken = True
             _log.warning("no more events are written to %s: %s", path, error)
-        torn = False
 
     try:
         yield write

@@ -54,8 +54,8 @@ class Leftovers:
 def abort_leftovers(location: Location, access: Access, names: Collection[str]) -> Leftovers:
     """Abort the uploads that were begun for these very objects below a location and not finished.
 
-    To be called by who holds the claim, before any upload of this run: an upload under way looks
-    just like one that was left.
+    To be called by who holds the claim, before any upload of this run or after all: an upload under
+    way looks just like one that was left.
     """
     if location.scheme is Scheme.S3:
         return _abort_s3(location, access, names)

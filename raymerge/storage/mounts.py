@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 # File systems with one page cache for all writers of a file. NFS and FUSE clients cache pages of
@@ -16,6 +17,10 @@ def free_bytes(path: str | os.PathLike[str]) -> int:
     """Bytes an ordinary user may still write where `path` lies or would lie."""
     place = os.statvfs(_nearest_existing(path))
     return place.f_bavail * place.f_frsize
+
+
+_ESCAPED = re.compile(r"\\([0-7]{3})")
+"""How a space, a tab, a newline or a backslash in a mount point is written; nothing else is."""
 
 
 def shares_files(path: str | os.PathLike[str]) -> bool:
@@ -40,8 +45,7 @@ def filesystem_type(path: Path, mountinfo: str) -> str | None:
     best: tuple[int, str] | None = None
     for line in mountinfo.splitlines():
         mount, _, volume = line.partition(" - ")
-        # Spaces in a mount point are written as octal escapes.
-        point = Path(mount.split(" ")[4].encode().decode("unicode_escape"))
+        point = Path(_ESCAPED.sub(lambda found: chr(int(found[1], 8)), mount.split(" ")[4]))
         depth = len(point.parts)
         # Of two mounts at one point the later hides the earlier.
         if path.is_relative_to(point) and (best is None or depth >= best[0]):

@@ -16,7 +16,7 @@ from typing import NoReturn, Self
 
 from raymerge.checkpoint.folder import Folder, Pin
 from raymerge.errors import SourceError, StorageError
-from raymerge.storage.mounts import free_bytes
+from raymerge.storage.mounts import free_bytes, shares_files
 
 # What another worker, or a second try, may not meet again.
 _PASSING = frozenset({errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN, errno.EBUSY})
@@ -186,8 +186,11 @@ class PosixShard:
         try:
             fcntl.flock(self._descriptor, fcntl.LOCK_EX)
             found = os.fstat(self._descriptor).st_size
-            if found < self._nbytes:
+            if found < self._nbytes and shares_files(self._path):
                 os.posix_fallocate(self._descriptor, 0, self._nbytes)
+            elif found < self._nbytes:
+                # Nobody else fills it, and the zeros would go over the network one by one.
+                os.ftruncate(self._descriptor, self._nbytes)
             fcntl.flock(self._descriptor, fcntl.LOCK_UN)
         except OSError as error:
             raise _unwritable(error, self._path, self._nbytes) from error
@@ -233,7 +236,7 @@ class PosixShard:
         self.close()
 
 
-def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
+def write_atomically(path: str | os.PathLike[str], data: bytes | memoryview) -> None:
     """Write a file that is seen whole or not at all, also after a power cut."""
     target = Path(path)
     try:
@@ -281,7 +284,7 @@ def _pin(stat: os.stat_result) -> Pin:
     return Pin(stat.st_size, f"{stat.st_mtime_ns}-{stat.st_ino}")
 
 
-def _write_draft(target: Path, data: bytes) -> Path:
+def _write_draft(target: Path, data: bytes | memoryview) -> Path:
     target.parent.mkdir(parents=True, exist_ok=True)
     draft = target.with_name(f".{target.name}.{secrets.token_hex(8)}.tmp")
     try:

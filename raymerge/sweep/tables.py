@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-from raymerge.errors import SourceError, StorageError
+from raymerge.errors import SourceError
+from raymerge.storage.posix import write_atomically
 
 Row = dict[str, Any]
 PARTS_NAME = ".raymerge-sweep"
@@ -64,16 +65,9 @@ class Table:
         listed = list(rows)
         columns = [pa.array([row.get(key) for row in listed], kind) for key, kind in kinds.items()]
         table = pa.Table.from_arrays(columns, schema=pa.schema(kinds))
-        beside = path.with_name(f".{path.name}.{os.getpid()}")
-        try:
-            with beside.open("wb") as file:
-                parquet.write_table(table, file, compression="zstd")
-                file.flush()
-                os.fsync(file.fileno())
-            beside.replace(path)
-        except OSError as error:
-            beside.unlink(missing_ok=True)
-            raise StorageError(f"{path} cannot be written: {error.strerror}") from error
+        content = BytesIO()
+        parquet.write_table(table, content, compression="zstd")
+        write_atomically(path, content.getbuffer())
 
 
 TRIALS = Table(

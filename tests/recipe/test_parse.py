@@ -363,3 +363,14 @@ def test_a_layout_of_experts_is_one_of_three() -> None:
         assert loads(f"{LINEAR}parameters: {{weight: 1}}\nexperts: {layout}\n").experts == layout
     with pytest.raises(RecipeError, match=r"experts is 'pakced'; allowed: .* mean 'packed'"):
         loads(f"{LINEAR}parameters: {{weight: 1}}\nexperts: pakced\n")
+
+
+def test_what_has_no_effect_is_listed_of_every_stage() -> None:
+    text = (
+        "name: first\nmerge_method: karcher\nmodels:\n- {model: a, override_architecture: X}\n- b\n"
+        "---\nmerge_method: linear\nmodels: [first, c]\nparameters: {weight: 1, density: 1}\n"
+    )
+    assert [note.partition(" has ")[0] for note in loads(text, path="r.yaml").no_effect] == [
+        "r.yaml:4: override_architecture",
+        "r.yaml:9: density",
+    ]

@@ -216,6 +216,12 @@ def test_an_unlisted_base_of_linear_needs_a_shared_weight() -> None:
     assert caught.value.source == "base"
 
 
+def test_labels_that_are_equal_on_one_line_are_refused() -> None:
+    models = "models: [{model: x, label: m}, {model: y, label: m}]"
+    with pytest.raises(RecipeError, match="label: 'm' is also the label of 'x' on line 2"):
+        loads(f"merge_method: linear\n{models}\nparameters: {{weight: 1}}\n", path="r.yaml")
+
+
 @pytest.mark.parametrize(
     ("models", "message"),
     [
@@ -228,7 +234,7 @@ def test_an_unlisted_base_of_linear_needs_a_shared_weight() -> None:
         ),
         (
             ["{model: x/m, label: a}", "{model: y/m, label: a}"],
-            "r.yaml:4: label: 'a' is also the label of the model on line 3; choose another",
+            "r.yaml:4: label: 'a' is also the label of 'x/m' on line 3; choose another",
         ),
         (
             ["a+b+c"],

@@ -108,7 +108,9 @@ def test_a_checkpoint_is_refused_and_left_as_it_is(tmp_path: Path, name: str) ->
 def test_overwriting_removes_what_loaders_would_read_and_nothing_else(tmp_path: Path) -> None:
     weights = {"model.safetensors", "model-00002-of-00007.safetensors", "pytorch_model.bin"}
     gone = weights | {INDEX, "raymerge.json", "tokenizer.json", "chat_template.jinja"}
-    stays = {"notes.txt", "eval.json"}
+    gone |= {"adapter_config.json", "quant_config.json", "spiece.model", "tekken.json"}
+    gone |= {"config.json", "generation_config.json", "video_preprocessor_config.json"}
+    stays = {"notes.txt", "eval.json", "LICENSE"}
     for name in gone | stays:
         (tmp_path / name).write_text("{}")
 

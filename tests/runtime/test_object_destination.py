@@ -134,6 +134,19 @@ def test_a_shard_that_is_not_as_it_was_left_is_not_published(
     assert INDEX not in store.pins()
 
 
+def test_the_same_bytes_of_another_upload_are_published(
+    plan: Plan, out: Location, store: ObjectStore
+) -> None:
+    """As of a copy of a unit that was given up: this store's tags are of uploads."""
+    unit = plan.units[-1]
+    with claimed(out, plan.digest) as found:
+        receipts = fill(plan, store)
+        tag = store.put(unit.shard, bytes([unit.number]) * unit.shard_bytes).tag
+        assert tag != receipts[unit.number].stored["etag"]
+        found.publish(plan, receipts, {})
+    assert INDEX in store.pins()
+
+
 def test_a_unit_without_a_receipt_is_not_published(
     plan: Plan, out: Location, store: ObjectStore
 ) -> None:

@@ -32,6 +32,15 @@ def test_files_that_come_together(tmp_path: Path, number: int) -> None:
     assert found == [hashlib.sha256(content).hexdigest() for content in wholes.values()]
 
 
+def test_what_one_file_suffers_from_is_not_the_other_s(tmp_path: Path) -> None:
+    (tmp_path / "one").write_bytes(b"0123456789")
+    with closing(ReadBack(1)) as read_back, ThreadPoolExecutor(2) as pool:
+        waiting = [pool.submit(read_back.sha256, tmp_path / name, 10) for name in ("one", "none")]
+        assert waiting[0].result() == hashlib.sha256(b"0123456789").hexdigest()
+        with pytest.raises(FileNotFoundError):
+            waiting[1].result()
+
+
 def test_who_waits_is_told_of_an_error(tmp_path: Path) -> None:
     with closing(ReadBack(2)) as read_back, pytest.raises(FileNotFoundError):
         read_back.sha256(tmp_path / "none", 10)

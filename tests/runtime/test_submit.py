@@ -213,6 +213,12 @@ def test_merge_reads_the_flags_of_submit_as_they_were_given() -> None:
         assert {*option.opts, *option.secondary_opts} & set(given), "a flag that is not tested here"
 
 
+def test_what_is_left_to_raymerge_is_left_to_it_there() -> None:
+    flags = ["--shard-size", "auto", "--memory", "auto"]
+    context = submit_command.make_context("submit", ["recipe.yaml", "/out", *flags])
+    assert merged_with(flags_for_merge(context)) == merged_with(flags)
+
+
 def test_a_secret_among_the_storage_options_is_refused(place: Place) -> None:
     recipe = place.any_recipe("linear")
     secret = ("--storage-option", "secret_access_key=hush")

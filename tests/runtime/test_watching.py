@@ -9,13 +9,14 @@ import signal
 import time
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 import raymerge
 from raymerge.errors import PlanError
-from raymerge.progress import Roster
+from raymerge.progress import Display, Roster
 from raymerge.runtime.events import (
     Event,
     PhaseBegun,
@@ -23,11 +24,13 @@ from raymerge.runtime.events import (
     ShardDone,
     UnitBegun,
     UnitEnded,
+    UnitsResumed,
     WorkerDrained,
     WorkerJoined,
     WorkerLost,
     nobody,
 )
+from raymerge.runtime.settings import Progress
 from raymerge.runtime.watching import watched
 from tests.conftest import Place, spawn
 from tests.traces import check_trace
@@ -131,6 +134,19 @@ def test_a_line_that_was_cut_is_ended_before_the_next(place: Place) -> None:
     assert len(path.read_text().splitlines()) == 5
 
 
+def test_what_a_disk_takes_in_part_is_ended_too(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write, cut = os.write, iter([10])
+    monkeypatch.setattr(os, "write", lambda file, line: write(file, line[: next(cut, len(line))]))
+    path = place / "events.jsonl"
+    with watched("out", [nobody], events_path=str(path), trace_path=None):
+        pass
+    first, second = path.read_text().splitlines()
+    assert len(first) == 10
+    assert json.loads(second)["event"] == "run_ended"
+
+
 def test_a_full_disk_ends_the_log_and_not_the_run(caplog: pytest.LogCaptureFixture) -> None:
     with (
         caplog.at_level(logging.WARNING),
@@ -149,6 +165,16 @@ def test_an_error_is_told_by_its_name_alone(place: Place) -> None:
         raise PlanError("hf_secret")
     assert "hf_secret" not in path.read_text()
     assert lines(path)[-1]["error"] == "PlanError"
+
+
+def test_progress_is_towards_what_a_resumed_run_has_left() -> None:
+    display = Display()
+    display.begin(SimpleNamespace(units=[SimpleNamespace(nbytes=2**20)] * 4))  # type: ignore[arg-type]
+    display.hear(UnitsResumed(time_s=0, units=3, nbytes=3 * 2**20))
+    display.add(Progress(read_bytes=5, written_bytes=2**19))
+    assert "written 512.0 KiB of 1.0 MiB, " in display.line()
+    display.add(Progress(written_bytes=2**20))  # a unit that was written twice
+    assert display.line().endswith(", 0 s left")
 
 
 def test_progress_knows_what_each_worker_is_at() -> None:

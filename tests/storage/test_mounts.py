@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,11 @@ MOUNTS = r"""
 23 22 0:6 / /mnt/with\040space rw,noatime shared:1 master:2 - xfs /dev/sdb rw
 24 21 0:7 / /tmp rw - tmpfs tmpfs rw
 25 21 0:8 / /tmp rw - fuse.gcsfuse bucket rw
+26 21 0:9 / /srv/données rw - nfs4 host:/y rw
+27 21 0:9 / /srv/a\134b\011c rw - nfs4 host:/z rw
 """.strip()
+# As a name that is no UTF-8 is read.
+MOUNTS += "\n28 21 0:9 / /srv/\udce9 rw - nfs4 host:/w rw"
 
 
 @pytest.mark.parametrize(
@@ -24,6 +29,9 @@ MOUNTS = r"""
         ("/mntx", "ext4"),
         ("/mnt/with space/out", "xfs"),
         ("/tmp/out", "fuse.gcsfuse"),
+        ("/srv/données/out", "nfs4"),
+        ("/srv/a\\b\tc/out", "nfs4"),
+        (os.fsdecode(b"/srv/\xe9/out"), "nfs4"),
     ],
 )
 def test_the_innermost_and_latest_mount_holds_a_path(path: str, expected: str) -> None:

@@ -26,6 +26,8 @@ class Guard:
     def __init__(self) -> None:
         self._lock = Lock()
         self._pipe: int | None = None
+        self._groups: set[int] = set()
+        """What runs, for a guard that comes after another."""
 
     def start(self) -> None:
         """Have a guard, so that it is there before what it is told of.
@@ -34,41 +36,50 @@ class Guard:
             OSError: It cannot be started.
         """
         with self._lock:
-            if self._pipe is not None:
-                return
-            ours, self._pipe = os.pipe()
-            try:
-                os.posix_spawn(
-                    sys.executable,
-                    [sys.executable, "-I", "-S", __file__],
-                    os.environ,
-                    file_actions=[
-                        (os.POSIX_SPAWN_DUP2, ours, 0),
-                        (os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0),
-                        (os.POSIX_SPAWN_OPEN, 2, os.devnull, os.O_WRONLY, 0),
-                    ],
-                    setsid=True,
-                )
-            finally:
-                os.close(ours)
+            if self._pipe is None:
+                self._pipe = _spawn()
+                self._tell("".join(f"+{group}\n" for group in self._groups))
 
     def watch(self, group: int) -> None:
         """A process group runs."""
-        self._tell(f"+{group}\n")
+        with self._lock:
+            self._groups.add(group)
+            self._tell(f"+{group}\n")
 
     def release(self, group: int) -> None:
         """It has ended."""
-        self._tell(f"-{group}\n")
-
-    def _tell(self, line: str) -> None:
         with self._lock:
-            if self._pipe is None:
-                return
-            try:
-                os.write(self._pipe, line.encode())
-            except BrokenPipeError:  # somebody has ended it: the next program gets another
-                os.close(self._pipe)
-                self._pipe = None
+            self._groups.discard(group)
+            self._tell(f"-{group}\n")
+
+    def _tell(self, lines: str) -> None:
+        if self._pipe is None:
+            return
+        try:
+            os.write(self._pipe, lines.encode())
+        except BrokenPipeError:  # somebody has ended it: the next program gets another
+            os.close(self._pipe)
+            self._pipe = None
+
+
+def _spawn() -> int:
+    """Start a guard; its pipe."""
+    ours, pipe = os.pipe()
+    try:
+        os.posix_spawn(
+            sys.executable,
+            [sys.executable, "-I", "-S", __file__],
+            os.environ,
+            file_actions=[
+                (os.POSIX_SPAWN_DUP2, ours, 0),
+                (os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0),
+                (os.POSIX_SPAWN_OPEN, 2, os.devnull, os.O_WRONLY, 0),
+            ],
+            setsid=True,
+        )
+    finally:
+        os.close(ours)
+    return pipe
 
 
 def main() -> None:
