@@ -30,10 +30,10 @@ from raymerge.checkpoint.index import INDEX_NAME, RECORD_NAME, SINGLE_NAME, buil
 from raymerge.checkpoint.layout import Shard
 from raymerge.errors import CommitError, ConflictError, RaymergeError, StorageError
 from raymerge.plan.build import Plan
-from raymerge.runtime.receipt import Receipt, read_receipt
+from raymerge.runtime.receipt import Receipt, check_complete, read_receipt
 from raymerge.runtime.record import record_of
 from raymerge.runtime.side_files import changes_loading
-from raymerge.storage.posix import move, write_atomically
+from raymerge.storage.posix import is_locked, move, write_atomically
 
 STATE_FOLDER = ".raymerge"
 CLAIM_NAME = "claim.json"
@@ -89,17 +89,11 @@ class Claim:
 
     def _refuse_others(self, found: Mapping[str, object] | None, names: Collection[str]) -> None:
         if found is None:
-            wanted = (INDEX_NAME, SINGLE_NAME, *names)
-            if taken := next((name for name in wanted if (self.out / name).exists()), None):
-                what = (
-                    "a checkpoint" if taken in {INDEX_NAME, SINGLE_NAME} else "a file of that name"
-                )
-                raise ConflictError(
-                    f"{self.out} already holds {what} ({taken}); give another folder, or "
-                    "--overwrite to replace it"
-                )
+            present = {path.name for path in self.out.iterdir()}
+            remedy = "give another folder, or --overwrite to replace it"
+            refuse_taken(present, names, str(self.out), remedy)
             return
-        if _is_locked(self._path):
+        if is_locked(self._path):
             raise ConflictError(
                 f"{self.out} is being written by process {found.get('pid')} on {found.get('host')} "
                 f"since {found.get('since')}; wait for it, or --overwrite to stop it"
@@ -163,9 +157,7 @@ class Claim:
                 published.
             ConflictError: Another driver has taken the destination.
         """
-        missing = [unit.number for unit in plan.units if unit.number not in receipts]
-        if missing:
-            raise CommitError(f"{len(missing)} units have no receipt, number {missing[0]} first")
+        check_complete(plan.units, receipts)
         self.publish_shards(plan.shards, files)
 
     def publish_shards(self, shards: Sequence[Shard], files: Mapping[str, bytes]) -> None:
@@ -226,6 +218,25 @@ class Claim:
                 shutil.rmtree(self.folder, ignore_errors=True)
 
 
+def refuse_taken(
+    present: Collection[str], names: Collection[str], location: str, remedy: str
+) -> None:
+    """Refuse a place that has a checkpoint, or a file that a merge would write over.
+
+    Args:
+        present: What is there.
+        names: What is going to be published beside the index.
+        location: The place, as messages name it.
+        remedy: What to do instead.
+
+    Raises:
+        ConflictError: It is taken.
+    """
+    if taken := next((name for name in (INDEX_NAME, SINGLE_NAME, *names) if name in present), None):
+        what = "a checkpoint" if taken in {INDEX_NAME, SINGLE_NAME} else "a file of that name"
+        raise ConflictError(f"{location} already holds {what} ({taken}); {remedy}")
+
+
 def finished_record(out: Path, digest: str) -> dict[str, Any] | None:
     """raymerge.json of a checkpoint in `out` that this very plan has written, if there is one."""
     sizes = {path.name: path.stat().st_size for path in out.glob("*") if path.is_file()}
@@ -239,7 +250,7 @@ def finished_record(out: Path, digest: str) -> dict[str, Any] | None:
     if (out / STATE_FOLDER).exists():
         with suppress(StorageError), _exclusive(out):
             claim = out / STATE_FOLDER / CLAIM_NAME
-            if not claim.exists() or not _is_locked(claim):
+            if not is_locked(claim):
                 shutil.rmtree(out / STATE_FOLDER, ignore_errors=True)
     return record
 
@@ -281,15 +292,3 @@ def _read_claim(path: Path) -> Mapping[str, object] | None:
     except ValueError:
         return {}
     return claim if isinstance(claim, dict) else {}
-
-
-def _is_locked(path: Path) -> bool:
-    """Whether the driver that made this claim is alive."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    finally:
-        os.close(descriptor)
-    return False

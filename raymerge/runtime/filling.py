@@ -8,7 +8,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 from raymerge.checkpoint.index import RECORD_NAME
 from raymerge.checkpoint.layout import Shard
-from raymerge.errors import CommitError
 from raymerge.kernels.identity import kernel_hash
 from raymerge.plan.build import Plan
 from raymerge.plan.graph import Unit
@@ -17,7 +16,7 @@ from raymerge.runtime.card import CARD_NAME, model_card
 from raymerge.runtime.destination import Destination
 from raymerge.runtime.events import OnEvent, ShardDone, UnitsResumed, nobody
 from raymerge.runtime.ledger import LEDGER_NAMES, ledger
-from raymerge.runtime.receipt import Receipt
+from raymerge.runtime.receipt import Receipt, check_complete
 from raymerge.runtime.record import ShardRecord, run_record
 from raymerge.runtime.side_files import why_left_out
 
@@ -108,8 +107,7 @@ class Filling:
 
     def shard_records(self) -> tuple[ShardRecord, ...]:
         """Name, length and sha256 of every shard, once all are filled."""
-        if lost := [unit.number for unit in self._plan.units if unit.number not in self.receipts]:
-            raise CommitError(f"{len(lost)} units have no receipt, number {lost[0]} first")
+        check_complete(self._plan.units, self.receipts)
         return tuple(
             ShardRecord(shard.name, shard.nbytes, self._hashes[shard.name].result())
             for shard in self._plan.shards

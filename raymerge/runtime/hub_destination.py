@@ -13,13 +13,13 @@ from __future__ import annotations
 from collections.abc import Mapping, MutableMapping
 from typing import Any
 
-from raymerge.checkpoint.index import INDEX_NAME, RECORD_NAME, SINGLE_NAME, build_index
+from raymerge.checkpoint.index import INDEX_NAME, RECORD_NAME, build_index
 from raymerge.checkpoint.layout import Shard
-from raymerge.errors import CommitError, ConflictError, SourceError
+from raymerge.errors import CommitError, SourceError
 from raymerge.plan.build import Plan
 from raymerge.plan.graph import Unit
 from raymerge.runtime.card import CARD_NAME
-from raymerge.runtime.commit import Claim
+from raymerge.runtime.commit import Claim, refuse_taken
 from raymerge.runtime.receipt import Receipt
 from raymerge.runtime.record import record_of
 from raymerge.runtime.side_files import changes_loading
@@ -54,7 +54,10 @@ class RepositoryDestination:
         try:
             self._parent = self._branch.open(private=True)
             if not overwrite:
-                _refuse_taken(self._parent, names, self.location)
+                # The Hub puts a README of its own beside nothing at all.
+                wanted = [name for name in names if name != CARD_NAME]
+                remedy = "give another repository or branch, or --overwrite to replace it"
+                refuse_taken(self._parent.sizes(), wanted, self.location, remedy)
         except BaseException:
             self._claim.close()
             raise
@@ -148,15 +151,3 @@ def _uploaded(receipt: Receipt) -> UploadedFile | None:
     if "sha256" not in stored or receipt.shard_sha256 != stored["sha256"]:
         return None
     return UploadedFile(receipt.shard, receipt.stop - receipt.start, stored["sha256"])
-
-
-def _refuse_taken(branch: HubFolder, names: list[str], location: str) -> None:
-    present = branch.sizes()
-    # The Hub puts a README of its own beside nothing at all.
-    wanted = (INDEX_NAME, SINGLE_NAME, *(name for name in names if name != CARD_NAME))
-    if taken := next((name for name in wanted if name in present), None):
-        what = "a checkpoint" if taken in {INDEX_NAME, SINGLE_NAME} else "a file of that name"
-        raise ConflictError(
-            f"{location} already holds {what} ({taken}); give another repository or branch, or "
-            "--overwrite to replace it by a new commit"
-        )

@@ -25,8 +25,9 @@ from raymerge.errors import CommitError, ConflictError
 from raymerge.plan.build import Plan
 from raymerge.plan.graph import Unit
 from raymerge.plan.ranges import MAX_RANGE_BYTES
+from raymerge.runtime.commit import refuse_taken
 from raymerge.runtime.object_claim import CLAIM_NAME, STATE_FOLDER, ObjectClaim
-from raymerge.runtime.receipt import Receipt, read_receipt
+from raymerge.runtime.receipt import Receipt, check_complete, read_receipt
 from raymerge.runtime.record import record_of
 from raymerge.runtime.side_files import changes_loading
 from raymerge.runtime.stopping import LoosePool
@@ -142,9 +143,7 @@ class ObjectDestination:
         self, plan: Plan, receipts: Mapping[int, Receipt], files: Mapping[str, bytes]
     ) -> None:
         """See `Destination.publish`."""
-        missing = [unit.number for unit in plan.units if unit.number not in receipts]
-        if missing:
-            raise CommitError(f"{len(missing)} units have no receipt, number {missing[0]} first")
+        check_complete(plan.units, receipts)
         self._claim.check()
         present = self._store.pins()
         for unit in plan.units:
@@ -215,14 +214,8 @@ def _delete(store: Store, names: Iterable[str]) -> None:
 
 
 def _refuse_taken(present: Collection[str], names: list[str], location: str) -> None:
-    if CLAIM_NAME in present:
-        return
-    if taken := next((name for name in (INDEX_NAME, SINGLE_NAME, *names) if name in present), None):
-        what = "a checkpoint" if taken in {INDEX_NAME, SINGLE_NAME} else "a file of that name"
-        raise ConflictError(
-            f"{location} already holds {what} ({taken}); give another place, or --overwrite to "
-            "replace it"
-        )
+    if CLAIM_NAME not in present:
+        refuse_taken(present, names, location, "give another place, or --overwrite to replace it")
 
 
 def _is_stored(pin: Pin, nbytes: int, receipt: Receipt) -> bool:

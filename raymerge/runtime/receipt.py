@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from raymerge.errors import CommitError
+
+if TYPE_CHECKING:
+    from raymerge.plan.graph import Unit
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,6 +54,16 @@ class Receipt:
     def as_json(self) -> bytes:
         """The content of a receipt's file."""
         return json.dumps(asdict(self)).encode()
+
+
+def check_complete(units: Collection[Unit], receipts: Collection[int]) -> None:
+    """Refuse to publish where a unit was not written.
+
+    Raises:
+        CommitError: A unit has no receipt.
+    """
+    if missing := [unit.number for unit in units if unit.number not in receipts]:
+        raise CommitError(f"{len(missing)} units have no receipt, number {missing[0]} first")
 
 
 def read_receipt(raw: bytes) -> Receipt | None:

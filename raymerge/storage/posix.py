@@ -247,6 +247,21 @@ def write_atomically(path: str | os.PathLike[str], data: bytes | memoryview) -> 
         raise _unwritable(error, target, len(data)) from error
 
 
+def is_locked(path: str | os.PathLike[str]) -> bool:
+    """Whether a process that lives holds the lock on a file; not where there is no such file."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
+
+
 def move(path: str | os.PathLike[str], target: str | os.PathLike[str]) -> None:
     """Rename a file within its file system, in place of any `target`, also after a power cut."""
     try:

@@ -21,7 +21,7 @@ from raymerge.sweep.evaluation import Evaluating, Pool
 from raymerge.sweep.ledger import Ledger
 from raymerge.sweep.places import Places
 from raymerge.sweep.record import Evaluated, Split, TrialRecord
-from raymerge.sweep.rounds import MAX_TRIALS, Outcome, Rounds, record_of
+from raymerge.sweep.rounds import MOST_AT_ONCE, Outcome, Rounds, record_of
 from raymerge.sweep.sources import Sources, compared, floors_of
 from raymerge.sweep.trial import Trial
 
@@ -130,7 +130,7 @@ class Judge:
     def _portions(self, trials: Sequence[Trial]) -> Iterator[Sequence[Trial]]:
         """Trials that are decided on before the next are merged: candidates take room."""
         races = self._evaluating.keep is None or self._evaluating.rungs is not None
-        step = len(trials) if races else MAX_TRIALS
+        step = len(trials) if races else MOST_AT_ONCE
         for start in range(0, len(trials), step):
             yield trials[start : start + step]
 

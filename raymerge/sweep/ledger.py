@@ -35,7 +35,7 @@ from time import sleep
 from typing import Any, Self
 
 from raymerge.errors import ConflictError, StorageError
-from raymerge.storage.posix import write_atomically
+from raymerge.storage.posix import is_locked, write_atomically
 from raymerge.sweep.evaluation.fingerprint import NOTHING, Fingerprint
 from raymerge.sweep.record import Evaluated, TrialRecord
 from raymerge.sweep.tables import EVALUATIONS, PARTS_NAME, TRIALS, Row, remove_drafts
@@ -233,17 +233,7 @@ def read_records(out: Path) -> list[TrialRecord]:
 
 def is_running(out: Path) -> bool:
     """Whether a process has the sweep of a folder."""
-    try:
-        lock = os.open(out / PARTS_NAME / _LOCK_NAME, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
-        return False
-    try:
-        fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except OSError:
-        return True
-    finally:
-        os.close(lock)
-    return False
+    return is_locked(out / PARTS_NAME / _LOCK_NAME)
 
 
 def read_asked(out: Path) -> list[str]:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from raymerge.runtime.events import OnEvent, TrialEnded
     from raymerge.runtime.settings import OnProgress, RunSettings
 
-MAX_TRIALS = 32
+MOST_AT_ONCE = 32
 """Merged with one read. More would save a thirtieth of a read each, and every one has a plan in the
 driver and files that are open."""
 
@@ -43,8 +43,8 @@ OnOutcome = Callable[[Outcome], None]
 
 def portions(trials: Sequence[Trial]) -> Iterator[Sequence[Trial]]:
     """Trials in order, as many at a time as may be merged with one read."""
-    for start in range(0, len(trials), MAX_TRIALS):
-        yield trials[start : start + MAX_TRIALS]
+    for start in range(0, len(trials), MOST_AT_ONCE):
+        yield trials[start : start + MOST_AT_ONCE]
 
 
 def record_of(trial: Trial, outcome: Outcome) -> TrialRecord:

@@ -15,7 +15,7 @@ import pytest
 import ray
 from pyarrow import parquet
 
-from raymerge.sweep.rounds import MAX_TRIALS
+from raymerge.sweep.rounds import MOST_AT_ONCE
 from tests.clusters import nodes
 from tests.conftest import Place, finish, shard_hashes, spawn
 
@@ -101,11 +101,11 @@ def check(place: Place, samples: list[int]) -> None:
         (place / "alone.yaml").write_text(row["recipe"])
         assert place.merge(place / "alone.yaml", "alone", "--overwrite").rc == 0
         assert shard_hashes(place / "alone") == shard_hashes(Path(row["out"]))
-    peaks = [max(samples[i : i + MAX_TRIALS]) for i in range(0, TRIALS, MAX_TRIALS)]
+    peaks = [max(samples[i : i + MOST_AT_ONCE]) for i in range(0, TRIALS, MOST_AT_ONCE)]
     assert (max(samples) - samples[EARLY]) / (TRIALS - EARLY) < MOST_GROWN_BYTES, peaks
     # One round alone may find the heap too small.
     kept = min(after - before for before, after in pairwise(peaks[2:-1]))
-    assert kept / MAX_TRIALS < MOST_KEPT_BYTES, peaks
+    assert kept / MOST_AT_ONCE < MOST_KEPT_BYTES, peaks
 
 
 def test_here(place: Place) -> None:
