@@ -19,12 +19,15 @@ if TYPE_CHECKING:
 # find them in the cache.
 PIECE_BYTES = 4 * 2**20
 
-# A floating-point number is NaN or Inf exactly where all bits of its exponent are set.
+# A floating-point number is NaN or Inf exactly where all bits of its exponent are set; E4M3 has no
+# Inf, and a NaN where those of its fraction are set as well.
 _EXPONENTS: dict[DType, np.unsignedinteger] = {
     DType.F16: np.uint16(0x7C00),
     DType.BF16: np.uint16(0x7F80),
     DType.F32: np.uint32(0x7F80_0000),
     DType.F64: np.uint64(0x7FF0_0000_0000_0000),
+    DType.F8_E4M3: np.uint8(0x7F),
+    DType.F8_E5M2: np.uint8(0x7C),
 }
 
 
@@ -43,7 +46,7 @@ def cut(header: Header, *, piece_bytes: int = PIECE_BYTES) -> Iterator[Piece]:
     joined: list[TensorEntry] = []
     for entry in header.entries:
         while entry.stop - start > piece_bytes:
-            # Whole elements: all that are looked at have 2, 4 or 8 bytes.
+            # Whole elements: all that are looked at have 1, 2, 4 or 8 bytes.
             stop = entry.start + (start + piece_bytes - entry.start) // 8 * 8
             if stop > entry.start:
                 joined.append(entry)

@@ -104,6 +104,11 @@ def verify(folder: Folder) -> Verification:
     found = _Findings()
     weight_map = _weight_map(folder, sizes, found)
     chosen = _choose(folder, sizes, weight_map, found)
+    if INDEX_NAME not in sizes and any(NUMBERED.fullmatch(name) for name in chosen):
+        found.problems.append(
+            f"there is no {INDEX_NAME} beside {len(chosen)} shards, without which loaders find no "
+            "model: the merge was not finished, or the checkpoint not fetched whole"
+        )
     headers = _read_headers(folder, chosen, found)
     catalog = _catalog(folder, sizes, headers, found)
     if weight_map is not None:

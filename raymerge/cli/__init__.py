@@ -13,6 +13,7 @@ import atexit
 import gc
 import json
 import sys
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,10 @@ UNREACHED, MISMATCH = 3, 5
 @click.version_option(package_name="raymerge", prog_name="raymerge")
 def main() -> None:
     """Merge model checkpoints in weight space: planned first, whole or absent."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            # A path need not be text, and the message of a merge that is done is no place to fail.
+            stream.reconfigure(errors="backslashreplace")
     # What is left at the end goes with the process: looking for cycles in it takes 0.1 s.
     atexit.register(gc.freeze)
 

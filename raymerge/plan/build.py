@@ -304,15 +304,21 @@ def _nodes(recipe: Recipe, seen: Sequence[View], matched: Match) -> list[_Draft]
     maker = StepMaker(recipe)
     distinct: Distinct = {}
     drafts: list[_Draft] = []
+    inputs = {
+        name: inputs_of(
+            name, part.views, (part.donor,) if name in part.kept else part.order, matched.tie
+        )
+        for part in matched.parts
+        for name in part.names
+    }
+    check_shapes(inputs, seen)
     for part in matched.parts:
         resolve = part.resolver(distinct)
         for name in part.names:
+            reads = inputs[name]
             if name in part.kept:
-                reads = inputs_of(name, part.views, (part.donor,), matched.tie)
                 drafts.append((name, reads[0].dtype, KEEP, reads))
                 continue
-            reads = inputs_of(name, part.views, part.order, matched.tie)
-            check_shapes(name, reads, seen)
             assert part.section is not None, name
             step = maker.make(name, resolve(name), part.section)
             dtype = output_dtype(name, reads, recipe, step)

@@ -7,7 +7,7 @@ whole models, each among its own sources (`plan.stack`).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from raymerge.checkpoint.ties import TiePolicy, decide_tie
@@ -142,19 +142,28 @@ def inputs_of(
     return tuple(inputs)
 
 
-def check_shapes(name: str, inputs: Sequence[Input], views: Sequence[View]) -> None:
-    """Raise unless all inputs have one shape."""
-    first = inputs[0]
-    for another in inputs[1:]:
-        if another.shape != first.shape:
-            one, other = _owner(first, views), _owner(another, views)
-            raise PlanError(
-                f"{name} has shape {_shape(first)} in {one} and {_shape(another)} in "
-                f"{other}; sources must be of one architecture. To leave it out write "
-                f"`drop: [{name}]`, to copy the donor's write `keep: [{name}]`.",
-                source=other,
-                tensor=name,
-            )
+def check_shapes(reads: Mapping[str, Sequence[Input]], views: Sequence[View]) -> None:
+    """Raise PlanError unless the inputs of each tensor have one shape."""
+    differing = [
+        (name, inputs[0], another)
+        for name, inputs in reads.items()
+        if (another := next((one for one in inputs if one.shape != inputs[0].shape), None))
+    ]
+    if not differing:
+        return
+    name, first, another = differing[0]
+    one, other = _owner(first, views), _owner(another, views)
+    more = f" So do {len(differing) - 1} more" if differing[1:] else ""
+    if more:
+        more += f": {', '.join(found for found, *_ in differing[1:3])}"
+        more += ", ..." if differing[3:] else ""
+    raise PlanError(
+        f"{name} has shape {_shape(first)} in {one} and {_shape(another)} in {other}; sources must "
+        f"be of one architecture. To leave it out write `drop: [{name}]`, to copy the donor's "
+        f"write `keep: [{name}]`.{more}",
+        source=other,
+        tensor=name,
+    )
 
 
 def _owner(one: Input, views: Sequence[View]) -> str:

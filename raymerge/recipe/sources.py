@@ -45,8 +45,14 @@ class Listed:
     @property
     def identity(self) -> Identity:
         """Equal for two mentions of the same checkpoint."""
-        adapter = self.adapter and (os.path.normpath(self.adapter[0]), self.adapter[1])
-        return (os.path.normpath(self.location), self.revision), adapter
+        adapter = self.adapter and (one_spelling(self.adapter[0]), self.adapter[1])
+        return (one_spelling(self.location), self.revision), adapter
+
+
+def one_spelling(location: str) -> str:
+    """The same text for a folder that is here, whichever way it is written."""
+    here = os.path.exists(location)  # noqa: PTH110 - it may be no path at all
+    return os.path.realpath(location) if here else os.path.normpath(location)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -22,7 +22,7 @@ from raymerge.errors import RecipeError
 from raymerge.recipe.dialect import IDLE_SOURCE_KEYS
 from raymerge.recipe.document import Fields, Node, Place, Scalar
 from raymerge.recipe.model import SourceRef
-from raymerge.recipe.sources import LOCATION_KEYS, read_location
+from raymerge.recipe.sources import LOCATION_KEYS, one_spelling, read_location
 from raymerge.recipe.wording import did_you_mean, listed
 
 UNION, BASE = "union", "base"
@@ -163,8 +163,8 @@ def _named(key: str, node: Node, sources: Sequence[SourceRef]) -> SourceRef | No
     if found := next((source for source in sources if source.label == label), None):
         return found
     (location, revision), adapter = read_location(key, node)
-    wanted = os.path.normpath(location), revision
-    there = [one for one in sources if (os.path.normpath(one.location), one.revision) == wanted]
+    wanted = one_spelling(location), revision
+    there = [one for one in sources if (one_spelling(one.location), one.revision) == wanted]
     adapted = (
         one
         for one in there

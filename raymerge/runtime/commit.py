@@ -37,6 +37,8 @@ from raymerge.storage.posix import is_locked, move, write_atomically
 
 STATE_FOLDER = ".raymerge"
 CLAIM_NAME = "claim.json"
+_UNCLEAR_NAME = "overwrites"
+"""There until what an `--overwrite` replaces is gone. Whoever takes the claim over goes on."""
 
 
 class Claim:
@@ -47,32 +49,46 @@ class Claim:
         digest: Digest of the plan that is to be written.
         names: Files that are going to be published.
         overwrite: Take the destination whoever holds it, and remove what is there.
+        shown: What messages call it; None is by its path.
 
     Raises:
         ConflictError: A live driver, another plan or a finished checkpoint holds the destination.
     """
 
     def __init__(
-        self, out: Path, *, digest: str, overwrite: bool, names: Collection[str] = ()
+        self,
+        out: Path,
+        *,
+        digest: str,
+        overwrite: bool,
+        names: Collection[str] = (),
+        shown: str | None = None,
     ) -> None:
         self.out = out
+        self._shown = shown or str(out)
         self.digest = digest
         self._driver = secrets.token_hex(8)
         self._path = out / STATE_FOLDER / CLAIM_NAME
         self.folder = out / STATE_FOLDER / digest
         """Where shards are filled and receipts lie."""
+        unclear = self.folder / _UNCLEAR_NAME
         with _exclusive(self.out):
             found = _read_claim(self._path)
             if not overwrite:
                 self._refuse_others(found, names)
+            self.is_new = found is None
+            self.folder.mkdir(exist_ok=True)
             if overwrite:
-                self._clear()
+                unclear.touch()
+            # Before anything is removed: the driver that had it has to know why its files are gone.
             write_atomically(self._path, self._content())
             # Held until this process ends, however it ends.
             self._descriptor = os.open(self._path, os.O_RDWR | os.O_CLOEXEC)
             fcntl.flock(self._descriptor, fcntl.LOCK_EX)
             try:
-                self.folder.mkdir(exist_ok=True)
+                if unclear.exists():
+                    self._clear()
+                    unclear.unlink()
             except OSError:
                 os.close(self._descriptor)
                 raise
@@ -91,18 +107,19 @@ class Claim:
         if found is None:
             present = {path.name for path in self.out.iterdir()}
             remedy = "give another folder, or --overwrite to replace it"
-            refuse_taken(present, names, str(self.out), remedy)
+            refuse_taken(present, names, self._shown, remedy)
             return
         if is_locked(self._path):
             raise ConflictError(
-                f"{self.out} is being written by process {found.get('pid')} on {found.get('host')} "
-                f"since {found.get('since')}; wait for it, or --overwrite to stop it"
+                f"{self._shown} is being written by process {found.get('pid')} on "
+                f"{found.get('host')} since {found.get('since')}; wait for it, or --overwrite to "
+                "stop it"
             )
         if found.get("digest") != self.digest:
             raise ConflictError(
-                f"{self.out} holds an unfinished merge of another recipe or of sources that have "
-                f"changed (plan {found.get('digest')}, this is {self.digest}); finish that one, "
-                "give another folder, or --overwrite to replace it"
+                f"{self._shown} holds an unfinished merge of another recipe or of sources that "
+                f"have changed (plan {found.get('digest')}, this is {self.digest}); finish that "
+                "one, give another place, or --overwrite to replace it"
             )
 
     def _clear(self) -> None:
@@ -115,7 +132,8 @@ class Claim:
                 path.unlink()
         for child in (self.out / STATE_FOLDER).iterdir():
             if child.is_dir() and child != self.folder:
-                shutil.rmtree(child)
+                # A driver that has not looked yet may be writing in it, and removes it in the end.
+                shutil.rmtree(child, ignore_errors=True)
 
     def check(self) -> None:
         """Raise ConflictError if another driver has taken the destination."""
@@ -123,7 +141,8 @@ class Claim:
         if found is None or found.get("driver") != self._driver:
             whose = f"process {found.get('pid')} on {found.get('host')}" if found else "another run"
             raise ConflictError(
-                f"{self.out} was taken over by {whose} while this merge ran; nothing was published"
+                f"{self._shown} was taken over by {whose} while this merge ran; nothing was "
+                "published"
             )
 
     def receipts(self) -> dict[int, Receipt]:
@@ -235,6 +254,12 @@ def refuse_taken(
     if taken := next((name for name in (INDEX_NAME, SINGLE_NAME, *names) if name in present), None):
         what = "a checkpoint" if taken in {INDEX_NAME, SINGLE_NAME} else "a file of that name"
         raise ConflictError(f"{location} already holds {what} ({taken}); {remedy}")
+    for name in sorted(present):
+        if "/" not in name and changes_loading(name):
+            raise ConflictError(
+                f"{location} holds a file of another model ({name}), which would change how this "
+                f"one is loaded; {remedy}"
+            )
 
 
 def finished_record(out: Path, digest: str) -> dict[str, Any] | None:

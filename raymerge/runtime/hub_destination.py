@@ -15,7 +15,7 @@ from typing import Any
 
 from raymerge.checkpoint.index import INDEX_NAME, RECORD_NAME, build_index
 from raymerge.checkpoint.layout import Shard
-from raymerge.errors import CommitError, SourceError
+from raymerge.errors import CommitError, SourceError, StorageError
 from raymerge.plan.build import Plan
 from raymerge.plan.graph import Unit
 from raymerge.runtime.card import CARD_NAME
@@ -50,15 +50,23 @@ class RepositoryDestination:
         self.location = self.units_at = str(out)
         self.figures_at: str | None = None
         # Files of the branch are looked for on the branch, so the claim has no names to protect.
-        self._claim = Claim(state_folder(self._branch.location), digest=digest, overwrite=overwrite)
+        self._claim = Claim(
+            state_folder(self._branch.location),
+            digest=digest,
+            overwrite=overwrite,
+            shown=self.location,
+        )
         try:
             self._parent = self._branch.open(private=True)
-            if not overwrite:
+            # A branch that is made has what it was made from, to be replaced.
+            if self._claim.is_new and not overwrite and not self._branch.was_made:
                 # The Hub puts a README of its own beside nothing at all.
                 wanted = [name for name in names if name != CARD_NAME]
                 remedy = "give another repository or branch, or --overwrite to replace it"
                 refuse_taken(self._parent.sizes(), wanted, self.location, remedy)
         except BaseException:
+            if self._claim.is_new:
+                self._claim.abandon()
             self._claim.close()
             raise
 
@@ -139,8 +147,10 @@ def finished_on_hub(out: Location, digest: str, access: Access) -> dict[str, Any
     """See `destination.finished`."""
     try:
         branch = HubFolder(str(out), cache=access.cache)
-    except SourceError:
-        return None  # it is made, or found to be out of reach, when it is claimed
+    except SourceError as error:
+        if error.retryable:  # it was asked for as long as there is patience
+            raise StorageError(error.message, file=error.file, retryable=True) from error
+        return None  # it is made when it is claimed
     sizes = branch.sizes()
     raw = branch.read(RECORD_NAME, 0, sizes[RECORD_NAME]) if RECORD_NAME in sizes else b""
     return record_of(raw, digest, sizes)

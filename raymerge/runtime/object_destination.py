@@ -67,7 +67,7 @@ class ObjectDestination:
             # Listed anew: until the claim was ours another driver may have written, or committed.
             present = self._store.pins()
             if overwrite:
-                self._clear(present)
+                self._clear(present, names)
             elif self._claim.is_new:
                 _refuse_taken(present.keys() - {CLAIM_NAME}, names, self.location)
             if overwrite or not self._claim.is_new:
@@ -80,8 +80,11 @@ class ObjectDestination:
             self._claim.release()
             raise
 
-    def _clear(self, present: Mapping[str, object]) -> None:
-        """Remove what another merge left, the index first: no reader finds half of anything."""
+    def _clear(self, present: Mapping[str, object], names: Collection[str]) -> None:
+        """Remove what another merge left, the index first: no reader finds half of anything.
+
+        What is going to be written anyway may be an earlier run's of this very merge, and stays.
+        """
         for name in (INDEX_NAME, SINGLE_NAME, RECORD_NAME):
             if name in present:
                 self._store.delete(name)
@@ -89,7 +92,7 @@ class ObjectDestination:
             name
             for name in present
             # What loaders read beside the weights would change how the new model loads.
-            if ("/" not in name and changes_loading(name))
+            if ("/" not in name and changes_loading(name) and name not in names)
             or (name.startswith(f"{STATE_FOLDER}/") and not name.startswith(self._state))
         ]
         _delete(self._store, [name for name in stale if name != CLAIM_NAME])

@@ -101,6 +101,8 @@ class HubWriter:
         self._branch = HubDestination(str(location))
         self._name = unit.shard
         self._path = state_folder(self._branch.location) / "scratch" / unit.shard
+        # A process that was killed has left its own, maybe of another merge.
+        self._path.unlink(missing_ok=True)
         self._shard = PosixShard(self._path, unit.shard_bytes)
         self.head = header_of(node.slot for node in unit.nodes)
         self._shard.write_at(self.head, 0)

@@ -42,12 +42,13 @@ _QUANTISED = (
     "quant_strategy.json",
     "*imatrix*",
 )
+_OF_TRAINING = "left by training"
 _NOT_COPIED = {
     "describes the donor": ("readme*", RECORD_NAME, *LEDGER_NAMES.values(), "mergekit_config.y*ml"),
     "hidden": (".*",),
     "of an adapter": _ADAPTER,
     "of a quantised model": _QUANTISED,
-    "left by training": (
+    _OF_TRAINING: (
         "optimizer*",
         "scheduler.*",
         "scaler.*",
@@ -119,9 +120,13 @@ def left_out(plan: Plan, donor: Folder) -> dict[str, str]:
 
 def why_left_out(name: str, size_bytes: int) -> str | None:
     """Why a file beside a model's weights is not copied to a merge of it, or None if it is."""
+    lower = name.lower()
     for reason, patterns in _NOT_COPIED.items():
-        if any(fnmatchcase(name.lower(), pattern) for pattern in patterns):
-            return reason
+        for pattern in patterns:
+            # `scheduler.py` may be code of the model, `scheduler.pt` is not.
+            code = lower.endswith(".py") and not pattern.endswith(".py")
+            if fnmatchcase(lower, pattern) and not (code and reason == _OF_TRAINING):
+                return reason
     if size_bytes > MAX_COPIED_BYTES:
         return f"{format_bytes(size_bytes)}, over {format_bytes(MAX_COPIED_BYTES)}"
     return None

@@ -12,6 +12,7 @@ A room is entered, and its client imported, when a location asks for it.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -123,7 +124,25 @@ def same_place(out: str, location: str) -> bool:
     one, other = destination(out), source(location)
     if one.scheme is Scheme.FILE and other.scheme is Scheme.FILE:
         return _same_folder(Path(one.path), Path(other.path))
-    return (one.scheme, one.root, one.path) == (other.scheme, other.root, other.path)
+    if one.scheme is Scheme.HUB and other.scheme is Scheme.HUB:
+        return _branch(one) == _branch(other)
+    return _prefix(one) == _prefix(other)
+
+
+def _branch(repository: Location) -> tuple[str, str]:
+    return repository.root, repository.revision or "main"
+
+
+def _prefix(location: Location) -> tuple[str, str, str]:
+    """What is below the same prefix of the same bucket, however it is spelt."""
+    scheme, root, path = location.scheme, location.root, location.path
+    if scheme in {Scheme.AZ, Scheme.ABFS, Scheme.ABFSS}:
+        container, _, server = root.partition("@")
+        account = server.partition(".")[0] or os.environ.get("AZURE_STORAGE_ACCOUNT_NAME", "")
+        scheme, root = Scheme.AZ, f"{container}@{account}"
+    # One object is a source beside whatever else is there.
+    folder = path.rpartition("/")[0] if path.endswith(".safetensors") else path
+    return scheme, root, folder
 
 
 def _same_folder(out: Path, found: Path) -> bool:

@@ -75,6 +75,8 @@ class HubDestination:
                 "hf://org/name@branch"
             )
         self._name: HubName = name
+        self.was_made = False
+        """Whether `open` has made the branch."""
 
     @property
     def location(self) -> str:
@@ -233,6 +235,7 @@ class HubDestination:
             api.create_repo(self._name.repo, private=private, exist_ok=True)
         except errors.RevisionNotFoundError:
             pass
+        self.was_made = True
         if self._name.revision != constants.DEFAULT_REVISION:
             api.create_branch(self._name.repo, branch=self._name.revision, exist_ok=True)
         return self._list()

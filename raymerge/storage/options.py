@@ -111,7 +111,7 @@ def check_options(options: Mapping[str, str], schemes: Collection[Scheme]) -> No
             )
         if name not in known:
             raise PlanError(f"--storage-option {name}: {_suggest(name, known, schemes)}")
-        if "@" in value and "://" in value:
+        if "@" in value and ("://" in value or name == "proxy_url"):
             raise PlanError(
                 f"--storage-option {name}: its URL names a user; set HTTPS_PROXY, or the variable "
                 "of your store, in the environment instead"

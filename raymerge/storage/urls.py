@@ -111,6 +111,7 @@ def destination(text: str) -> Location:
     if url is None:
         return _path(text)
     scheme, rest = url[1].lower(), url[2]
+    _refuse_user(scheme, rest)
     if scheme not in _SCHEMES:
         _refuse_scheme(text, scheme)
     if scheme == Scheme.FILE:
@@ -174,7 +175,7 @@ def _hub(text: str, rest: str) -> Location:
 
 def _remote(text: str, scheme: Scheme, rest: str) -> Location:
     root, _, path = rest.partition("/")
-    _refuse_secrets(scheme, rest, root)
+    _refuse_query(scheme, rest)
     path = path.strip("/")
     named = root or scheme in {Scheme.HDFS, Scheme.VIEWFS}
     if not named:
@@ -186,14 +187,22 @@ def _remote(text: str, scheme: Scheme, rest: str) -> Location:
     return Location(scheme, root, path)
 
 
-def _refuse_secrets(scheme: Scheme, rest: str, root: str) -> None:
-    """Refuse what would put a key or a signature on the screen; the message must not either."""
-    user = root.rpartition("@")[0]
-    if ":" in user or (user and scheme in {Scheme.S3, Scheme.GS, Scheme.MEMORY}):
+_NAMES_MORE = frozenset((Scheme.AZ, Scheme.ABFS, Scheme.ABFSS, Scheme.HDFS, Scheme.VIEWFS))
+"""Before an `@` these name a container or a user."""
+
+
+def _refuse_user(scheme: str, rest: str) -> None:
+    """Refuse what would put a key on the screen; the message must not either."""
+    user = rest.partition("/")[0].rpartition("@")[0]
+    if ":" in user or (user and scheme not in _NAMES_MORE):
         raise StorageError(
             f"A {scheme}:// location may not name a user or a key: what is in it is shown and "
             "stored. Give credentials by the environment"
         )
+
+
+def _refuse_query(scheme: Scheme, rest: str) -> None:
+    """Refuse a signature, likewise."""
     if "?" in rest and scheme in OBJECT_SCHEMES:
         raise StorageError(
             f"{scheme}://{rest.partition('?')[0]}?... may not have a query or a signature: what is "

@@ -142,6 +142,10 @@ FAULTS: dict[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
         ("model-00001-of-00009.safetensors is stale",),
     ),
     "a stale single file": (add_stale("model.safetensors"), ("Some loaders take the one",)),
+    "no index": (
+        lambda path: (path / INDEX_NAME).unlink(),
+        ("there is no model.safetensors.index.json beside 3 shards",),
+    ),
     "an index of nothing": (
         lambda path: (path / INDEX_NAME).write_text("{"),
         ("not valid JSON",),

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from raymerge.methods import methods
-from tests.conftest import Place, shard_hashes
+from tests.conftest import Place, finish, shard_hashes, spawn
 
 COMMANDS = ("plan", "merge", "submit", "verify", "convert", "inspect", "methods")
 
@@ -289,3 +289,12 @@ def test_it_runs_where_nothing_can_be_cached(place: Place) -> None:
 
     assert done.returncode == 0, done.stderr
     assert Path(place / "out" / "model.safetensors.index.json").exists()
+
+
+def test_a_place_whose_name_is_no_text(place: Place) -> None:
+    place.llamas()
+    out = os.fsdecode(bytes(place.path) + b"/m\xe9rge")
+    done = finish(spawn("merge", place.any_recipe("linear"), out, "--quiet", "--device", "cpu"))
+    assert done.rc == 0, done.err
+    assert "m\\udce9rge: " in done.out
+    assert finish(spawn("verify", out)).rc == 0

@@ -11,6 +11,7 @@ import raymerge
 from raymerge.errors import ConflictError
 from raymerge.runtime.driver import MergeResult
 from raymerge.runtime.settings import Progress
+from raymerge.storage.hub_cache import state_folder
 from tests import sites
 from tests.conftest import Place
 from tests.servers.hub_state import Hub
@@ -91,4 +92,42 @@ def test_a_source_is_read_at_the_commit_it_was_planned_at(
 
     merge(models, on_plan=commit, cache=cache)
 
+    assert sites.hashes(hub.repos[OUT].files()) == expected(models)
+
+
+def test_a_new_branch_beside_a_checkpoint(models: Place, hub: Hub) -> None:
+    """It begins with what main has, the old weights included."""
+    merge(models)
+    recipe = models / "recipe.yaml"
+    recipe.write_text(recipe.read_text().replace("0.5", "0.25"))
+    run: dict[str, Any] = {"engine": "local", "device": "cpu"}
+    with pytest.raises(ConflictError, match="another repository or branch"):
+        raymerge.merge(recipe, f"hf://{OUT}", **run)
+    result = raymerge.merge(recipe, f"hf://{OUT}@quarter", **run)
+    files = hub.repos[OUT].files("quarter")
+    assert {name for name in files if name.endswith(".safetensors")} == {
+        shard.name for shard in result.shards
+    }
+    assert sites.hashes(hub.repos[OUT].files()) == expected(models)
+
+
+def test_what_was_refused_has_no_claim(models: Place, hub: Hub) -> None:
+    hub.add(OUT, {INDEX: b"{}"}, private=True)
+    with pytest.raises(ConflictError, match="already holds a checkpoint"):
+        merge(models)
+    hub.repos.pop(OUT)
+    recipe = models / "recipe.yaml"
+    recipe.write_text(recipe.read_text().replace("0.5", "0.25"))
+    assert merge(models).shards
+
+
+def test_what_a_killed_process_has_left_on_its_disk_is_no_hindrance(
+    models: Place, hub: Hub
+) -> None:
+    planned = raymerge.plan(models / "recipe.yaml", out=f"hf://{OUT}", shard_bytes=4000)
+    for shard in planned.shards:
+        left = state_folder(f"hf://{OUT}@main") / "scratch" / shard.name
+        left.parent.mkdir(parents=True, exist_ok=True)
+        left.write_bytes(bytes(shard.nbytes + 1000))
+    merge(models)
     assert sites.hashes(hub.repos[OUT].files()) == expected(models)

@@ -149,6 +149,15 @@ def test_a_pattern_that_matches_nothing_is_a_mistake(key: str) -> None:
         matched(catalog("a"), catalog("b"), **dict[str, Any]({key: ["norm"]}))
 
 
+def test_of_many_other_shapes_three_are_named() -> None:
+    reshaped = {name: (DType.BF16, (*shape, 3)) for name, (_, shape) in MODEL.items()}
+    names = list(MODEL)
+    with pytest.raises(PlanError) as caught:
+        plan(recipe("linear", "a", "b"), [catalog("a"), catalog("b", reshaped)])
+    assert f" So do {len(names) - 1} more: " in caught.value.message
+    assert sum(name in caught.value.message.partition("So do")[2] for name in names) == 2
+
+
 def test_another_shape_is_refused_with_both_shapes_and_labels() -> None:
     reshaped = {**MODEL, UP: (DType.BF16, (40, 16))}
 

@@ -216,6 +216,20 @@ def test_an_unlisted_base_of_linear_needs_a_shared_weight() -> None:
     assert caught.value.source == "base"
 
 
+def test_a_model_that_is_here_is_one_however_it_is_spelt(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "link").symlink_to("a")
+    monkeypatch.chdir(tmp_path)
+    for spelt in (f"{tmp_path}/a", "link", "./a/../a"):
+        with pytest.raises(RecipeError, match="is listed twice"):
+            loads(f"merge_method: karcher\nmodels: [a, '{spelt}']\n")
+        text = f"merge_method: ties\nbase_model: a\nmodels: ['{spelt}', b]\n"
+        recipe = loads(f"{text}parameters: {{weight: 1}}\n")
+        assert [source.label for source in recipe.sources] == ["b"]
+
+
 def test_labels_that_are_equal_on_one_line_are_refused() -> None:
     models = "models: [{model: x, label: m}, {model: y, label: m}]"
     with pytest.raises(RecipeError, match="label: 'm' is also the label of 'x' on line 2"):

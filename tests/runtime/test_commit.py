@@ -118,6 +118,50 @@ def test_overwriting_removes_what_loaders_would_read_and_nothing_else(tmp_path: 
         assert names(tmp_path) == stays | {".raymerge/claim.json"}
 
 
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "adapter_config.json", "tokenizer.json"])
+def test_what_would_change_how_the_model_loads_is_refused(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("{}")
+    with pytest.raises(ConflictError, match=f"holds a file of another model .{name}"):
+        Claim(tmp_path, digest="d1", overwrite=False)
+
+
+def test_an_overwriting_that_was_cut_off_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "tokenizer.json").write_text("{}")
+
+    def fail(_claim: Claim) -> None:
+        raise OSError(5, "cut off")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Claim, "_clear", fail)
+        with pytest.raises(StorageError):
+            Claim(tmp_path, digest="d1", overwrite=True)
+    assert (tmp_path / "tokenizer.json").exists()
+    with claimed(tmp_path, "d1"):
+        assert names(tmp_path) == {".raymerge/claim.json"}
+
+
+def test_who_loses_the_claim_knows_before_its_files_go(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with claimed(tmp_path, "d1") as old:
+        (old.folder / "shard").write_text("x")
+        clear, told = Claim._clear, []  # noqa: SLF001 - to see what it finds
+
+        def look(claim: Claim) -> None:
+            assert (old.folder / "shard").exists()
+            with pytest.raises(ConflictError, match="taken over") as caught:
+                old.check()
+            told.append(caught)
+            clear(claim)
+
+        monkeypatch.setattr(Claim, "_clear", look)
+        with claimed(tmp_path, "d2", overwrite=True):
+            assert told
+            assert not (old.folder / "shard").exists()
+
+
 def test_a_claim_that_was_taken_over_is_noticed(tmp_path: Path) -> None:
     with claimed(tmp_path, "d1") as old:
         (old.folder / "shard").write_text("half")

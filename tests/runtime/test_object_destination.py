@@ -208,6 +208,18 @@ def test_overwriting_leaves_nothing_stale(out: Location, store: ObjectStore) -> 
         assert set(store.pins()) == {*others, ".raymerge/d/unit-000001.json", CLAIM_NAME}
 
 
+def test_overwriting_again_goes_on_with_what_it_has_written(
+    plan: Plan, out: Location, store: ObjectStore
+) -> None:
+    shards = [shard.name for shard in plan.shards]
+    store.put("pytorch_model.bin", b"x")
+    with claimed(out, plan.digest, shards, overwrite=True) as found:
+        for receipt in (receipts := fill(plan, store)).values():
+            found.keep(receipt)
+    with claimed(out, plan.digest, shards, overwrite=True) as found:
+        assert all(found.trusts(unit, receipts[unit.number]) for unit in plan.units)
+
+
 def test_what_a_driver_killed_after_its_commit_has_left_is_tidied_up(
     plan: Plan, out: Location, store: ObjectStore
 ) -> None:

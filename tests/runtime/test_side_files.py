@@ -18,7 +18,7 @@ from raymerge.checkpoint.dtypes import DType
 from raymerge.errors import SourceError
 from raymerge.plan.build import Plan
 from raymerge.runtime import side_files as module
-from raymerge.runtime.side_files import fitted_config, left_out, side_files
+from raymerge.runtime.side_files import fitted_config, left_out, side_files, why_left_out
 from raymerge.storage.posix import PosixFolder
 from tests.checkpoints import llama_config, tiny_llama_tensors, write_checkpoint
 from tests.plans import EMBEDDING, HEAD, MODEL, NORM, TIED, Tensors, catalog, plan, recipe
@@ -63,6 +63,7 @@ LEFT_OUT = {
     "quantize_config.json": "of a quantised model",
     "raymerge.json": "describes the donor",
     "scheduler.json": "left by training",
+    "zero_to_fp32.py": "left by training",
     "train.log": "left by training",
     "trainer_state.json": "left by training",
     "all_results.json": "left by training",
@@ -306,3 +307,10 @@ def test_what_is_written_contradicts_no_tensor(tmp_path: Path) -> None:
     for name, content in side_files(made, folders["a"]).items():
         (out / name).write_bytes(content)
     assert list(config_problems(read_catalog(PosixFolder(out), label="out"))) == []
+
+
+@pytest.mark.parametrize(
+    "name", ["scheduler.py", "scaler.py", "events.out.py", "Optimizer_utils.py"]
+)
+def test_code_of_the_model_is_no_rest_of_its_training(name: str) -> None:
+    assert why_left_out(name, 100) is None

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from raymerge.errors import StorageError
-from raymerge.storage import urls
+from raymerge.storage import same_place, urls
 from raymerge.storage.urls import Location, Scheme, destination, join, source, whole
 
 
@@ -118,6 +118,13 @@ def test_what_is_no_location_is_refused_with_what_to_write(text: str, message: s
         "https://account.blob.core.windows.net/c?sig=PLANTED",
         "https://bucket.s3.amazonaws.com/a?X-Amz-Signature=PLANTED",
         "hdfs://user:PLANTED@host/a",
+        "https://me:PLANTED@huggingface.co/org/a",
+        "https://PLANTED@huggingface.co/org/a",
+        "hf://me:PLANTED@org/a",
+        "hf://PLANTED@org/a",
+        "file://me:PLANTED@host/a",
+        "file://PLANTED@host/a",
+        "ftp://PLANTED@host/a",
     ],
 )
 def test_a_location_with_a_secret_is_refused_without_showing_it(text: str) -> None:
@@ -177,3 +184,27 @@ def test_what_is_shown_is_read_as_the_same_place(
 
 def test_the_examples_hold() -> None:
     assert doctest.testmod(urls).failed == 0
+
+
+@pytest.mark.parametrize(
+    ("out", "location", "same"),
+    [
+        ("s3://b/m", "s3://b/m", True),
+        ("s3://b/m", "s3://b/m/model.safetensors", True),
+        ("s3://b", "s3://b/model.safetensors", True),
+        ("s3://b/m", "s3://b/m/deep/model.safetensors", False),
+        ("s3://b/m", "gs://b/m", False),
+        ("abfs://c@a.dfs.core.windows.net/m", "abfss://c@a.dfs.core.windows.net/m", True),
+        ("az://c/m", "abfss://c@a.dfs.core.windows.net/m", True),
+        ("az://c/m", "abfss://c@other.dfs.core.windows.net/m", False),
+        ("hf://org/a", "org/a", True),
+        ("hf://org/a", "org/a@main", True),
+        ("hf://org/a@merged", "org/a", False),
+        ("hf://org/a", "org/a@v1", False),
+    ],
+)
+def test_a_destination_that_is_a_source_is_known(
+    out: str, location: str, monkeypatch: pytest.MonkeyPatch, *, same: bool
+) -> None:
+    monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_NAME", "a")
+    assert same_place(out, location) == same
