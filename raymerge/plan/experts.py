@@ -15,6 +15,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from raymerge.errors import PlanError
 from raymerge.plan.graph import Derived, Input, TensorNode
 from raymerge.plan.views import View
 from raymerge.recipe.model import ExpertLayout
@@ -26,6 +27,7 @@ _PART = {"w1": "gate_proj", "w3": "up_proj", "w2": "down_proj"}
 _MIXTRAL = {part: name for name, part in _PART.items()}
 # One block, by the name that files and by the name that newer code has for it.
 _BLOCKS = (("block_sparse_moe.", "mlp."), ("mlp.", "block_sparse_moe."))
+_BIASES = ("gate_up_proj_bias", "gate_up_proj.bias", "down_proj_bias", "down_proj.bias")
 _STACK = 3
 
 
@@ -73,7 +75,11 @@ class Joined(Derived):
 
 
 def in_one_layout(views: Sequence[View], donor: str, layout: ExpertLayout = "donor") -> list[View]:
-    """The views with the experts of every source in one layout: the donor's, or the one named."""
+    """The views with the experts of every source in one layout: the donor's, or the one named.
+
+    Raises:
+        PlanError: Packed experts have to be taken apart, and are not packed in the way known here.
+    """
     like = next(view for view in views if view.label == donor)
     names = tuple(dict.fromkeys(_names(like, layout)))
     return [_laid_out(view, names) for view in views]
@@ -191,17 +197,52 @@ def _separated(view: View, name: str) -> _Made | None:
         return None
     part = _PART.get(found[3], found[3])
     packed = "down_proj" if part == "down_proj" else "gate_up_proj"
-    stack = next(
-        (one for p in _prefixes(found[1]) if (one := view.tensors.get(f"{p}experts.{packed}"))),
-        None,
-    )
-    if stack is None or len(stack.shape) != _STACK or int(found[2]) >= stack.shape[0]:
+    prefix = next((p for p in _prefixes(found[1]) if f"{p}experts.{packed}" in view.tensors), None)
+    if prefix is None:
+        return None
+    stack = view.tensors[f"{prefix}experts.{packed}"]
+    _check_packed(view, f"{prefix}experts.")
+    if int(found[2]) >= stack.shape[0]:
         return None
     _, rows, columns = stack.shape
     halves = 2 if packed == "gate_up_proj" else 1
     count = rows // halves * columns
     start = int(found[2]) * rows * columns + (count if part == "up_proj" else 0)
     return _joined(name, (rows // halves, columns), [Run(stack, start, count)])
+
+
+def _check_packed(view: View, block: str) -> None:
+    """Raise unless experts are packed so that those of one are runs of rows.
+
+    GPT-OSS packs them (E, H, 2F) with the columns of gate and up in turn, and has biases; Llama 4
+    packs them (E, H, 2F). Where 2F = H one shape alone does not tell: the two together always do.
+    """
+    shapes = {
+        name: list(one.shape)
+        for part in ("gate_up_proj", "down_proj")
+        if (one := view.tensors.get(name := f"{block}{part}"))
+    }
+    bias = next((f"{block}{b}" for b in _BIASES if f"{block}{b}" in view.tensors), None)
+    if bias is None and _fit(list(shapes.values())):
+        return
+    found = " and ".join(f"{name} {shape}" for name, shape in shapes.items())
+    raise PlanError(
+        f"{view.label}: experts cannot be taken apart: it has {found}"
+        f"{f', with {bias}' if bias else ''}; expected gate_up_proj (experts, 2 * width, hidden), "
+        "gate rows before up rows, and down_proj (experts, hidden, width), without biases. Merge "
+        "them as they are packed: without `experts: separate`, and with a donor that has them "
+        "packed",
+        source=view.label,
+        tensor=bias or next(iter(shapes)),
+    )
+
+
+def _fit(shapes: Sequence[Sequence[int]]) -> bool:
+    """Whether they are (E, 2F, H) and (E, H, F)."""
+    if [len(shape) for shape in shapes] != [_STACK, _STACK]:
+        return False
+    (experts, rows, hidden), down = shapes
+    return rows % 2 == 0 and list(down) == [experts, hidden, rows // 2]
 
 
 def _router(view: View, name: str) -> _Made | None:

@@ -110,3 +110,48 @@ def test_a_mixtral_that_was_packed_gets_its_own_names_back() -> None:
 def test_a_dense_model_is_left_as_it_is() -> None:
     before = views([catalog("a"), catalog("b")])
     assert in_one_layout(before, "a") == before
+
+
+ODD: dict[str, dict[str, tuple[int, ...]]] = {
+    "gpt-oss": {
+        "gate_up_proj": (EXPERTS, HIDDEN, 2 * WIDE),
+        "gate_up_proj_bias": (EXPERTS, 2 * WIDE),
+        "down_proj": (EXPERTS, WIDE, HIDDEN),
+        "down_proj_bias": (EXPERTS, HIDDEN),
+    },
+    "a bias": {
+        "gate_up_proj": (EXPERTS, 2 * WIDE, HIDDEN),
+        "gate_up_proj_bias": (EXPERTS, 2 * WIDE),
+        "down_proj": (EXPERTS, HIDDEN, WIDE),
+    },
+    "transposed": {
+        "gate_up_proj": (EXPERTS, HIDDEN, 2 * WIDE),
+        "down_proj": (EXPERTS, WIDE, HIDDEN),
+    },
+    "transposed, as many columns as rows": {
+        "gate_up_proj": (EXPERTS, HIDDEN, HIDDEN),
+        "down_proj": (EXPERTS, HIDDEN // 2, HIDDEN),
+    },
+    "no gate": {"down_proj": (EXPERTS, HIDDEN, WIDE), "up_proj": (EXPERTS, WIDE, HIDDEN)},
+}
+
+
+@pytest.mark.parametrize("case", ODD)
+def test_experts_packed_in_another_way_are_not_taken_apart(case: str) -> None:
+    stem = "model.layers.0.mlp.experts."
+    odd = {**NORM, **{stem + name: (BF16, shape) for name, shape in ODD[case].items()}}
+    catalogs = [catalog(label, odd) for label in "ab"]
+    message = r"^a: experts cannot be taken apart: it has .*down_proj \[.* without `experts: separ"
+    with pytest.raises(PlanError, match=message):
+        plan(recipe("linear", "a", "b", experts="separate"), catalogs)
+
+    made = plan(recipe("linear", "a", "b"), catalogs)
+    assert {node.slot.name: node.slot.shape for node in made.nodes} == {
+        name: shape for name, (_, shape) in odd.items()
+    }
+
+
+def test_a_donor_with_separate_experts_does_not_take_others_apart_either() -> None:
+    odd = {name: (kind, shape[::-1]) for name, (kind, shape) in PACKED.items()}
+    with pytest.raises(PlanError, match=r"^b: experts cannot be taken apart"):
+        plan(recipe("linear", "a", "b"), [catalog("a", QWEN), catalog("b", odd)])
