@@ -509,6 +509,73 @@ def test_a_hybrid_model_may_change_the_order_of_its_kinds() -> None:
     assert ATTENTION(2) not in nodes(made)
 
 
+BIAS = "model.layers.{}.self_attn.relative_attention_bias.weight".format
+FIRST = {**layered(4), BIAS(0): VECTOR}
+"""As T5: the first layer has the position bias of all."""
+
+
+@pytest.mark.parametrize(
+    ("taken", "where", "remedy"),
+    [
+        (
+            [take("a", 1, 4)],
+            "in none",
+            "Let layer 0 of the output, and no other, be layer 0 of a source",
+        ),
+        (
+            [take("b", 1, 2), take("b", 0, 2)],
+            "in layer 1",
+            "Let layer 0 of the output, and no other, be layer 0 of a source",
+        ),
+        (
+            [take("a", 0, 2), take("b", 0, 2)],
+            "in layers 0 and 2",
+            (
+                "Let layer 0 of the output, and no other, be layer 0 of a source, or leave out "
+                f"what is too much: drop: [{BIAS(2)}]"
+            ),
+        ),
+    ],
+)
+def test_what_one_layer_has_for_all_stays_where_it_is(
+    taken: list[dict[str, Any]], where: str, remedy: str
+) -> None:
+    with pytest.raises(PlanError) as caught:
+        planned("passthrough", slices(*([one] for one in taken)), dict.fromkeys("ab", FIRST))
+    label = taken[0]["model"]
+    assert str(caught.value) == (
+        f"r.yaml: slices: only layer 0 of {label}, whose config.json the output gets, has "
+        f"{BIAS(0)}, for all its layers; the output would have it {where}. {remedy}"
+    )
+
+
+@pytest.mark.parametrize(
+    ("model", "taken", "dropped", "expected"),
+    [
+        (FIRST, [take("a", 0, 2), take("b", 1, 4)], None, [0]),
+        (FIRST, [take("b", 0, 1), take("b", 2, 4)], None, [0]),
+        (FIRST, [take("a", 0, 2), take("b", 0, 2)], BIAS(2), [0]),
+        ({**layered(4), BIAS(3): VECTOR}, [take("a", 0, 3), take("b", 1, 4)], None, [5]),
+        ({**layered(4), BIAS(2): VECTOR, BIAS(3): VECTOR}, [take("a", 0, 3)], None, [2]),
+    ],
+    ids=["first", "cut", "repeated, dropped", "last", "two layers"],
+)
+def test_what_one_layer_has_for_all_is_in_the_output(
+    model: Tensors, taken: list[dict[str, Any]], dropped: str | None, expected: list[int]
+) -> None:
+    body = slices(*([one] for one in taken), **({"drop": [dropped]} if dropped else {}))
+    made = nodes(planned("passthrough", body, dict.fromkeys("ab", model)))
+    assert [layer for layer in range(7) if BIAS(layer) in made] == expected
+
+
+def test_a_dense_layer_among_mixtures_may_be_left_out() -> None:
+    dense = UP(0)
+    mixed = {n: k for n, k in layered(4).items() if "up_proj" not in n} | {dense: VECTOR}
+    mixed |= {f"model.layers.{layer}.mlp.experts.0.up_proj.weight": VECTOR for layer in (1, 2, 3)}
+    made = planned("passthrough", slices([take("a", 1, 4)]), {"a": mixed})
+    assert dense not in nodes(made)
+
+
 # --- size ----------------------------------------------------------------------------------------
 
 
