@@ -17,6 +17,7 @@ from raymerge.checkpoint.lora import Lora
 from raymerge.checkpoint.ties import find_embedding, tied_by_config
 from raymerge.errors import PlanError, SourceError
 from raymerge.plan.adapted import Adapted, Replaced
+from raymerge.plan.adapter_names import prefix_of, under_other_prefixes
 from raymerge.plan.graph import AppliedAdapter, Input, Read
 from raymerge.plan.views import View
 
@@ -116,17 +117,21 @@ class AdapterTensors:
 
     def _find(self) -> dict[str, str]:
         """The model's name of every tensor that the adapter changes."""
-        modules = [f"{module}.weight" for module in self._modules]
-        found = {name: there for name in modules if (there := self._there(name))}
-        found |= {name: there for name in self._whole if (there := self._there(name))}
-        if absent := [name for name in (*self._whole, *modules) if name not in found]:
+        names = dict.fromkeys([*self._whole, *(f"{module}.weight" for module in self._modules)])
+        found = {name: there for name in names if (there := self._there(name))}
+        # A prefix that is the model's own is not another's as well.
+        own = {prefix_of(name) for name in found}
+        others = [name for name in names if prefix_of(name) not in own]
+        found |= under_other_prefixes(others, self._view.tensors)
+        if absent := [name for name in names if name not in found]:
             raise self._unmatched(absent)
         if not found:
             raise SourceError(f"{self._label}: the adapter holds no tensor", source=self._label)
+        first: dict[str, str] = {}
         for name, there in found.items():
-            if name != there and there in found:
+            if first.setdefault(there, name) != name:
                 raise PlanError(
-                    f"{self._label}: {name} and {there} of the adapter match one tensor",
+                    f"{self._label}: {name} and {first[there]} of the adapter match one tensor",
                     source=self._label,
                     tensor=there,
                 )

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from tests.conftest import Place, read_tensors
 from tests.peer.mergekit import Mergekit
+from tests.peer.models import ARCHITECTURES
 
 pytestmark = [
     pytest.mark.peer,
@@ -52,6 +53,13 @@ def gpt2() -> nn.Module:
 
     config = GPT2Config(vocab_size=40, n_embd=16, n_layer=2, n_head=2, n_positions=8)
     return GPT2LMHeadModel(config)  # type: ignore[no-any-return]
+
+
+def seeing(architecture: str) -> nn.Module:
+    from transformers import AutoModelForImageTextToText
+
+    config = ARCHITECTURES[architecture]()
+    return AutoModelForImageTextToText.from_config(config)  # type: ignore[no-any-return]
 
 
 def make(
@@ -140,6 +148,19 @@ CASES: dict[str, tuple[Callable[[], nn.Module], dict[str, Any]]] = {
     "GPT-2, magnitudes": (
         gpt2, {"r": 4, "lora_alpha": 8, "target_modules": ["c_attn", "c_proj"], "use_dora": True,
                "fan_in_fan_out": True},
+    ),
+    "a model that sees, its language model": (
+        lambda: seeing("qwen-vl"),
+        {"r": 4, "lora_alpha": 8, "target_modules": r".*language_model.*q_proj"},
+    ),
+    "a model that sees, both of its parts": (
+        lambda: seeing("qwen-vl"),
+        {"r": 4, "lora_alpha": 8, "target_modules": r".*\.(q_proj|qkv|lm_head)",
+         "modules_to_save": ["embed_tokens"]},
+    ),
+    "Llava, both of its parts and the head": (
+        lambda: seeing("llava"),
+        {"r": 4, "lora_alpha": 8, "target_modules": r".*(\.q_proj|lm_head|linear_1)"},
     ),
     "started by an orthogonal draw": (
         llama,

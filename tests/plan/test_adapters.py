@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -90,6 +90,62 @@ def test_factors_may_keep_the_adapters_own_name() -> None:
 def test_a_checkpoint_of_the_bare_model_lacks_the_first_component() -> None:
     bare = {name.removeprefix("model."): kind for name, kind in MODEL.items()}
     assert isinstance(one_input(over(ON_UP, model=bare), UP.removeprefix("model.")), Adapted)
+
+
+SEEING = "model.language_model.layers.{}.self_attn.q_proj".format
+MATRIX = (F32, (16, 16))
+
+
+def on_layers(module: Callable[[int], str], layers: int = 2) -> Shapes:
+    return {f"{module(n)}.lora_{f}.weight": s for n in range(layers)
+            for f, s in (("A", (4, 16)), ("B", (16, 4)))}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "stored",
+    [
+        "model.layers.{}.self_attn.q_proj",
+        "language_model.model.layers.{}.self_attn.q_proj",
+        "language_model.layers.{}.self_attn.q_proj",
+        "layers.{}.self_attn.q_proj",
+    ],
+)
+def test_a_language_model_may_be_stored_under_another_prefix(stored: str) -> None:
+    """As transformers does with models that see, whose other layers may have the same names."""
+    tower = "vision_tower.encoder.layers.{}.self_attn.q_proj".format
+    model = {f"{name(n)}.weight": MATRIX for n in range(2) for name in (stored.format, tower)}
+    model |= {"language_model.lm_head.weight": MATRIX}
+    shapes = {**on_layers(SEEING), **on_layers(lambda n: f"model.{tower(n)}", 1)}
+    made = over({**shapes, HEAD: (16, 16)}, model=model)
+    kinds = {node.slot.name: type(node.inputs[0]) for node in made.nodes}
+    assert kinds == {
+        **{f"{stored.format(n)}.weight": Adapted for n in range(2)},
+        f"{tower(0)}.weight": Adapted,
+        f"{tower(1)}.weight": Read,
+        "language_model.lm_head.weight": Replaced,
+    }
+
+
+@pytest.mark.parametrize(
+    ("stored", "named"),
+    [
+        (["model.layers.{}.self_attn.q_proj"], "model.decoder.layers.{}.self_attn.q_proj"),
+        (["vision_tower.encoder.layers.{}.self_attn.q_proj"], SEEING("{}")),
+        (["layers.{}.q_proj", "language_model.layers.{}.q_proj"], "model.model.layers.{}.q_proj"),
+        (["model.h.{}.self_attn.q_proj"], SEEING("{}")),
+    ],
+    ids=["another model's", "another part's", "one of two", "another stack's"],
+)  # fmt: skip
+def test_a_prefix_that_says_something_else_is_another_models(stored: list[str], named: str) -> None:
+    model = {f"{name.format(n)}.weight": MATRIX for n in range(2) for name in stored}
+    with pytest.raises(PlanError, match="2 tensors of the adapter match none of the model"):
+        over(on_layers(named.format), model=model)
+
+
+def test_a_layer_that_the_model_lacks_is_not_passed_over() -> None:
+    model = {f"model.layers.{n}.self_attn.q_proj.weight": MATRIX for n in range(2)}
+    with pytest.raises(PlanError, match="3 tensors of the adapter match none of the model"):
+        over(on_layers(SEEING, 3), model=model)
 
 
 @pytest.mark.parametrize(
