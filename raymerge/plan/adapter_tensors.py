@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from raymerge.checkpoint.catalog import Catalog
 from raymerge.checkpoint.dtypes import DType
 from raymerge.checkpoint.lora import Lora
-from raymerge.checkpoint.ties import find_embedding, tied_by_config
+from raymerge.checkpoint.ties import find_embedding, is_head, tied_by_config
 from raymerge.errors import PlanError, SourceError
 from raymerge.plan.adapted import Adapted, Replaced
 from raymerge.plan.adapter_names import prefix_of, under_other_prefixes
@@ -80,7 +80,26 @@ class AdapterTensors:
         transposed = self._lora.transposed if transposed is None else transposed
         for module, held in self._modules.items():
             self._adapt(module, held, found[f"{module}.weight"], transposed=transposed)
-        return replace(self._view, tensors=self._tensors)
+        config = self._view.config
+        if self.unties:
+            config = {**config, "tie_word_embeddings": False}
+        return replace(self._view, config=config, tensors=self._tensors)
+
+    @property
+    def unties(self) -> bool:
+        """Whether it brings a head of its own to a model whose head is its embedding.
+
+        One that holds both was trained with the two tied, or not: their bytes tell.
+        """
+        if self._embedding is None or not tied_by_config(self._view.config):
+            return False
+        if isinstance(self._tensors[self._embedding], Replaced):
+            return False
+        shape = self._tensors[self._embedding].shape
+        return any(
+            isinstance(one, Replaced) and is_head(name) and one.shape == shape
+            for name, one in self._tensors.items()
+        )
 
     def applied(self) -> AppliedAdapter:
         """What was done."""
@@ -142,7 +161,7 @@ class AdapterTensors:
         for candidate in (name, name.partition(".")[2]):
             if candidate in self._view.tensors:
                 return candidate
-        return name if name in self._whole and self._is_tied_head(name) else None
+        return name if name in self._whole and self._is_head_to_add(name) else None
 
     def _unmatched(self, absent: Sequence[str]) -> PlanError:
         more = len(absent) - _MAX_NAMES
@@ -155,17 +174,17 @@ class AdapterTensors:
             tensor=absent[0],
         )
 
-    def _is_tied_head(self, name: str) -> bool:
+    def _is_head_to_add(self, name: str) -> bool:
         """Whether it is a head, of a model that stores none, in the shape of its embedding."""
         return (
             name == _HEAD
             and self._embedding is not None
-            and tied_by_config(self._view.config) is not False
+            and not any(is_head(stored) for stored in self._view.tensors)
             and self._whole[name].shape == self._view.tensors[self._embedding].shape
         )
 
     def _replace(self, name: str, read: Read) -> None:
-        # A head that the model does not store is its embedding.
+        # A head that the model does not store is its embedding, or was until it was trained.
         stored = self._view.tensors.get(name) or self._view.tensors[self._embedding or name]
         if stored.shape != read.shape:
             raise PlanError(

@@ -30,7 +30,7 @@ class Adaptation:
     applied: Mapping[str, AppliedAdapter]
     """What each adapter does, by the label of its catalog."""
     notes: tuple[str, ...]
-    """Adapters that were trained on a model of another name."""
+    """Adapters that were trained on a model of another name, and those that untie its head."""
 
 
 def adapt(
@@ -81,6 +81,11 @@ def adapt(
         adapted[source.label] = tensors.add()
         applied[catalog.label] = tensors.applied()
         notes.extend(_other_base(adapter, catalog.lora, under))
+        if tensors.unties:
+            notes.append(
+                f"{adapter.label}: it holds a head of its own, so the head of {source.label} is no "
+                "longer tied to the embedding, as config.json says it is"
+            )
     return Adaptation(views=list(adapted.values()), applied=applied, notes=tuple(notes))
 
 

@@ -234,6 +234,20 @@ def test_a_head_and_embedding_saved_with_a_tied_model_must_agree(place: Place) -
     assert "config.json says the head is tied, but lm_head.weight differs" in done.error["message"]
 
 
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_head_saved_alone_becomes_the_output_s(place: Place, tied: bool) -> None:  # noqa: FBT001
+    base = tiny_llama_tensors(0, tied=True)
+    place.model("base", base, config=llama_config(base, tied=tied))
+    head = fine_tune({"e": base["model.embed_tokens.weight"]}, 1)["e"].float()
+    write_adapter(place / "lora", {"lm_head.weight": head})
+    merged = place.merged(place.recipe("passthrough", [f"base+{place / 'lora'}"]), "out")
+    assert merged.keys() == base.keys() | {"lm_head.weight"}
+    assert torch.equal(merged["lm_head.weight"], head.bfloat16())
+    written = json.loads((place / "out" / "config.json").read_text())
+    assert written["tie_word_embeddings"] is False
+    assert place.run("verify", place / "out").rc == 0
+
+
 def test_a_model_folder_is_no_adapter_and_an_absent_one_is_named(place: Place) -> None:
     prepare(place)
     model = place.recipe("passthrough", [f"base+{place / 'a'}"])

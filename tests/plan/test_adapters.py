@@ -184,6 +184,31 @@ def test_a_head_saved_with_a_tied_model_has_to_equal_the_embedding() -> None:
     assert [node.slot.name for node in made.nodes] == list(TIED)
 
 
+@pytest.mark.parametrize("tied", [True, False, None])
+def test_a_head_saved_alone_becomes_the_head(tied: bool | None) -> None:  # noqa: FBT001
+    config = {} if tied is None else {"tie_word_embeddings": tied}
+    made = over({"lm_head.weight": (32, 16)}, model=TIED, model_config=config)
+    assert made.tie is not None
+    assert not made.tie.tied
+    assert made.tie.must_equal == ()
+    assert isinstance(one_input(made, HEAD), Replaced)
+    assert isinstance(one_input(made, EMBEDDING), Read)
+    assert any("no longer tied" in note for note in made.notes) == bool(tied)
+
+
+def test_a_model_without_the_adapter_gives_its_embedding_for_the_head() -> None:
+    merge = recipe(
+        "task_arithmetic", "org/base+org/lora", base="org/base", parameters={"weight": 1}
+    )
+    config = {"tie_word_embeddings": True}
+    catalogs = [
+        catalog("base", TIED, config=config),
+        catalog("base+lora", TIED, config=config),
+        adapter("base+lora adapter", {"lm_head.weight": (32, 16)}),
+    ]
+    assert [one.name for one in inputs(plan(merge, catalogs), HEAD)] == [EMBEDDING, HEAD]
+
+
 # --- sources --------------------------------------------------------------------------------------
 
 
