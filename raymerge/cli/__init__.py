@@ -56,6 +56,12 @@ def main() -> None:
 @run_options
 def plan(recipe: str, *, as_json: bool, tensor: str | None, **options: Any) -> None:
     """Show what a merge would read, hold and write. Starts nothing."""
+    if tensor is not None and as_json:
+        raise click.UsageError(
+            "--graph prints text, and --json a document that has every tensor's graph; give one"
+        )
+    if tensor == "":
+        raise click.UsageError("--graph: the tensor's name is empty; write one of the plan's")
     with reported(as_json=as_json):
         import raymerge
         from raymerge.plan.document import as_json as document

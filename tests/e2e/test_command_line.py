@@ -91,6 +91,14 @@ def test_the_graph_of_a_tensor_has_its_reads_and_its_address(place: Place) -> No
     assert done.rc == 0
     for words in ("model.norm.weight", "base", "model-00001-of-00001.safetensors", "bytes "):
         assert words in done.out
+    for arguments, why in [
+        (("model.norm.weight", "--json"), "--graph prints text"),
+        (("", "--json"), "--graph prints text"),
+        (("",), "--graph: the tensor's name is empty"),
+    ]:
+        refused = place.run("plan", recipe, "--graph", *arguments)
+        assert (refused.rc, refused.out) == (2, "")
+        assert why in refused.err
     missing = place.run("plan", recipe, "--graph", "model.nrom.weight")
     assert missing.rc == 2
     assert "Did you mean 'model.norm.weight'?" in missing.err
