@@ -156,9 +156,9 @@ def _why_nothing(sizes: Mapping[str, int], location: str) -> str:
     if pickled := sorted(name for name in sizes if name.endswith(PICKLED)):
         stem = Path(location).with_suffix("") if location.endswith(PICKLED) else location
         return (
-            f"{location} holds its weights as {_listed(pickled)} pickled, and merges read "
-            "safetensors only. To convert them, which runs nothing of what is in them: raymerge "
-            f"convert {quote(location)} {quote(f'{stem}-safetensors')}"
+            f"{_listed(pickled)} pickled, and merges read safetensors only. To convert them, which "
+            "runs nothing of what is in them: raymerge convert "
+            f"{quote(location)} {quote(f'{stem}-safetensors')}"
         )
     return f"{location} holds no .safetensors file; it holds {len(sizes)} other files"
 
