@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 
 # YAML 1.1's other booleans: what mergekit's YAML reader makes of these words.
 _BOOL_WORDS = {"yes": True, "on": True, "no": False, "off": False}
-_MAX_PERCENT = 100
+# What a density above 1 may be meant as: nobody keeps 1.2 % of a task vector.
+_MIN_PERCENT, _MAX_PERCENT = 2, 100
 
 CONDITION_KEYS = ("value", "filter")
 """Of an entry in a list of conditional values."""
@@ -169,7 +170,9 @@ def _number(knob: Knob, scalar: Scalar, value: float) -> float:
 def _out_of_range(knob: Knob, scalar: Scalar, value: float) -> RecipeError:
     if knob.name != "density" or knob.limits is None:
         return _refused(knob, scalar)
-    hint = f" For {value:g}% write {value / 100:g}." if 1 < value <= _MAX_PERCENT else ""
+    hint = (
+        f" For {value:g}% write {value / 100:g}." if _MIN_PERCENT <= value <= _MAX_PERCENT else ""
+    )
     lower, upper = knob.limits.lower, knob.limits.upper
     return scalar.place.error(
         f"density is {scalar.shown}; it is the fraction to keep, from {lower:g} to {upper:g}.{hint}"

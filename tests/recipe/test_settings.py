@@ -84,6 +84,7 @@ def test_minus_zero_is_zero_so_that_equal_knobs_are_one() -> None:
             "20",
             "density is 20; it is the fraction to keep, from 0 to 1. For 20% write 0.2.",
         ),
+        (DENSITY, "1.2", "density is 1.2; it is the fraction to keep, from 0 to 1."),
         (DENSITY, "-1", "density is -1; it is the fraction to keep, from 0 to 1."),
         (DENSITY, "101", "density is 101; it is the fraction to keep, from 0 to 1."),
         (GAMMA, "20", "gamma is 20; allowed: a number from 0 to 0.5."),
