@@ -31,6 +31,8 @@ _BEFORE = (
 )
 _AFTER = ("embed_out", "unembed", "lm_head", "output_embed")
 """Heads whose names speak of an embedding."""
+_FINAL_NORM = "embedding_norm"
+"""What LFM2 calls the norm behind its last layer; the one of a vision tower is before the first."""
 
 
 def stands_before(name: str) -> bool:
@@ -39,4 +41,6 @@ def stands_before(name: str) -> bool:
     if any(word in text for word in _AFTER):
         return False
     components = text.split(".")
+    if _FINAL_NORM in components and not any("vision" in part for part in components):
+        return False
     return _ANYWHERE in text or any(part.startswith(_BEFORE) for part in components)

@@ -21,6 +21,8 @@ vit.embeddings.cls_token
 model.visual.patch_embed.proj.weight
 vision_model.pre_layrnorm.weight
 model.per_layer_model_projection.weight
+model.vision_tower.embedding_norm.weight
+model.audio_tower.soft_embedding_norm.weight
 """
 AFTER = """
 model.norm.weight
@@ -36,6 +38,8 @@ bert.pooler.dense.weight
 score.weight
 unembed.weight
 model.visual.merger.weight
+model.embedding_norm.weight
+model.language_model.embedding_norm.weight
 """
 
 
