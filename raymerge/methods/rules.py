@@ -11,6 +11,8 @@ For every entry of a tensor, with task vectors d_i (source minus base, float32):
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from itertools import combinations
@@ -22,6 +24,35 @@ MAX_MIXED_SIGN_SOURCES = 20
 
 PROBABILITY_SLACK = 1e-9
 """Sums such as 0.7 + 0.3 may miss 1 by a rounding."""
+
+
+class SourcesRefusedError(ValueError):
+    """Sources whose values for knobs cannot be used, known here by their numbers only.
+
+    Args:
+        knobs: The knobs to change one of, all of them per source.
+        message: What is wrong, with `<1>` where the first source is named.
+    """
+
+    def __init__(self, knobs: tuple[str, ...], message: str) -> None:
+        super().__init__(knobs, message)
+        self.knobs = knobs
+        self._message = message
+
+    def __str__(self) -> str:
+        return _NAMED.sub(r"source \1", self._message)
+
+    @property
+    def sources(self) -> tuple[int, ...]:
+        """Those that are named, as they come, counted from 0."""
+        return tuple(int(number) - 1 for number in _NAMED.findall(self._message))
+
+    def naming(self, labels: Sequence[str]) -> str:
+        """The message, with all sources' labels in place of their numbers."""
+        return _NAMED.sub(lambda found: labels[int(found[1]) - 1], self._message)
+
+
+_NAMED = re.compile(r"<(\d+)>")
 
 
 class Scope(StrEnum):
@@ -79,7 +110,7 @@ class KeepRanked:
     none stays, at density 1 all do.
 
     Raises:
-        ValueError: A probability is below 0 or above 1.
+        SourcesRefusedError: A probability is below 0 or above 1.
     """
 
     density: tuple[float, ...]
@@ -95,11 +126,12 @@ class KeepRanked:
             lowest, highest = density - epsilon, density + epsilon
             if lowest < -PROBABILITY_SLACK or highest > 1 + PROBABILITY_SLACK:
                 most = min(density, 1 - density)
-                raise ValueError(
-                    f"density {density:g} and epsilon {epsilon:g} of source {source} make entries "
+                raise SourcesRefusedError(
+                    ("epsilon", "density"),
+                    f"density {density:g} and epsilon {epsilon:g} of <{source}> make entries "
                     f"stay with probabilities from {lowest:g} to {highest:g}, which have to lie "
                     f"between 0 and 1: write an `epsilon` of {most:g} or less, or a `density` "
-                    f"{_allowed_densities(epsilon)}"
+                    f"{_allowed_densities(epsilon)}",
                 )
 
 
@@ -122,7 +154,7 @@ class DeltaRule:
     """How task vectors become one delta.
 
     Raises:
-        ValueError: Under `normalize`, some set of weights cancels: its sum is no divisor.
+        SourcesRefusedError: Under `normalize`, some set of weights cancels: its sum is no divisor.
     """
 
     keep: Keep
@@ -158,11 +190,12 @@ def check_divisors(weight: tuple[float, ...], *, every_subset: bool) -> None:
         for subset in combinations(used, size):
             total = sum(value for _, value in subset)
             if abs(total) < SMALLEST_DIVISOR * sum(abs(value) for _, value in subset):
-                listed = ", ".join(f"{value:g} (source {index})" for index, value in subset)
-                raise ValueError(
+                listed = ", ".join(f"{value:g} (<{index}>)" for index, value in subset)
+                raise SourcesRefusedError(
+                    ("weight",),
                     f"the weights {listed} sum to {total:g}, and `normalize: true` divides by such "
                     "a sum wherever only these sources are left; write `normalize: false` or "
-                    "change a weight"
+                    "change a weight",
                 )
 
 

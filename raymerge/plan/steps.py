@@ -13,6 +13,7 @@ import numpy as np
 from raymerge.checkpoint.dtypes import DType, promote
 from raymerge.errors import PlanError
 from raymerge.methods.registry import Family, Over
+from raymerge.methods.rules import SourcesRefusedError
 from raymerge.plan.graph import CopyStep, DeltaStep, FreeStep, Input, SpanStep, Step
 from raymerge.recipe import Knobs, Recipe
 from raymerge.recipe.section import Section
@@ -42,28 +43,26 @@ class StepMaker:
         key = id(knobs), over, vectors
         step = self._made.get(key)
         if step is None:
-            step = self._made[key] = self._new(name, knobs, over, vectors)
+            try:
+                step = self._made[key] = self._new(knobs, over, vectors)
+            except ValueError as error:
+                raise self._refusal(name, section, error) from error
         return step
 
-    def _new(self, name: str, knobs: Knobs, over: Over, vectors: int) -> Step:
+    def _new(self, knobs: Knobs, over: Over, vectors: int) -> Step:
         method = self.recipe.method
-        try:
-            if method.family is Family.DELTA:
-                rule = method.function(**arguments(knobs))
-                return DeltaStep(method=method.name, knobs=knobs, rule=rule)
-            if method.family is Family.FREE:
-                rule = method.function(**arguments(knobs))
-                return FreeStep(method=method.name, knobs=knobs, rule=rule)
-            coefficients = None
-            if method.needs_gram:
-                # What it refuses whatever the Gram matrix is, it refuses here.
-                method.function(np.eye(vectors), **arguments(knobs))
-            else:
-                coefficients = tuple(method.function(**arguments(knobs)))
-        except ValueError as error:
-            raise PlanError(
-                f"{self.recipe.path}: {method.name} on {name}: {error}", tensor=name
-            ) from error
+        if method.family is Family.DELTA:
+            rule = method.function(**arguments(knobs))
+            return DeltaStep(method=method.name, knobs=knobs, rule=rule)
+        if method.family is Family.FREE:
+            rule = method.function(**arguments(knobs))
+            return FreeStep(method=method.name, knobs=knobs, rule=rule)
+        coefficients = None
+        if method.needs_gram:
+            # What it refuses whatever the Gram matrix is, it refuses here.
+            method.function(np.eye(vectors), **arguments(knobs))
+        else:
+            coefficients = tuple(method.function(**arguments(knobs)))
         return SpanStep(
             method=method.name,
             knobs=knobs,
@@ -71,6 +70,16 @@ class StepMaker:
             coefficients=coefficients,
             group=method.group(knobs),
         )
+
+    def _refusal(self, name: str, section: Section, error: ValueError) -> PlanError:
+        """What a method refuses, in the recipe's words."""
+        place, message = self.recipe.path, str(error)
+        if isinstance(error, SourcesRefusedError):
+            message = error.naming([source.label for source in section.sources])
+            chains = {one.knob.name: one.chains for one in section.settings}
+            given = [chains[knob][at].settings for knob in error.knobs for at in error.sources]
+            place = next((str(settings[0].place) for settings in given if settings), place)
+        return PlanError(f"{place}: {self.recipe.method.name} on {name}: {message}", tensor=name)
 
 
 def output_dtype(name: str, inputs: tuple[Input, ...], recipe: Recipe, step: Step) -> DType:

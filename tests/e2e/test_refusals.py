@@ -217,12 +217,12 @@ def test_a_quantised_source_is_refused_by_the_name_of_its_scheme(place: Place, s
 
 
 CANCELLING: list[tuple[str, list[float], dict[str, Any], str]] = [
-    ("linear", [0.5, -0.5], {}, "0.5 (source 1), -0.5 (source 2)"),
+    ("linear", [0.5, -0.5], {}, "0.5 (a), -0.5 (b)"),
     ("linear", [0.0, 0.0], {}, "all 0"),
-    ("task_arithmetic", [1.0, -1.0], {"normalize": True}, "1 (source 1), -1 (source 2)"),
-    ("ties", [0.7, 0.3, -0.3], {}, "0.3 (source 2), -0.3 (source 3)"),
-    ("dare_linear", [0.2, 0.1, -0.3], {"normalize": True}, "-0.3 (source 3)"),
-    ("dare_ties", [1.0, 2.0, -1.0], {"normalize": True}, "1 (source 1), -1 (source 3)"),
+    ("task_arithmetic", [1.0, -1.0], {"normalize": True}, "1 (a), -1 (b)"),
+    ("ties", [0.7, 0.3, -0.3], {}, "0.3 (b), -0.3 (c)"),
+    ("dare_linear", [0.2, 0.1, -0.3], {"normalize": True}, "-0.3 (c)"),
+    ("dare_ties", [1.0, 2.0, -1.0], {"normalize": True}, "1 (a), -1 (c)"),
 ]
 
 
@@ -385,7 +385,7 @@ def test_probabilities_beyond_0_and_1_are_refused_while_planning(place: Place) -
 
     assert (done.rc, done.error["type"]) == (2, "PlanError")
     assert done.error["tensor"].endswith("mlp.down_proj.weight")
-    for part in ("density 0.9 and epsilon 0.15 of source 1", "`epsilon` of 0.1 or less"):
+    for part in ("density 0.9 and epsilon 0.15 of a", "`epsilon` of 0.1 or less"):
         assert part in done.error["message"]
     assert untouched(place)
 

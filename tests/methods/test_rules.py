@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from dataclasses import FrozenInstanceError
 from itertools import combinations
 
@@ -14,6 +15,7 @@ from raymerge.methods.rules import (
     DeltaRule,
     KeepDrawn,
     Rescale,
+    SourcesRefusedError,
     check_divisors,
     drawn_rescale,
 )
@@ -74,6 +76,15 @@ def test_weights_that_cancel_are_refused_by_name(
     with pytest.raises(ValueError, match=message) as caught:
         check_divisors(weight, every_subset=every_subset)
     assert "write `normalize: false` or change a weight" in str(caught.value)
+
+
+def test_the_sources_refused_are_named_by_number_or_by_label() -> None:
+    with pytest.raises(SourcesRefusedError) as caught:
+        check_divisors((1.0, 0.0, -1.0), every_subset=True)
+    refused = pickle.loads(pickle.dumps(caught.value))
+    assert (refused.knobs, refused.sources) == (("weight",), (0, 2))
+    assert str(refused).startswith("the weights 1 (source 1), -1 (source 3) sum to 0")
+    assert refused.naming("xyz").startswith("the weights 1 (x), -1 (z) sum to 0")
 
 
 @quick

@@ -279,7 +279,7 @@ def test_mergekit_too_refuses_probabilities_beyond_1(
     recipe = place.recipe("della", own, base="base", dtype="float32")
     done = Place(tmp_path).merge(recipe)
     assert done.rc == 2
-    assert "density 0.9 and epsilon 0.15 of source 1" in done.err
+    assert "density 0.9 and epsilon 0.15 of a" in done.err
 
     assert mergekit.run(
         "mergekit-yaml", recipe, tmp_path / "theirs", "--no-copy-tokenizer", "--quiet"

@@ -20,7 +20,7 @@ from raymerge.kernels.groups import Group
 from raymerge.plan.build import SURVEY_SWEEPS, Plan, PlanOptions, build
 from raymerge.plan.graph import DeltaStep, SpanStep, TensorNode
 from raymerge.plan.steps import COPY, NOT_FLOATING
-from raymerge.recipe import Recipe
+from raymerge.recipe import Recipe, loads
 from tests.plans import (
     DOWN,
     EMBEDDING,
@@ -160,6 +160,36 @@ def test_a_gradient_is_resolved_over_the_depth_of_the_model() -> None:
         (0.5, 0.5),
         (1.0, 1.0),
     ]
+
+
+@pytest.mark.parametrize(
+    ("method", "knobs", "line", "message"),
+    [
+        ("ties", ["weight: 2", "weight: 1", "weight: -1"], 6, "the weights 1 (b), -1 (c) sum to 0"),
+        ("linear", ["weight: 2", "weight: -1", "weight: -1"], 4, "the weights 2 (a), -1 (b), -1"),
+        ("della", ["epsilon: 0.1", "density: 0.9", "density: 0.5"], 12, "density 0.9 and epsilon"),
+        ("della", ["epsilon: 0.1", "epsilon: 0.6", "density: 0.5"], 6, "density 0.5 and epsilon"),
+        ("della_linear", ["weight: 2", "weight: 1", "density: 0.9"], 8, "density 0.9 and eps"),
+    ],
+)
+def test_sources_that_a_method_refuses_are_named_with_their_line(
+    method: str, knobs: list[str], line: int, message: str
+) -> None:
+    models = "".join(
+        f"  - model: {label}\n    parameters: {{{knob}}}\n"
+        for label, knob in zip("abc", knobs, strict=True)
+    )
+    shared = {
+        "della": "  weight: 1\n  density: 0.5\n  epsilon: 0.2\n",
+        "della_linear": "  weight: 1\n  density: 0.5\n",
+    }.get(method, "  {}\n")
+    text = f"merge_method: {method}\nmodels:\n{models}parameters:\n{shared}"
+    text += "" if method == "linear" else "base_model: base\n"
+    merge = loads(text, path="r.yaml")
+
+    with pytest.raises(PlanError) as caught:
+        plan(merge)
+    assert str(caught.value).startswith(f"r.yaml:{line}: {method} on {EMBEDDING}: {message}")
 
 
 def test_what_a_method_refuses_is_a_plan_error_that_names_recipe_and_tensor() -> None:
