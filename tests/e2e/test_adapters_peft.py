@@ -188,6 +188,18 @@ def test_peft_merges_to_the_same(place: Place, case: str) -> None:
     assert changed > 0
 
 
+def test_a_head_saved_with_a_tied_model_becomes_its_head(place: Place) -> None:
+    torch.manual_seed(0)
+    config = {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj"], "modules_to_save": ["lm_head"]}
+    theirs = make(place, llama(tied=True), config)
+    ours = place.merged(place.recipe("passthrough", [f"base+{place / 'lora'}"]), "ours")
+
+    assert ours.keys() == theirs.keys() == read_tensors(place / "base").keys() | {"lm_head.weight"}
+    for name, tensor in ours.items():
+        assert (tensor - theirs[name]).abs().max() <= TOLERANCE, name
+    assert json.loads((place / "ours" / "config.json").read_text())["tie_word_embeddings"] is False
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_in_half_precision_they_part_by_an_ulp(place: Place, dtype: torch.dtype) -> None:
     torch.manual_seed(0)
