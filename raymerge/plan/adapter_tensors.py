@@ -81,25 +81,27 @@ class AdapterTensors:
         for module, held in self._modules.items():
             self._adapt(module, held, found[f"{module}.weight"], transposed=transposed)
         config = self._view.config
-        if self.unties:
+        if self.untied_head:
             config = {**config, "tie_word_embeddings": False}
         return replace(self._view, config=config, tensors=self._tensors)
 
     @property
-    def unties(self) -> bool:
-        """Whether it brings a head of its own to a model whose head is its embedding.
+    def untied_head(self) -> str | None:
+        """The head of its own that it brings to a model whose head is its embedding.
 
         One that holds both was trained with the two tied, or not: their bytes tell.
         """
         if self._embedding is None or not tied_by_config(self._view.config):
-            return False
-        if isinstance(self._tensors[self._embedding], Replaced):
-            return False
-        shape = self._tensors[self._embedding].shape
-        return any(
-            isinstance(one, Replaced) and is_head(name) and one.shape == shape
+            return None
+        embedding = self._tensors[self._embedding]
+        if isinstance(embedding, Replaced):
+            return None
+        own = (
+            name
             for name, one in self._tensors.items()
+            if isinstance(one, Replaced) and is_head(name) and one.shape == embedding.shape
         )
+        return next(own, None)
 
     def applied(self) -> AppliedAdapter:
         """What was done."""

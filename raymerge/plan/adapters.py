@@ -19,6 +19,7 @@ from raymerge.plan.adapter_tensors import AdapterTensors
 from raymerge.plan.graph import AppliedAdapter
 from raymerge.plan.views import View
 from raymerge.recipe import Recipe, SourceRef
+from raymerge.recipe.patterns import matches
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,7 +82,8 @@ def adapt(
         adapted[source.label] = tensors.add()
         applied[catalog.label] = tensors.applied()
         notes.extend(_other_base(adapter, catalog.lora, under))
-        if tensors.unties:
+        head = tensors.untied_head
+        if head and not matches(recipe.drop, head):
             notes.append(
                 f"{adapter.label}: it holds a head of its own, so the head of {source.label} is no "
                 "longer tied to the embedding, as config.json says it is"

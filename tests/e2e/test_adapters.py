@@ -246,6 +246,11 @@ def test_a_head_saved_alone_becomes_the_output_s(place: Place, tied: bool) -> No
     written = json.loads((place / "out" / "config.json").read_text())
     assert written["tie_word_embeddings"] is False
     assert place.run("verify", place / "out").rc == 0
+    dropped = place.recipe("passthrough", [f"base+{place / 'lora'}"], drop=["lm_head.weight"])
+    assert "own" not in place.run("plan", dropped).out
+    assert place.merged(dropped, "dropped").keys() == base.keys()
+    written = json.loads((place / "dropped" / "config.json").read_text())
+    assert written["tie_word_embeddings"] is True
 
 
 def test_a_model_folder_is_no_adapter_and_an_absent_one_is_named(place: Place) -> None:
