@@ -5,7 +5,6 @@ Pure: catalogs and parsed JSON in, sentences out.
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -14,7 +13,13 @@ from typing import Any
 from raymerge.checkpoint.catalog import Catalog
 from raymerge.checkpoint.dtypes import OUTPUT_DTYPES, DType
 from raymerge.checkpoint.quantised import quantisation
-from raymerge.checkpoint.ties import config_sections, find_embedding, needs_head, tied_by_config
+from raymerge.checkpoint.ties import (
+    config_sections,
+    find_embedding,
+    is_head,
+    needs_head,
+    tied_by_config,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +30,6 @@ class Recorded:
     sha256: Any
 
 
-_HEADS = re.compile(r"(?:.*\.)?(?:lm_head|embed_out|output|output_layer)\.weight")
 # How families name layers beside the embedding: `model.embed_tokens.weight`, `model.layers.0.`
 _LAYERS_BESIDE = {
     "embed_tokens.weight": "layers.",
@@ -101,7 +105,7 @@ def record_problems(
 
 def _tie_problems(catalog: Catalog) -> Iterator[str]:
     untied = tied_by_config(catalog.config) is False and needs_head(catalog.config)
-    if untied and find_embedding(catalog) and not any(map(_HEADS.fullmatch, catalog.tensors)):
+    if untied and find_embedding(catalog) and not any(map(is_head, catalog.tensors)):
         yield "config.json says tie_word_embeddings is false, but there is no output head"
 
 

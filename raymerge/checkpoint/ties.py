@@ -14,12 +14,24 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Any, Protocol
 
 from raymerge.errors import PlanError
 
 # Last components, as the model families name them.
-_HEADS = ("lm_head.weight", "embed_out.weight", "output.weight", "output_layer.weight")
+_HEADS = (
+    "lm_head.weight",
+    "embed_out.weight",
+    "output.weight",
+    "output_layer.weight",
+    "proj_out.weight",  # Whisper
+    "decoder.weight",  # BERT, RoBERTa and ModernBERT
+    "vocab_projector.weight",  # DistilBERT
+    "generator_lm_head.weight",  # ELECTRA
+    "pred_layer.proj.weight",  # XLM
+    "lm_loss.weight",  # XLNet
+)
 _EMBEDDINGS = (
     "embed_tokens.weight",
     "wte.weight",
@@ -28,9 +40,15 @@ _EMBEDDINGS = (
     "embed_in.weight",
     "shared.weight",
 )
+# Mamba's and CLIP's. A codebook may be called so too, beside an embedding of one of those names.
+_LESS_CLEAR_EMBEDDINGS = ("embeddings.weight", "token_embedding.weight")
 # Further tensors with a row per token, such as the head of a layer that predicts a token ahead.
-_MORE_HEADS = ("shared_head.head.weight",)
-_BIASES = tuple(name.removesuffix("weight") + "bias" for name in _HEADS)
+_MORE_HEADS = ("head.weight",)
+_BIASES = (
+    *(name.removesuffix("weight") + "bias" for name in (*_HEADS, *_MORE_HEADS)),
+    "predictions.bias",
+    "final_logits_bias",
+)
 # Where a config of several parts keeps its language model.
 _SECTIONS = ("text_config", "llm_config", "language_config", "thinker_config")
 # Classes that compute logits; a bare model, such as an embedding model, has no head to miss.
@@ -92,7 +110,7 @@ def find_tie(catalog: Holder) -> Tie | None:
     path.
     """
     heads = sorted(_matrices(catalog, _HEADS), key=_depth)
-    embeddings = _matrices(catalog, _EMBEDDINGS)
+    embeddings = _embeddings(catalog)
     for head in heads:
         shape = catalog.tensors[head].shape
         alike = [name for name in embeddings if catalog.tensors[name].shape == shape]
@@ -108,26 +126,65 @@ def is_head(name: str) -> bool:
 
 def is_embedding(name: str) -> bool:
     """Whether a tensor is an input embedding by its name."""
-    return _ends_with(name, _EMBEDDINGS)
+    return _ends_with(name, (*_EMBEDDINGS, *_LESS_CLEAR_EMBEDDINGS))
 
 
 def find_embedding(catalog: Holder) -> str | None:
     """The input embedding: of a tie, else the least nested candidate."""
     if tie := find_tie(catalog):
         return tie.embedding
-    return min(_matrices(catalog, _EMBEDDINGS), key=_depth, default=None)
+    return min(_embeddings(catalog), key=_depth, default=None)
+
+
+def token_axis(name: str, shape: Sequence[int]) -> int:
+    """The axis that counts tokens, of a tensor that has an entry or a row for each."""
+    # BART's bias has the shape [1, tokens].
+    return len(shape) - 1 if _ends_with(name, _BIASES) else 0
 
 
 def vocabulary_tensors(catalog: Holder) -> tuple[str, ...]:
-    """Embeddings, heads and heads' biases that have a row per token, the embedding first."""
+    """Embeddings, heads and heads' biases that have a row per token, the embedding first.
+
+    A lone head may have more, padded by itself, and then so may its bias.
+    """
     embedding = find_embedding(catalog)
     if embedding is None:
         return ()
     rows = catalog.tensors[embedding].shape[0]
-    named = _matrices(catalog, (*_EMBEDDINGS, *_HEADS, *_MORE_HEADS))
-    named += [name for name in catalog.tensors if _ends_with(name, _BIASES)]
-    alike = (name for name in named if catalog.tensors[name].shape[:1] == (rows,))
-    return tuple(dict.fromkeys((embedding, *alike)))
+    named = _matrices(catalog, (*_EMBEDDINGS, *_LESS_CLEAR_EMBEDDINGS, *_HEADS, *_MORE_HEADS))
+    found = [embedding, *(name for name in named if catalog.tensors[name].shape[0] == rows)]
+    lengths = [rows]
+    head = lone_head(catalog)
+    if head and catalog.tensors[head].shape[0] > rows:
+        lengths.append(catalog.tensors[head].shape[0])
+        found.append(head)
+    found += [name for name in catalog.tensors if _is_bias(name, catalog, lengths)]
+    return tuple(dict.fromkeys(found))
+
+
+def lone_head(catalog: Holder) -> str | None:
+    """The head of a source that has none in its embedding's shape: it has more rows, or fewer.
+
+    Only one outside the layers counts, whose rows are as long as the embedding's.
+    """
+    embedding = find_embedding(catalog)
+    if embedding is None or find_tie(catalog):
+        return None
+    width = catalog.tensors[embedding].shape[1]
+    heads = (
+        name
+        for name in _matrices(catalog, _HEADS)
+        if catalog.tensors[name].shape[1] == width and not any(map(str.isdecimal, name.split(".")))
+    )
+    return min(heads, key=_depth, default=None)
+
+
+def _is_bias(name: str, catalog: Holder, lengths: Sequence[int]) -> bool:
+    """Whether it is a head's bias by its name, one of those lengths and in one row."""
+    if not name.endswith("bias") or not _ends_with(name, _BIASES):
+        return False
+    shape = catalog.tensors[name].shape
+    return prod(shape) in lengths and shape[-1:] == (prod(shape),)
 
 
 def tied_by_config(config: Mapping[str, Any]) -> bool | None:
@@ -215,6 +272,11 @@ def _matrices(catalog: Holder, endings: tuple[str, ...]) -> list[str]:
         for name in likely
         if _ends_with(name, endings) and len(catalog.tensors[name].shape) == _MATRIX
     ]
+
+
+def _embeddings(catalog: Holder) -> list[str]:
+    """Input embeddings; those whose name is less clear only where no other is there."""
+    return _matrices(catalog, _EMBEDDINGS) or _matrices(catalog, _LESS_CLEAR_EMBEDDINGS)
 
 
 def _ends_with(name: str, endings: tuple[str, ...]) -> bool:

@@ -15,6 +15,7 @@ from math import prod
 import numpy as np
 import numpy.typing as npt
 
+from raymerge.checkpoint.ties import token_axis
 from raymerge.plan.graph import Derived, Input, Read, TensorNode
 from raymerge.tokenizer.rows import MEAN, NONE, Table, runs_of
 
@@ -72,7 +73,7 @@ class Remapped(Derived):
     @property
     def row_elements(self) -> int:
         """Elements of a row."""
-        return prod(self.shape[1:])
+        return prod(self.shape[token_axis(self.name, self.shape) + 1 :])
 
     @property
     def read_bytes(self) -> int:
@@ -81,7 +82,8 @@ class Remapped(Derived):
         once = 0
         for position, part in enumerate(self.parts):
             rows = int(runs[runs[:, 2] == position, 1].sum())
-            once += part.read_bytes * rows // max(1, part.shape[0])
+            whole = part.shape[token_axis(part.name, part.shape)]
+            once += part.read_bytes * rows // max(1, whole)
         return 2 * once if (runs[:, 2] == MEAN).any() else once
 
     @property

@@ -130,6 +130,7 @@ def _vocabulary_lines(vocabulary: PlannedVocabulary) -> list[str]:
     lines += [
         f"{source.label}: {source.tokens:,} tokens in {source.rows:,} rows, lacks "
         f"{source.lacked:,} of the output's"
+        + (f"; {source.left_out:,} more rows of its head are left out" if source.left_out else "")
         for source in vocabulary.sources
     ]
     return lines + [

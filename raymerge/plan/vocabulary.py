@@ -10,19 +10,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from raymerge.checkpoint.dtypes import DType, promote
-from raymerge.checkpoint.ties import TiePolicy, decide_tie, vocabulary_tensors
+from raymerge.checkpoint.ties import decide_tie, lone_head, vocabulary_tensors
 from raymerge.errors import PlanError
-from raymerge.plan.graph import Input
-from raymerge.plan.remapped import Remapped, encode, stored, used_columns
+from raymerge.plan.output_order import in_output_order
 from raymerge.plan.same_vocabulary import num_rows, require_same
+from raymerge.plan.unknown_rows import refuse_unknown_rows
 from raymerge.plan.views import View
 from raymerge.recipe import Recipe
-from raymerge.recipe.patterns import matches
 from raymerge.recipe.tokenizer_keys import TokenizerPolicy, TokenRule
 from raymerge.tokenizer.files import TokenizerFiles
 from raymerge.tokenizer.output import OutputVocabulary, output_vocabulary
-from raymerge.tokenizer.rows import NONE, Given, Table, has_means, is_identity, row_tables
+from raymerge.tokenizer.rows import NONE, Given, is_identity, row_tables
 from raymerge.tokenizer.token_ids import Changes, token_ids
 from raymerge.tokenizer.vocabulary import AddedToken, Vocabulary, read_each, read_vocabulary
 
@@ -41,6 +39,8 @@ class SourceRows:
     """Rows of its embedding."""
     lacked: int
     """Tokens of the output that it has no row for."""
+    left_out: int
+    """Rows of its head behind those of its embedding, so of no token."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -165,10 +165,14 @@ def _settled(
     )
     tie = decide_tie(views)
     holders = [source.view for source in sources]
-    remapped = {
-        view.label: _remap(position, holders, rows.tables, tie, recipe)
-        for position, view in enumerate(holders)
-    }
+    unchanged = all(
+        is_identity(table, position, size)
+        for position, (table, size) in enumerate(zip(rows.tables, sizes, strict=True))
+    )
+    remapped: dict[str, View] = {}
+    for position, view in enumerate(() if unchanged else holders):
+        refuse_unknown_rows(recipe, policy, view, vocabulary_tensors(view))
+        remapped[view.label] = in_output_order(position, holders, rows.tables, tie, recipe)
     return [remapped.get(view.label, view) for view in views], PlannedVocabulary(
         policy=policy.shown,
         donor=policy.donor,
@@ -184,6 +188,7 @@ def _settled(
                 tokens=len(source.tokens),
                 rows=source.rows,
                 lacked=lacked,
+                left_out=0 if unchanged else _behind(source.view),
             )
             for source, lacked in zip(sources, rows.lacked, strict=True)
         ),
@@ -230,66 +235,7 @@ def _changes(
     )
 
 
-def _remap(
-    position: int,
-    views: Sequence[View],
-    tables: Sequence[Table],
-    tie: TiePolicy | None,
-    recipe: Recipe,
-) -> View:
-    """A source with its tensors in the output's rows; those that stay as they are stay stored."""
-    view, table = views[position], tables[position]
-    own = {name: view.tensors[name] for name in vocabulary_tensors(view)}
-    if is_identity(table, position, num_rows(view)):
-        return view
-    if tie and view.label in tie.stand_ins:
-        # Its embedding stands in for its head, and the heads of others for rows that it lacks.
-        own[tie.head] = view.tensors[tie.embedding]
-    columns = used_columns(table) or [position]
-    runs = encode(table, {column: part for part, column in enumerate(columns)})
-    # A mean is rounded where it is written, and not on its way there.
-    out = recipe.dtype if has_means(table) else None
-    tensors = dict(view.tensors)
-    for name, whole in own.items():
-        parts = tuple(_part(name, views[column], view, whole, tie) for column in columns)
-        tensors[name] = Remapped(
-            source=whole.source,
-            name=name,
-            dtype=_joint_dtype(name, parts, view, None if matches(recipe.keep, name) else out),
-            shape=(len(table), *whole.shape[1:]),
-            reads=stored(parts),
-            parts=parts,
-            table=runs,
-        )
-    return View(label=view.label, config=view.config, tensors=tensors)
-
-
-def _part(name: str, view: View, for_view: View, whole: Input, tie: TiePolicy | None) -> Input:
-    """The tensor of a source that supplies rows: a tied head is its embedding."""
-    found = view.tensors.get(name)
-    if found is None and tie and name == tie.head:
-        found = view.tensors.get(tie.embedding)
-    row = whole.shape[1:]
-    if found is None or found.shape[1:] != row:
-        what = f"has no {name}" if found is None else f"has rows of shape {list(found.shape[1:])}"
-        raise PlanError(
-            f"{for_view.label}: rows of {name}, of shape {list(row)}, come from {view.label} where "
-            f"it lacks a token, and {view.label} {what}; sources must be of one architecture",
-            source=view.label,
-            tensor=name,
-        )
-    return found
-
-
-def _joint_dtype(name: str, parts: Sequence[Input], view: View, out: DType | None) -> DType:
-    dtypes = {part.dtype for part in parts}
-    if not all(dtype.mergeable for dtype in dtypes):
-        shown = ", ".join(sorted(dtypes))
-        raise PlanError(
-            f"{view.label}: {name} holds {shown} values, whose rows cannot be put in another "
-            "order; a vocabulary policy needs floating-point embeddings",
-            source=view.label,
-            tensor=name,
-        )
-    joint = promote(dtypes)
-    return joint if out in {None, joint} else promote({joint, DType.F32})
+def _behind(view: View) -> int:
+    """Rows of a head that was padded by itself behind those of the embedding."""
+    head = lone_head(view)
+    return view.tensors[head].shape[0] - num_rows(view) if head else 0

@@ -7,7 +7,14 @@ import pytest
 from raymerge.checkpoint.catalog import Catalog
 from raymerge.checkpoint.dtypes import DType
 from raymerge.checkpoint.header import TensorEntry
-from raymerge.checkpoint.ties import Tie, TiePolicy, decide_tie, find_tie, tied_by_config
+from raymerge.checkpoint.ties import (
+    Tie,
+    TiePolicy,
+    decide_tie,
+    find_embedding,
+    find_tie,
+    tied_by_config,
+)
 from raymerge.errors import PlanError
 
 HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
@@ -59,6 +66,17 @@ def lacks(label: str, config: dict[str, Any]) -> Catalog:
             ("model.layers.61.embed_tokens.weight", EMBEDDING, HEAD, "model.mtp.lm_head.weight"),
             Tie(HEAD, EMBEDDING),
         ),
+        (
+            ("model.decoder.embed_tokens.weight", "proj_out.weight"),
+            Tie("proj_out.weight", "model.decoder.embed_tokens.weight"),
+        ),
+        (("backbone.embeddings.weight", HEAD), Tie(HEAD, "backbone.embeddings.weight")),
+        (
+            ("bert.embeddings.word_embeddings.weight", "cls.predictions.decoder.weight"),
+            Tie("cls.predictions.decoder.weight", "bert.embeddings.word_embeddings.weight"),
+        ),
+        (("vq.embeddings.weight", EMBEDDING, HEAD), Tie(HEAD, EMBEDDING)),
+        ((EMBEDDING, "model.layers.61.shared_head.head.weight"), None),
         ((EMBEDDING,), None),
         ((HEAD,), None),
         ((EMBEDDING, "encoder.my_output.weight"), None),
@@ -70,6 +88,37 @@ def test_the_head_and_its_embedding_are_found_by_name_and_shape(
 ) -> None:
     # NeoX pads its head apart from its embedding; the shapes differ, and nothing can be tied.
     assert find_tie(catalog("a", {}, *names, **{"embed_out.weight": (40, 16)})) == expected
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (("backbone.embeddings.weight",), "backbone.embeddings.weight"),
+        (("text_model.token_embedding.weight",), "text_model.token_embedding.weight"),
+        (("embeddings.weight", "model.decoder.embed_tokens.weight"),
+         "model.decoder.embed_tokens.weight"),
+        (("model.position_embeddings.weight", "vision.position_embedding.weight"), None),
+    ],
+)  # fmt: skip
+def test_a_less_clear_name_counts_only_where_no_other_embedding_is(
+    names: tuple[str, ...], expected: str | None
+) -> None:
+    assert find_embedding(catalog("a", {}, *names)) == expected
+
+
+@pytest.mark.parametrize(
+    ("head", "embedding"),
+    [
+        (HEAD, "backbone.embeddings.weight"),
+        ("proj_out.weight", "model.decoder.embed_tokens.weight"),
+    ],
+)
+def test_a_tied_head_of_mamba_or_whisper_is_written_nowhere(head: str, embedding: str) -> None:
+    both = [catalog("a", TIED, embedding, head), catalog("b", TIED, embedding)]
+    for sources, claiming in ((both, ("a",)), (both[:1] * 2, ("a", "a"))):
+        policy = decide_tie(sources)
+        assert policy is not None
+        assert (policy.tied, policy.must_equal) == (True, claiming)
 
 
 @pytest.mark.parametrize(

@@ -162,6 +162,111 @@ def test_every_tensor_with_a_row_per_token_is_put_in_order_and_no_other() -> Non
     assert [type(one) for one in inputs(made, HEAD)] == [Read, Remapped]
 
 
+def test_a_bias_of_one_row_follows_along_its_other_axis() -> None:
+    bias = {"final_logits_bias": (DType.F32, (1, 11))}
+    made = planned(
+        {"a": (model(11, **bias), BASE), "b": (model(11, **bias), SWAPPED)},
+        tokenizer={"source": "base", "pad_to_multiple_of": 8},
+    )
+
+    for one in inputs(made, "final_logits_bias"):
+        assert isinstance(one, Remapped)
+        assert one.shape == (1, 16)
+        assert one.row_elements == 1
+        assert one.read_bytes == 2 * 11 * 4  # once more for the mean that pads
+
+
+def padded(rows: int, head_rows: int) -> Tensors:
+    """A model whose head has another number of rows than its embedding."""
+    return {
+        **model(rows),
+        HEAD: (DType.BF16, (head_rows, 16)),
+        BIAS: (DType.BF16, (head_rows,)),
+    }
+
+
+def test_a_head_that_was_padded_by_itself_loses_what_is_behind_the_embeddings_rows() -> None:
+    made = planned(
+        {
+            "a": (padded(11, 16), BASE),
+            "b": (padded(11, 16), SWAPPED),
+            "c": (model_with_bias(), BASE),
+        },
+        tokenizer_source="base",
+    )
+
+    for name in (HEAD, BIAS):
+        kinds = [type(one) for one in inputs(made, name)]
+        assert kinds == [Remapped, Remapped, Read]
+        assert {node.slot.shape[0] for node in made.nodes if node.slot.name == name} == {11}
+    assert [type(one) for one in inputs(made, EMBEDDING)] == [Read, Remapped, Read]
+    shown = explain(made)
+    assert "a: 11 tokens in 11 rows, lacks 0 of the output's; 5 more rows of its head are" in shown
+    assert "c: 11 tokens in 11 rows, lacks 0 of the output's\n" in shown
+
+
+def model_with_bias() -> Tensors:
+    return model(11, **{BIAS: (DType.BF16, (11,))})
+
+
+def test_a_padded_head_stays_where_no_row_moves() -> None:
+    made = planned(
+        {"a": (padded(11, 16), BASE), "b": (padded(11, 16), BASE)}, tokenizer_source="union"
+    )
+
+    assert all(isinstance(one, Read) for one in inputs(made, HEAD))
+    assert "more rows of its head" not in explain(made)
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [
+        ("cls.seq.token_prior", (11,)),
+        ("vocab_mixer.matrix", (4, 11)),
+        ("lm_head.adapter.weight", (11, 4)),
+        (HEAD, (8, 16)),
+    ],
+)
+def test_what_seems_to_have_a_row_per_token_is_refused_where_rows_change(
+    name: str, shape: tuple[int, ...]
+) -> None:
+    odd = model(11, **{name: (DType.BF16, shape)})
+    sources = {"a": (odd, BASE), "b": (odd, SWAPPED)}
+    message = f"a: {name} has shape {list(shape)} and seems to have a row per token, as "
+    with pytest.raises(PlanError) as caught:
+        planned(sources, tokenizer_source="base")
+
+    assert caught.value.message.startswith(message)
+    assert f"write `keep: [{name}]`" in caught.value.message
+    assert caught.value.tensor == name
+    for key in ("keep", "drop"):
+        planned(sources, tokenizer_source="base", **dict[str, Any]({key: [name]}))
+    planned({"a": (odd, BASE), "b": (odd, BASE)}, tokenizer_source="base")
+
+
+def test_lengths_that_are_so_by_chance_are_not_taken_for_rows() -> None:
+    """In layers, of positions, and of anything where a row is as long as the vocabulary."""
+    beside = {
+        "model.layers.0.attn.sinks": (DType.BF16, (11,)),
+        "model.embed_positions.weight": (DType.BF16, (11, 16)),
+    }
+    square: Tensors = {
+        EMBEDDING: (DType.BF16, (11, 11)),
+        HEAD: (DType.BF16, (11, 11)),
+        "model.norm.weight": (DType.BF16, (11,)),
+        "lm_head.dense.bias": (DType.BF16, (11,)),
+        BIAS: (DType.BF16, (11,)),
+    }
+    for tensors in (model(11, **beside), square):
+        made = planned({"a": (tensors, BASE), "b": (tensors, SWAPPED)}, tokenizer_source="base")
+        moved = {
+            node.slot.name
+            for node in made.nodes
+            if any(isinstance(one, Remapped) for one in node.inputs)
+        }
+        assert moved == {EMBEDDING, HEAD, BIAS} & tensors.keys()
+
+
 def test_the_base_is_completed_before_deltas_are_taken() -> None:
     made = planned(
         {"base": (model(11), BASE), "a": (model(12), LONGER), "b": (model(11), SWAPPED)},
