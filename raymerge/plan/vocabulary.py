@@ -52,6 +52,8 @@ class PlannedVocabulary:
     """Label of the source whose tokenizer files the output gets."""
     tokens: int
     rows: int
+    resized: bool
+    """Whether the source that gives the config has another number of rows."""
     new: tuple[tuple[AddedToken, int], ...]
     """Tokens that the donor's tokenizer.json lacks, with their ids."""
     spelt: int
@@ -178,6 +180,7 @@ def _settled(
         donor=policy.donor,
         tokens=sum(token is not None for token in output.tokens),
         rows=len(output.tokens),
+        resized=len(output.tokens) != sizes[labels.index(recipe.donor.label)],
         new=output.new,
         spelt=output.spelt,
         removed=output.removed,

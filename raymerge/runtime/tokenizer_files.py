@@ -139,11 +139,13 @@ def _fit_special(document: Document, vocabulary: PlannedVocabulary) -> Document:
 
 def _fit_config(document: Document, vocabulary: PlannedVocabulary) -> Document:
     fitted = with_changes(document, vocabulary.changes.get(CONFIG_NAME, {}))
-    if isinstance(fitted.get(_SIZE_KEY), int):
+    sections = [name for name in TEXT_SECTIONS if isinstance(fitted.get(name), dict)]
+    # Where the key is absent the class has a default, which is the donor's number of rows.
+    absent = vocabulary.resized and not sections
+    if absent or isinstance(fitted.get(_SIZE_KEY), int):
         fitted[_SIZE_KEY] = vocabulary.rows
-    for name in TEXT_SECTIONS:
-        if isinstance(fitted.get(name), dict):
-            fitted[name] = _fit_config(fitted[name], vocabulary)
+    for name in sections:
+        fitted[name] = _fit_config(fitted[name], vocabulary)
     return fitted
 
 

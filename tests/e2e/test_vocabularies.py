@@ -197,6 +197,67 @@ def test_padding_rows_are_kept_unless_the_recipe_pads(tmp_path: Path) -> None:
     assert config["vocab_size"] == 16
 
 
+@pytest.mark.parametrize(
+    ("policy", "config", "expected"),
+    [
+        ("union", {}, {"vocab_size": 15}),
+        ("union", {"vocab_size": None}, {"vocab_size": 15}),
+        ("union", {"text_config": {"n": 1}}, {"text_config": {"n": 1, "vocab_size": 15}}),
+        (
+            "union",
+            {"vocab_size": 11, "thinker_config": {"text_config": {}}, "vision_config": {}},
+            {
+                "vocab_size": 15,
+                "thinker_config": {"text_config": {"vocab_size": 15}},
+                "vision_config": {},
+            },
+        ),
+        ("base", {}, {}),
+        ("base", {"text_config": {}}, {"text_config": {}}),
+    ],
+)
+def test_a_size_that_the_config_leaves_to_its_class_is_written_where_it_changes(
+    merged_place: Place,
+    tmp_path: Path,
+    policy: str,
+    config: dict[str, Any],
+    expected: dict[str, Any],
+) -> None:
+    shutil.copytree(merged_place / "base", tmp_path / "base")
+    (tmp_path / "base" / "config.json").write_text(json.dumps(config))
+    place = Place(tmp_path)
+    models = [str(tmp_path / "base"), str(merged_place / "a"), str(merged_place / "b")]
+    place.merged(
+        place.recipe("linear", models, parameters={"weight": 1.0}, tokenizer_source=policy)
+    )
+
+    assert json.loads((tmp_path / "out" / "config.json").read_text()) == expected
+
+
+def test_a_gpt2_of_the_usual_size_can_be_loaded_with_more_tokens(tmp_path: Path) -> None:
+    from tokenizers import models, pre_tokenizers
+    from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
+
+    place = Place(tmp_path)
+    for name, added in (("base", []), ("a", ["<x>", "<y>"])):
+        made = Tokenizer(models.WordLevel({f"w{n}": n for n in range(50257)}, unk_token="w0"))
+        made.pre_tokenizer = pre_tokenizers.Whitespace()
+        made.add_tokens([AddedToken(token, special=True) for token in added])
+        options = GPT2Config(n_embd=4, n_layer=1, n_head=1, n_positions=8, vocab_size=size(made))
+        GPT2LMHeadModel(options).save_pretrained(place / name)
+        write_tokenizer(place / name, made)
+    path = place / "base" / "config.json"
+    config = json.loads(path.read_text())
+    assert config.pop("vocab_size") == 50257
+    path.write_text(json.dumps(config))
+    knobs: dict[str, Any] = {"parameters": {"weight": 1.0}}
+    place.merged(place.recipe("linear", ("base", "a"), tokenizer_source="union", **knobs))
+
+    model, report = AutoModelForCausalLM.from_pretrained(place / "out", output_loading_info=True)
+    assert not any(report.values()), report
+    assert model.config.vocab_size == 50259
+
+
 def test_union_takes_up_padding_rows_first(tmp_path: Path) -> None:
     place = Place(tmp_path)
     write_models(place, padding=21)
