@@ -13,10 +13,14 @@ from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any
 
+from raymerge.checkpoint.ties import config_sections
+from raymerge.errors import PlanError
 from raymerge.plan.parts import Stack
 
+_COUNT = "num_hidden_layers"
+"""What transformers calls the number in any config, whatever name its class has for it."""
 _COUNTS = (
-    "num_hidden_layers",
+    _COUNT,
     "num_layers",
     "n_layer",
     "n_layers",
@@ -97,6 +101,9 @@ def layer_config(
         stacks: What slices build.
         configs: config.json of every source.
         donor: Position of the one whose config the output gets.
+
+    Raises:
+        PlanError: The number of layers changes, and nothing in the config tells where to say so.
     """
     edits: list[Edit] = []
     notes: list[str] = []
@@ -120,19 +127,22 @@ class _Author:
 
     def write(self) -> None:
         counts = self._counts()
-        if not counts:
+        if not counts and self._contradicted():
             old, new = self.stack.depths[self.donor], len(self.stack.origin)
             self.notes.append(
                 f"config.json: nothing says that {self.stack.name} has {old} layers; it has {new} "
                 "now, which the config may have to say"
             )
+        elif not counts:
+            counts = self._left_out()
         for path, keys in counts.items():
             self._write_section(path, keys)
 
     def _counts(self) -> dict[tuple[str, ...], list[str]]:
         """Keys that give the number of layers, by the section of the config they stand in."""
         found = {}
-        for path, section in _sections(self.configs[self.donor]):
+        config = self.configs[self.donor]
+        for path, section in _sections(config):
             depth = self.stack.depths[self.donor]
             keys = [
                 key
@@ -143,12 +153,63 @@ class _Author:
                 found[path] = keys
         kind = _kind(self.stack.name)
         alike = {path: keys for path, keys in found.items() if _kind(".".join(path)) == kind}
-        # A vision model's own config does not call itself one.
-        return alike or (found if len(found) == 1 else {})
+        # A vision model's own config does not call itself one. A language model's part does.
+        alone = len(found) == 1 and (kind != "text" or len(config_sections(config)) == 1)
+        return alike or (found if alone else {})
+
+    def _contradicted(self) -> bool:
+        """Whether the config gives another number, or several and not which is of which stack."""
+        kind = _kind(self.stack.name)
+        return any(
+            _of_side([key for key in _COUNTS if key in section], self.stack.name)
+            for path, section in _sections(self.configs[self.donor])
+            if not path or _kind(".".join(path)) == kind
+        )
+
+    def _left_out(self) -> dict[tuple[str, ...], list[str]]:
+        """Where to give the number of layers that the config leaves to its class's default."""
+        path = self._describing()
+        old, new = self.stack.depths[self.donor], len(self.stack.origin)
+        if path is None and old == new:
+            return {}
+        if path is None:
+            raise PlanError(
+                f"{self.stack.name} gets {new} layers instead of {old}, and the donor's "
+                "config.json neither says how many there are nor tells where to say so; add the "
+                f"key that its class reads there, with the value {old}"
+            )
+        if old != new:
+            where = ".".join((*path, _COUNT))
+            self.notes.append(
+                f"config.json: nothing says that {self.stack.name} has {old} layers; it has {new} "
+                f"now, and {where} is added to say so"
+            )
+            for key, value in _at(self.configs[self.donor], path).items():
+                if "layer" in key and type(value) is int and value == old:
+                    self._note(path, key, f"is {old}, as many as there were layers")
+        return {path: [_COUNT]}
+
+    def _describing(self) -> tuple[str, ...] | None:
+        """The section of the config that is about the stack, if that is clear."""
+        config, kind = self.configs[self.donor], _kind(self.stack.name)
+        texts = config_sections(config)
+        if _side(self.stack.name) and _has_two_sides(config):
+            return None
+        found = [
+            path
+            for path, section in _sections(config)
+            if path
+            and _kind(path[-1]) == kind
+            and (kind != "text" or any(section is text for text in texts))
+        ]
+        inner = [one for one in found if not any(p != one and p[: len(one)] == one for p in found)]
+        if not inner and (kind == "text" or len(texts) == 1):
+            return ()
+        return inner[0] if len(inner) == 1 else None
 
     def _write_section(self, path: tuple[str, ...], keys: Sequence[str]) -> None:
         section = _at(self.configs[self.donor], path)
-        old = section[keys[0]]
+        old = section.get(keys[0], self.stack.depths[self.donor] - _extra(section))
         extra = self.stack.depths[self.donor] - old
         count = len(self.stack.origin)
         if extra:
@@ -159,7 +220,8 @@ class _Author:
             self._edit(path, _EXTRA, last)
             count -= last
         for key in keys:
-            self._edit(path, key, count)
+            if key in section or count != old:
+                self._edit(path, key, count)
         origin = self.stack.origin[:count]
         sided = _side(self.stack.name)
         for key, value in section.items():
@@ -293,6 +355,12 @@ def _of_side(keys: Sequence[str], stack: str) -> list[str]:
         return sided
     # BART repeats its encoder's number as num_hidden_layers.
     return [*sided, *plain]
+
+
+def _has_two_sides(config: Mapping[str, Any]) -> bool:
+    """Whether a config is of an encoder and a decoder, with a number of layers each."""
+    sided = any(key in config for key in _COUNTS if "coder" in key)
+    return sided or config.get("is_encoder_decoder") is True
 
 
 def _kind(text: str) -> str:

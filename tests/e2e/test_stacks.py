@@ -203,8 +203,14 @@ def stacked(*ranges: tuple[str, int, int]) -> dict[str, Any]:
 
 @pytest.mark.filterwarnings("default")
 @pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
-def test_a_deeper_llama_loads_and_generates(place: Place, *, tied: bool) -> None:
+@pytest.mark.parametrize("said", [True, False], ids=["said", "left to the class"])
+def test_a_deeper_llama_loads_and_generates(place: Place, *, tied: bool, said: bool) -> None:
     models = {name: save_llama(place / name, seed, tied=tied) for seed, name in enumerate("ab")}
+    if not said:
+        path = place / "a" / "config.json"
+        config = json.loads(path.read_text())
+        del config["num_hidden_layers"]
+        path.write_text(json.dumps(config))
     taken = (("a", 0, 2), ("b", 1, 3), ("a", 1, 3))
     loaded = merged_model(place, stacked(*taken))
 

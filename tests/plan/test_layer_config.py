@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from raymerge.errors import PlanError
 from raymerge.plan.layer_config import layer_config
 from raymerge.plan.parts import Stack
 
@@ -96,15 +97,80 @@ def test_the_number_of_layers_is_found_where_the_architecture_keeps_it(
     assert rewritten(stack(REPEATED, 4, name=name), config) == (edits, ())
 
 
-@pytest.mark.parametrize("config", [{"num_hidden_layers": 5}, {"layers": 4}, {"vocab_size": 4}])
-def test_a_number_that_is_nowhere_is_a_note(config: dict[str, Any]) -> None:
-    edits, notes = rewritten(stack(REPEATED, 4), config)
+def test_a_number_that_is_another_is_a_note() -> None:
+    edits, notes = rewritten(stack(REPEATED, 4), {"num_hidden_layers": 5})
     assert edits == {}
     (note,) = notes
     assert note == (
         "config.json: nothing says that model.layers has 4 layers; it has 6 now, which the config "
         "may have to say"
     )
+
+
+@pytest.mark.parametrize(
+    ("name", "config", "key"),
+    [
+        ("model.layers", {"vocab_size": 4}, "num_hidden_layers"),
+        ("bert.encoder.layer", {"vocab_size": 4}, "num_hidden_layers"),
+        ("model.decoder.layers", {"vocab_size": 4}, "num_hidden_layers"),
+        ("vit.encoder.layer", {"image_size": 8}, "num_hidden_layers"),
+        (
+            "model.language_model.layers",
+            {"text_config": {"rope": {}}, "vision_config": {"num_hidden_layers": 4}},
+            "text_config.num_hidden_layers",
+        ),
+        (
+            "thinker.model.layers",
+            {"thinker_config": {"text_config": {}, "vision_config": {}}},
+            "thinker_config.text_config.num_hidden_layers",
+        ),
+        (
+            "vision_model.encoder.layers",
+            {"text_config": {}, "vision_config": {}},
+            "vision_config.num_hidden_layers",
+        ),
+    ],
+)
+def test_a_number_that_is_left_to_the_class_is_added(
+    name: str, config: dict[str, Any], key: str
+) -> None:
+    edits, notes = rewritten(stack(REPEATED, 4, name=name), config)
+    assert edits == {key: 6}
+    (note,) = notes
+    assert note == (
+        f"config.json: nothing says that {name} has 4 layers; it has 6 now, and {key} is added to "
+        "say so"
+    )
+    assert rewritten(stack([3, 1, 2, 0], 4, name=name), config) == ({}, ())
+
+
+def test_lists_by_layer_follow_a_number_that_is_left_to_the_class() -> None:
+    config = {"layer_types": WAS, "layers": 4}
+    edits, notes = rewritten(stack([1, 2, 3], 4), config)
+    assert edits == {"num_hidden_layers": 3, "layer_types": WAS[1:]}
+    assert notes[1:] == (
+        "config.json: layers is 4, as many as there were layers; it is left as it is",
+    )
+    edits, notes = rewritten(stack([1, 0, 2, 3], 4), config)
+    assert edits == {"layer_types": [SLIDING, FULL, SLIDING, FULL]}
+    assert notes == ()
+
+
+@pytest.mark.parametrize(
+    ("name", "config"),
+    [
+        ("decoder.block", {"is_encoder_decoder": True}),
+        ("model.decoder.layers", {"encoder_layers": 4}),
+        ("model.visual.blocks", {"text_config": {}}),
+        ("vision.layers", {"a": {"vision_config": {}}, "b": {"vision_config": {}}}),
+    ],
+)
+def test_a_number_that_could_stand_in_several_places_is_refused(
+    name: str, config: dict[str, Any]
+) -> None:
+    with pytest.raises(PlanError, match=f"{name} gets 6 layers instead of 4, and the donor's conf"):
+        rewritten(stack(REPEATED, 4, name=name), config)
+    assert rewritten(stack([1, 0, 2, 3], 4, name=name), config) == ({}, ())
 
 
 def test_without_a_config_there_is_nothing_to_say() -> None:
