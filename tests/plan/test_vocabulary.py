@@ -17,6 +17,7 @@ from raymerge.plan.build import Plan, PlanOptions, build
 from raymerge.plan.explain import explain
 from raymerge.plan.graph import Read
 from raymerge.plan.remapped import Remapped
+from raymerge.recipe import loads
 from raymerge.tokenizer.files import TokenizerFiles
 from tests.plans import EMBEDDING, GIB, HEAD, MODEL, UP, Tensors, catalog, recipe, without
 from tests.vocabularies import tokenizer
@@ -123,6 +124,69 @@ def test_what_is_not_merged_may_differ(key: str) -> None:
     )
 
     assert made.tokenizer is None
+
+
+def stacked(
+    *taken: str, sources: Mapping[str, tuple[Tensors, Tokenizer | bytes]], **top: Any
+) -> Plan:
+    """Slices of two layers each, averages of the sources that they name."""
+    slices = [
+        {"sources": [{"model": name, "layer_range": [0, 2]} for name in names.split()]}
+        for names in taken
+    ]
+    document = {"merge_method": "linear", "parameters": {"weight": 1}, "slices": slices, **top}
+    merge = loads(json.dumps(document), path="r.yaml")
+    return build(
+        merge,
+        [catalog(source.label, sources[source.label][0]) for source in merge.all_sources],
+        PlanOptions(memory_bytes=4 * GIB, threads=2),
+        tokenizer_files={name: files(name, made) for name, (_, made) in sources.items()},
+    )
+
+
+def test_slices_in_the_middle_give_no_rows_and_may_have_other_tokens() -> None:
+    for other in ((MODEL, SWAPPED), (MODEL, LONGER), (model(40), LONGER), (model(40), b"{}")):
+        sources = {"a": (MODEL, BASE), "b": other, "c": (MODEL, BASE)}
+        made = stacked("a", "b", "c", sources=sources)
+        assert made.tokenizer is None
+        assert {one.source for one in inputs(made, EMBEDDING)} == {0}  # type: ignore[attr-defined]
+        stacked("a", "a b", "c a", sources=sources)
+
+
+@pytest.mark.parametrize(
+    ("taken", "top"),
+    [
+        (("b", "a", "a"), {}),
+        (("a", "a", "b"), {}),
+        (("a b", "a"), {}),
+        (("a", "a b"), {}),
+        (("a", "a", "b"), {"keep": [EMBEDDING]}),
+        # Nobody merges the base's rows, but its tokenizer goes with them.
+        (("a", "a", "a"), {"base_model": "b"}),
+    ],
+)
+def test_the_first_and_the_last_slice_give_rows_and_the_donor_the_tokens(
+    taken: tuple[str, ...], top: dict[str, Any]
+) -> None:
+    sources = {"a": (MODEL, BASE), "b": (MODEL, SWAPPED)}
+    with pytest.raises(PlanError, match="the sources differ in their vocabulary"):
+        stacked(*taken, sources=sources, **top)
+    stacked(*taken, sources=sources, **{**top, "keep": [EMBEDDING, HEAD]})
+
+
+def test_an_embedding_of_another_name_is_seen_by_what_the_config_says() -> None:
+    name = "backbone.tokens.weight"
+    odd: Tensors = {**without(MODEL, EMBEDDING, HEAD), name: (DType.BF16, (32, 16))}
+    sources = {"a": (odd, BASE), "b": (odd, SWAPPED)}
+    configs = {label: {"text_config": {"vocab_size": 32}} for label in sources}
+    with pytest.raises(PlanError) as caught:
+        planned(sources, configs=configs)
+
+    assert "8 is 'ab' in a and 'cd' in b" in caught.value.message
+    assert f"raymerge does not know {name} by its name" in caught.value.message
+    assert "tokenizer_source" not in caught.value.message
+    planned(sources, configs=configs, keep=[name])
+    planned({"a": (odd, BASE), "b": (odd, BASE)}, configs=configs)
 
 
 def test_a_plan_without_a_word_on_tokenizers_reads_what_is_stored() -> None:
