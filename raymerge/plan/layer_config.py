@@ -8,32 +8,24 @@ lengths cannot say; what cannot be told is a note for the reader.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any
 
-from raymerge.checkpoint.ties import config_sections
 from raymerge.errors import PlanError
+from raymerge.plan.layer_counts import (
+    COUNT,
+    EXTRA,
+    contradicted,
+    describing,
+    num_extra,
+    said_counts,
+    section_at,
+    side_of,
+)
 from raymerge.plan.parts import Stack
 
-_COUNT = "num_hidden_layers"
-"""What transformers calls the number in any config, whatever name its class has for it."""
-_COUNTS = (
-    _COUNT,
-    "num_layers",
-    "n_layer",
-    "n_layers",
-    "depth",
-    "num_transformer_layers",
-    "encoder_layers",
-    "decoder_layers",
-    "num_encoder_layers",
-    "num_decoder_layers",
-)
-_EXTRA = "num_nextn_predict_layers"
-"""Layers that predict further tokens, stored behind the last one and not counted."""
-_KINDS = {"vision": ("vision", "visual", "vit", "image"), "audio": ("audio", "speech")}
 # As long as there are layers by chance, if at all.
 _NOT_BY_LAYER = ("architectures", "mrope_section", "keys_to_ignore_at_inference")
 _NOT_BY_LAYER_ENDINGS = ("token_id", "token_ids", "_tokens", "_mean", "_std", "_sizes", "_dims")
@@ -126,9 +118,10 @@ class _Author:
     notes: list[str] = field(default_factory=list)
 
     def write(self) -> None:
-        counts = self._counts()
-        if not counts and self._contradicted():
-            old, new = self.stack.depths[self.donor], len(self.stack.origin)
+        config, old = self.configs[self.donor], self.stack.depths[self.donor]
+        counts = said_counts(config, self.stack.name, old)
+        if not counts and contradicted(config, self.stack.name):
+            new = len(self.stack.origin)
             self.notes.append(
                 f"config.json: nothing says that {self.stack.name} has {old} layers; it has {new} "
                 "now, which the config may have to say"
@@ -138,37 +131,9 @@ class _Author:
         for path, keys in counts.items():
             self._write_section(path, keys)
 
-    def _counts(self) -> dict[tuple[str, ...], list[str]]:
-        """Keys that give the number of layers, by the section of the config they stand in."""
-        found = {}
-        config = self.configs[self.donor]
-        for path, section in _sections(config):
-            depth = self.stack.depths[self.donor]
-            keys = [
-                key
-                for key in _COUNTS
-                if type(section.get(key)) is int and depth - section[key] in (0, _extra(section))
-            ]
-            if keys := _of_side(keys, self.stack.name):
-                found[path] = keys
-        kind = _kind(self.stack.name)
-        alike = {path: keys for path, keys in found.items() if _kind(".".join(path)) == kind}
-        # A vision model's own config does not call itself one. A language model's part does.
-        alone = len(found) == 1 and (kind != "text" or len(config_sections(config)) == 1)
-        return alike or (found if alone else {})
-
-    def _contradicted(self) -> bool:
-        """Whether the config gives another number, or several and not which is of which stack."""
-        kind = _kind(self.stack.name)
-        return any(
-            _of_side([key for key in _COUNTS if key in section], self.stack.name)
-            for path, section in _sections(self.configs[self.donor])
-            if not path or _kind(".".join(path)) == kind
-        )
-
     def _left_out(self) -> dict[tuple[str, ...], list[str]]:
         """Where to give the number of layers that the config leaves to its class's default."""
-        path = self._describing()
+        path = describing(self.configs[self.donor], self.stack.name)
         old, new = self.stack.depths[self.donor], len(self.stack.origin)
         if path is None and old == new:
             return {}
@@ -179,51 +144,33 @@ class _Author:
                 f"key that its class reads there, with the value {old}"
             )
         if old != new:
-            where = ".".join((*path, _COUNT))
+            where = ".".join((*path, COUNT))
             self.notes.append(
                 f"config.json: nothing says that {self.stack.name} has {old} layers; it has {new} "
                 f"now, and {where} is added to say so"
             )
-            for key, value in _at(self.configs[self.donor], path).items():
+            for key, value in section_at(self.configs[self.donor], path).items():
                 if "layer" in key and type(value) is int and value == old:
                     self._note(path, key, f"is {old}, as many as there were layers")
-        return {path: [_COUNT]}
-
-    def _describing(self) -> tuple[str, ...] | None:
-        """The section of the config that is about the stack, if that is clear."""
-        config, kind = self.configs[self.donor], _kind(self.stack.name)
-        texts = config_sections(config)
-        if _side(self.stack.name) and _has_two_sides(config):
-            return None
-        found = [
-            path
-            for path, section in _sections(config)
-            if path
-            and _kind(path[-1]) == kind
-            and (kind != "text" or any(section is text for text in texts))
-        ]
-        inner = [one for one in found if not any(p != one and p[: len(one)] == one for p in found)]
-        if not inner and (kind == "text" or len(texts) == 1):
-            return ()
-        return inner[0] if len(inner) == 1 else None
+        return {path: [COUNT]}
 
     def _write_section(self, path: tuple[str, ...], keys: Sequence[str]) -> None:
-        section = _at(self.configs[self.donor], path)
-        old = section.get(keys[0], self.stack.depths[self.donor] - _extra(section))
+        section = section_at(self.configs[self.donor], path)
+        old = section.get(keys[0], self.stack.depths[self.donor] - num_extra(section))
         extra = self.stack.depths[self.donor] - old
         count = len(self.stack.origin)
         if extra:
             beyond = [layer >= old for _, layer in self.stack.origin]
             last = sum(beyond)
             if beyond != [False] * (count - last) + [True] * last:
-                self._note(path, _EXTRA, "prediction layers are among the others now")
-            self._edit(path, _EXTRA, last)
+                self._note(path, EXTRA, "prediction layers are among the others now")
+            self._edit(path, EXTRA, last)
             count -= last
         for key in keys:
             if key in section or count != old:
                 self._edit(path, key, count)
         origin = self.stack.origin[:count]
-        sided = _side(self.stack.name)
+        sided = side_of(self.stack.name)
         for key, value in section.items():
             if key in keys or (sided and sided in keys[0] and sided not in key):
                 continue
@@ -259,15 +206,15 @@ class _Author:
     def _of_layer(self, path: tuple[str, ...], key: str, at: tuple[int, int]) -> Any:
         """What the layer's own source says of it, else what the donor says."""
         source, layer = at
-        donors = _at(self.configs[self.donor], path)[key]
-        own = _at(self.configs[source], path).get(key)
+        donors = section_at(self.configs[self.donor], path)[key]
+        own = section_at(self.configs[source], path).get(key)
         if isinstance(own, type(donors)) and layer < len(own):
             return own[layer]
         return donors[layer % len(donors)]
 
     def _lists(self, path: tuple[str, ...], key: str, at: tuple[int, int]) -> bool:
-        own = _at(self.configs[at[0]], path).get(key)
-        listed = own if isinstance(own, list) else _at(self.configs[self.donor], path)[key]
+        own = section_at(self.configs[at[0]], path).get(key)
+        listed = own if isinstance(own, list) else section_at(self.configs[self.donor], path)[key]
         return at[1] in listed
 
     def _check_periods(
@@ -296,7 +243,7 @@ class _Author:
                 )
 
     def _edit(self, path: tuple[str, ...], key: str, value: Any) -> None:
-        if _at(self.configs[self.donor], path).get(key) != value:
+        if section_at(self.configs[self.donor], path).get(key) != value:
             self.edits.append(Edit((*path, key), value))
 
     def _note(self, path: tuple[str, ...], key: str, text: str) -> None:
@@ -315,58 +262,6 @@ def edited(config: Mapping[str, Any], edits: Sequence[Edit]) -> Mapping[str, Any
             section = section[name]
         section[key] = edit.value
     return made
-
-
-def _sections(
-    config: Mapping[str, Any], path: tuple[str, ...] = ()
-) -> Iterator[tuple[tuple[str, ...], Mapping[str, Any]]]:
-    """The config and every mapping in it."""
-    yield path, config
-    for key, value in config.items():
-        if isinstance(value, dict):
-            yield from _sections(value, (*path, key))
-
-
-def _at(config: Mapping[str, Any], path: Sequence[str]) -> Mapping[str, Any]:
-    """The section at `path`, empty where there is none."""
-    for key in path:
-        inner = config.get(key)
-        config = inner if isinstance(inner, dict) else {}
-    return config
-
-
-def _extra(section: Mapping[str, Any]) -> int:
-    extra = section.get(_EXTRA)
-    return extra if isinstance(extra, int) else 0
-
-
-def _side(stack: str) -> str:
-    """`encoder` or `decoder` of a model that may have both."""
-    components = stack.split(".")
-    return next((side for side in ("decoder", "encoder") if side in components), "")
-
-
-def _of_side(keys: Sequence[str], stack: str) -> list[str]:
-    """Of the keys of a model with two sides those of the stack's."""
-    side = _side(stack)
-    sided = [key for key in keys if side and side in key]
-    plain = [key for key in keys if "coder" not in key]
-    if side == "decoder" and sided:
-        return sided
-    # BART repeats its encoder's number as num_hidden_layers.
-    return [*sided, *plain]
-
-
-def _has_two_sides(config: Mapping[str, Any]) -> bool:
-    """Whether a config is of an encoder and a decoder, with a number of layers each."""
-    sided = any(key in config for key in _COUNTS if "coder" in key)
-    return sided or config.get("is_encoder_decoder") is True
-
-
-def _kind(text: str) -> str:
-    lower = text.lower()
-    kinds = (kind for kind, words in _KINDS.items() if any(word in lower for word in words))
-    return next(kinds, "text")
 
 
 def _is_by_layer(key: str, value: Any, number: int) -> bool:
