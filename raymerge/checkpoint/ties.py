@@ -31,6 +31,7 @@ _HEADS = (
     "generator_lm_head.weight",  # ELECTRA
     "pred_layer.proj.weight",  # XLM
     "lm_loss.weight",  # XLNet
+    "head.weight",  # RWKV
 )
 _EMBEDDINGS = (
     "embed_tokens.weight",
@@ -42,10 +43,10 @@ _EMBEDDINGS = (
 )
 # Mamba's and CLIP's. A codebook may be called so too, beside an embedding of one of those names.
 _LESS_CLEAR_EMBEDDINGS = ("embeddings.weight", "token_embedding.weight")
-# Further tensors with a row per token, such as the head of a layer that predicts a token ahead.
-_MORE_HEADS = ("head.weight",)
+# Heads of layers that predict a token ahead: a row per token, and tied to nothing.
+_FURTHER_HEADS = ("shared_head.head.weight",)
 _BIASES = (
-    *(name.removesuffix("weight") + "bias" for name in (*_HEADS, *_MORE_HEADS)),
+    *(name.removesuffix("weight") + "bias" for name in _HEADS),
     "predictions.bias",
     "final_logits_bias",
 )
@@ -109,7 +110,7 @@ def find_tie(catalog: Holder) -> Tie | None:
     Of several candidates the least nested head counts, and the embedding that shares most of its
     path.
     """
-    heads = sorted(_matrices(catalog, _HEADS), key=_depth)
+    heads = sorted(filter(is_head, _matrices(catalog, _HEADS)), key=_depth)
     embeddings = _embeddings(catalog)
     for head in heads:
         shape = catalog.tensors[head].shape
@@ -121,7 +122,7 @@ def find_tie(catalog: Holder) -> Tie | None:
 
 def is_head(name: str) -> bool:
     """Whether a tensor is an output head by its name."""
-    return _ends_with(name, _HEADS)
+    return _ends_with(name, _HEADS) and not _ends_with(name, _FURTHER_HEADS)
 
 
 def is_embedding(name: str) -> bool:
@@ -151,7 +152,7 @@ def vocabulary_tensors(catalog: Holder) -> tuple[str, ...]:
     if embedding is None:
         return ()
     rows = catalog.tensors[embedding].shape[0]
-    named = _matrices(catalog, (*_EMBEDDINGS, *_LESS_CLEAR_EMBEDDINGS, *_HEADS, *_MORE_HEADS))
+    named = _matrices(catalog, (*_EMBEDDINGS, *_LESS_CLEAR_EMBEDDINGS, *_HEADS))
     found = [embedding, *(name for name in named if catalog.tensors[name].shape[0] == rows)]
     lengths = [rows]
     head = lone_head(catalog)
@@ -165,18 +166,20 @@ def vocabulary_tensors(catalog: Holder) -> tuple[str, ...]:
 def lone_head(catalog: Holder) -> str | None:
     """The head of a source that has none in its embedding's shape: it has more rows, or fewer.
 
-    Only one outside the layers counts, whose rows are as long as the embedding's.
+    Only one outside the layers counts, whose rows are as long as the embedding's. Of more than
+    twice as many, or less than half, it is another one: padding is a few rows.
     """
     embedding = find_embedding(catalog)
     if embedding is None or find_tie(catalog):
         return None
-    width = catalog.tensors[embedding].shape[1]
+    rows, width = catalog.tensors[embedding].shape
     heads = (
         name
         for name in _matrices(catalog, _HEADS)
         if catalog.tensors[name].shape[1] == width and not any(map(str.isdecimal, name.split(".")))
     )
-    return min(heads, key=_depth, default=None)
+    padded = (name for name in heads if rows <= 2 * catalog.tensors[name].shape[0] <= 4 * rows)
+    return min(padded, key=_depth, default=None)
 
 
 def _is_bias(name: str, catalog: Holder, lengths: Sequence[int]) -> bool:
@@ -256,7 +259,7 @@ def _lacks_any_head(catalog: Holder) -> bool:
     return (
         needs_head(catalog.config)
         and find_embedding(catalog) is not None
-        and not any(_ends_with(name, _HEADS) for name in catalog.tensors)
+        and not any(map(is_head, catalog.tensors))
     )
 
 

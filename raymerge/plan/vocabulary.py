@@ -241,4 +241,4 @@ def _changes(
 def _behind(view: View) -> int:
     """Rows of a head that was padded by itself behind those of the embedding."""
     head = lone_head(view)
-    return view.tensors[head].shape[0] - num_rows(view) if head else 0
+    return max(0, view.tensors[head].shape[0] - num_rows(view)) if head else 0

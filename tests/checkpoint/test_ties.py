@@ -77,6 +77,7 @@ def lacks(label: str, config: dict[str, Any]) -> Catalog:
         ),
         (("vq.embeddings.weight", EMBEDDING, HEAD), Tie(HEAD, EMBEDDING)),
         ((EMBEDDING, "model.layers.61.shared_head.head.weight"), None),
+        (("rwkv.embeddings.weight", "head.weight"), Tie("head.weight", "rwkv.embeddings.weight")),
         ((EMBEDDING,), None),
         ((HEAD,), None),
         ((EMBEDDING, "encoder.my_output.weight"), None),
@@ -187,6 +188,15 @@ def test_the_output_is_untied_as_soon_as_one_source_is(
         # An embedding model has no head to miss, whatever its config inherited.
         [lacks("a", {**UNTIED, "architectures": ["MistralModel"]})],
         [catalog("a", {**UNTIED, **CAUSAL}, "model.norm.weight")],
+        [
+            catalog(
+                "a",
+                {**UNTIED, **CAUSAL},
+                "rwkv.embeddings.weight",
+                "head.weight",
+                **{"head.weight": (40, 16)},
+            )
+        ],
         # A head of another shape is there and cannot be tied.
         [catalog("a", {**UNTIED, **CAUSAL}, EMBEDDING, HEAD, **{HEAD: (40, 16)})],
     ],
