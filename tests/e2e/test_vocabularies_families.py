@@ -145,6 +145,49 @@ def test_every_row_of_a_token_is_merged_with_the_rows_of_that_token(
     assert tuple(getattr(model, "text_model", model).get_input_embeddings().weight.shape) == shape
 
 
+def whisper(transformers: Any) -> Any:
+    options = transformers.WhisperConfig(
+        **SIDES, **SPECIAL, vocab_size=12, decoder_start_token_id=0, num_mel_bins=4,
+        max_source_positions=10, max_target_positions=10,
+    )  # fmt: skip
+    return transformers.WhisperForConditionalGeneration(options)
+
+
+@pytest.mark.parametrize("storing", [["a"], ["base", "a"]], ids=["one stores it", "all do"])
+@pytest.mark.parametrize(
+    ("make", "head", "embedding"),
+    [
+        (lambda t: FAMILIES["mamba"][0](t, 12), "lm_head.weight", "backbone.embeddings.weight"),
+        (whisper, "proj_out.weight", "model.decoder.embed_tokens.weight"),
+    ],
+    ids=["mamba", "whisper"],
+)
+def test_a_tied_head_stays_its_embedding_whoever_stores_it(
+    tmp_path: Path, make: Callable[[Any], Any], head: str, embedding: str, storing: list[str]
+) -> None:
+    """Drawn by its own name, a copy of it would come out as another tensor."""
+    import transformers
+    from safetensors.torch import load_file, save_file
+
+    place = Place(tmp_path)
+    for seed, name in enumerate(("base", "a")):
+        torch.manual_seed(seed)
+        made = make(transformers)
+        made.save_pretrained(place / name)
+        if name in storing:
+            path = place / name / "model.safetensors"
+            tensors = load_file(path)
+            tensors[head] = tensors[embedding].clone()
+            save_file(tensors, path, metadata={"format": "pt"})
+    knobs = {"weight": 1.0, "density": 0.5}
+    merged = place.merged(place.recipe("dare_ties", ("a",), base="base", parameters=knobs))
+
+    assert head not in merged
+    loaded, report = type(made).from_pretrained(place / "out", output_loading_info=True)
+    assert not any(report.values()), report
+    assert torch.equal(loaded.state_dict()[head], merged[embedding])
+
+
 @pytest.mark.parametrize("family", ["mamba", "clip"])
 def test_other_tokens_are_refused_without_a_policy(tmp_path: Path, family: str) -> None:
     place = Place(tmp_path)
