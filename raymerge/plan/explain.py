@@ -202,6 +202,7 @@ def _ranges(steps: Sequence[Step]) -> str:
     return ", ".join(
         f"{name} {value if isinstance(value, str) else joined(value)}"
         for name, value in shown.items()
+        if value  # the base alone has no source to have one
     )
 
 

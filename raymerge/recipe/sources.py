@@ -114,7 +114,7 @@ def make_cast(
         )
     joining = [] if relative or key == "sources" else unlisted
     taking_part = others if relative else [*models, *joining]
-    if not _is_adapted_alone(method, base, models):
+    if not _is_base_alone(method, base, models, key):
         number = len(taking_part)
         _check_number(method, number, place, joined=bool(joining), relative=relative, key=key)
     base_entry = next((model for model in models if model not in others), None)
@@ -133,11 +133,16 @@ def make_cast(
     )
 
 
-def _is_adapted_alone(method: Method, base: Listed | None, models: Sequence[Listed]) -> bool:
-    """Whether the base and its adapter are all there is: so adapters are merged into models."""
-    if base is None or base.adapter is None or method.over is not Over.DELTAS:
+def _is_base_alone(method: Method, base: Listed | None, models: Sequence[Listed], key: str) -> bool:
+    """Whether it is meant that there is nothing but the base.
+
+    With its adapter, for so adapters are merged into models; and in a slice, whose layers are then
+    the base's.
+    """
+    if base is None or method.over is not Over.DELTAS or method.min_sources > 1:
         return False
-    return method.min_sources == 1 and [model.identity for model in models] == [base.identity]
+    meant = base.adapter is not None or key == "sources"
+    return meant and [model.identity for model in models] == [base.identity]
 
 
 def read_models(fields: Fields, key: str = "models") -> tuple[Listed, ...]:
