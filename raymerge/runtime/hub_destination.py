@@ -10,7 +10,7 @@ Another machine that runs the same merge starts anew, and uploads only what the 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Mapping, MutableMapping, Sequence
 from typing import Any
 
 from raymerge.checkpoint.index import INDEX_NAME, RECORD_NAME, build_index
@@ -29,6 +29,9 @@ from raymerge.storage.hub_upload import HubDestination, UploadedFile
 from raymerge.storage.posix import write_atomically
 from raymerge.storage.store import Access
 from raymerge.storage.urls import Location
+
+_PARENT_NAME = "parent"
+"""The commit that the branch was at when it was found to be free, for a run that goes on."""
 
 
 class RepositoryDestination:
@@ -58,17 +61,25 @@ class RepositoryDestination:
         )
         try:
             self._parent = self._branch.open(private=True)
-            # A branch that is made has what it was made from, to be replaced.
-            if self._claim.is_new and not overwrite and not self._branch.was_made:
-                # The Hub puts a README of its own beside nothing at all.
-                wanted = [name for name in names if name != CARD_NAME]
-                remedy = "give another repository or branch, or --overwrite to replace it"
-                refuse_taken(self._parent.sizes(), wanted, self.location, remedy)
+            if not overwrite:
+                self._refuse_taken(names)
         except BaseException:
             if self._claim.is_new:
                 self._claim.abandon()
             self._claim.close()
             raise
+
+    def _refuse_taken(self, names: Sequence[str]) -> None:
+        """Refuse a branch with a checkpoint, but for what a branch that we made was made from."""
+        began_at = self._claim.folder / _PARENT_NAME
+        head = str(self._parent.name.revision).encode()
+        ours = self._branch.was_made or (began_at.exists() and began_at.read_bytes() == head)
+        if not ours:
+            # The Hub puts a README of its own beside nothing at all.
+            wanted = [name for name in names if name != CARD_NAME]
+            remedy = "give another repository or branch, or --overwrite to replace it"
+            refuse_taken(self._parent.sizes(), wanted, self.location, remedy)
+        write_atomically(began_at, head)
 
     def check(self) -> None:
         """See `Destination.check`."""

@@ -131,3 +131,29 @@ def test_what_a_killed_process_has_left_on_its_disk_is_no_hindrance(
         left.write_bytes(bytes(shard.nbytes + 1000))
     merge(models)
     assert sites.hashes(hub.repos[OUT].files()) == expected(models)
+
+
+@pytest.mark.parametrize("commits", [False, True])
+def test_a_new_branch_is_still_ours_after_a_kill_unless_somebody_commits(
+    models: Place, hub: Hub, *, commits: bool
+) -> None:
+    merge(models)
+    recipe = models / "recipe.yaml"
+    recipe.write_text(recipe.read_text().replace("0.5", "0.25"))
+    out, run = f"hf://{OUT}@quarter", {"engine": "local", "device": "cpu", "shard_bytes": 4000}
+
+    class KilledError(BaseException):
+        pass
+
+    def kill(progress: Progress) -> None:
+        if progress.written_bytes:
+            raise KilledError
+
+    with pytest.raises(KilledError):
+        raymerge.merge(recipe, out, on_progress=kill, **run)  # type: ignore[arg-type]
+    if not commits:
+        assert raymerge.merge(recipe, out, **run).shards  # type: ignore[arg-type]
+        return
+    hub.add(OUT, hub.repos[OUT].files("quarter") | {"notes.txt": b"theirs"}, branch="quarter")
+    with pytest.raises(ConflictError, match="already holds a checkpoint"):
+        raymerge.merge(recipe, out, **run)  # type: ignore[arg-type]
