@@ -10,6 +10,7 @@ from raymerge.checkpoint.chat import chat_template
 from raymerge.checkpoint.dtypes import DType
 from raymerge.checkpoint.folder import Folder
 from raymerge.checkpoint.quantised import quantisation
+from raymerge.checkpoint.scaled import scaled_codes
 from raymerge.checkpoint.ties import config_sections, find_embedding
 from raymerge.runtime.inspection import SourceFacts
 
@@ -30,6 +31,7 @@ def source_facts(catalog: Catalog, folder: Folder, *, is_base: bool) -> SourceFa
         parameters=parameters.total(),
         dtype=parameters.most_common(1)[0][0].torch_name if parameters else None,
         quantisation=quantisation(catalog),
+        widened=scaled_codes(catalog) is not None,
         vocabulary_rows=catalog.tensors[embedding].shape[0] if embedding else None,
         vocab_size=next((size for size in said if isinstance(size, int)), None),
         chat_template=hashlib.sha256(template.encode()).hexdigest()[:16] if template else None,

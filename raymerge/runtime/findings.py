@@ -130,8 +130,13 @@ def _shared_offset(pair: PairFigures, base: str) -> Finding:
 def _of_files(facts: Sequence[SourceFacts], differences: Sequence[str]) -> Iterator[Finding]:
     for source in facts:
         if source.quantisation:
-            message = f"{source.label} is quantised: {source.quantisation}. Codes are not compared"
-            yield Finding("quantised", "warning", (source.label,), message)
+            severity, done = (
+                ("note", "Its codes are widened by their scales, as in a merge")
+                if source.widened
+                else ("warning", "Codes are not compared")
+            )
+            message = f"{source.label} is quantised: {source.quantisation}. {done}"
+            yield Finding("quantised", severity, (source.label,), message)
     everyone = tuple(source.label for source in facts)
     rows = {source.label: source.vocabulary_rows for source in facts}
     if len(set(rows.values())) > 1:

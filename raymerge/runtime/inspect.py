@@ -24,6 +24,8 @@ from raymerge.checkpoint.ties import is_embedding, is_head
 from raymerge.errors import PlanError
 from raymerge.kernels.compare import Comparison
 from raymerge.kernels.tile import ALL_FINITE
+from raymerge.plan.dequantised import dequantised
+from raymerge.plan.experts import in_one_layout
 from raymerge.plan.graph import CopyStep, Input, PlannedSource, TensorNode
 from raymerge.plan.memory import LARGEST_TILE, Budget
 from raymerge.plan.needs import merge_needs
@@ -75,7 +77,9 @@ def inspect(
         raise PlanError(f"{labels[0]} alone is nothing to compare; give --base, or another source")
     with ThreadPoolExecutor(len(folders)) as pool:
         catalogs = list(pool.map(lambda f, label: read_catalog(f, label=label), folders, labels))
-    candidates, uncompared = match_up(views(catalogs), relative=relative)
+    # As a merge would see them: widened, and the experts of all in the layout of the first.
+    seen = in_one_layout(dequantised(views(catalogs), catalogs), donor=labels[0])
+    candidates, uncompared = match_up(seen, relative=relative)
     by_label = dict(zip(labels, folders, strict=True))
     facts = tuple(
         source_facts(catalog, by_label[catalog.label], is_base=relative and position == 0)

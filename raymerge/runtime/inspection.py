@@ -30,6 +30,8 @@ class SourceFacts:
     """Element type of most parameters."""
     quantisation: str | None
     """The scheme and where it was seen."""
+    widened: bool
+    """Whether its codes are compared as the weights they stand for, as they are merged."""
     vocabulary_rows: int | None
     """Rows of the input embedding."""
     vocab_size: int | None

@@ -23,7 +23,7 @@ def test_it_prints_its_document(place: Place) -> None:
         "bytes_read", "seconds",
     ]  # fmt: skip
     assert list(document["sources"][0]) == [
-        "label", "location", "is_base", "tensors", "parameters", "dtype", "quantisation",
+        "label", "location", "is_base", "tensors", "parameters", "dtype", "quantisation", "widened",
         "vocabulary_rows", "vocab_size", "chat_template",
     ]  # fmt: skip
     assert list(document["total"]) == [

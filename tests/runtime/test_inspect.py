@@ -240,13 +240,49 @@ def test_quantised_sources_are_named(place: Place) -> None:
     codes = dict(fine_tune(base, 1))
     name = "model.layers.0.mlp.up_proj.weight"
     codes[name] = codes[name].to(torch.float8_e4m3fn)
-    codes[f"{name}_scale_inv"] = torch.ones(1, 1)
     place.model("a", codes)
     found = inspected(place, "a", base="base")
 
-    assert found.findings[0].kind == "quantised"
-    assert {one.tensor for one in found.uncompared} == {name, f"{name}_scale_inv"}
-    assert found.sources[1].quantisation is not None
+    assert (found.findings[0].kind, found.findings[0].severity) == ("quantised", "warning")
+    assert {one.tensor for one in found.uncompared} == {name}
+    assert (found.sources[1].quantisation is not None, found.sources[1].widened) == (True, False)
+
+
+def test_codes_are_compared_as_what_they_stand_for(place: Place) -> None:
+    base = place.llamas()
+    codes, meant = dict(fine_tune(base, 1)), dict(fine_tune(base, 1))
+    name = "model.layers.0.mlp.up_proj.weight"
+    codes[name] = codes[name].to(torch.float8_e4m3fn)
+    meant[name] = (codes[name].float() * 0.5).to(base[name].dtype)
+    codes[f"{name}_scale_inv"] = torch.full((1, 1), 0.5)
+    place.model("a", codes)
+    found = inspected(place, "a", base="base")
+    place.model("a", meant)
+    expected = inspected(place, "a", base="base")
+
+    assert found.total == expected.total
+    assert not found.uncompared
+    assert next(one for one in found.findings if one.kind == "quantised").severity == "note"
+    assert found.sources[1].widened
+
+
+def test_experts_are_compared_in_one_layout(place: Place) -> None:
+    stem = "model.layers.0.mlp.experts"
+    torch.manual_seed(0)
+    parts = [torch.randn(4, 6, 8), torch.randn(4, 6, 8), torch.randn(4, 8, 6)]
+    names = ("gate_proj", "up_proj", "down_proj")
+    separate = {
+        f"{stem}.{expert}.{name}.weight": part[expert].clone()
+        for name, part in zip(names, parts, strict=True)
+        for expert in range(4)
+    }
+    packed = {f"{stem}.gate_up_proj": torch.cat(parts[:2], 1), f"{stem}.down_proj": parts[2]}
+    for name, tensors in (("base", moved(separate, 1, 0.01)), ("a", separate), ("b", packed)):
+        place.model(name, tensors, config={})
+    found = inspected(place, "a", "b", base="base")
+
+    assert not found.uncompared
+    assert found.total.pairs[0].cosine == pytest.approx(1)
 
 
 def test_small_files_that_differ_are_told(place: Place) -> None:
