@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 from raymerge.sweep.evaluation.guard import Guard
@@ -27,11 +28,21 @@ def guards() -> set[int]:
     return found
 
 
+def new_guard(before: set[int]) -> int:
+    """The one that is not among those before: a process has no command line as it begins."""
+    deadline = time.monotonic() + 10
+    while not (found := guards() - before):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    [guard] = found
+    return guard
+
+
 def test_a_guard_after_another_knows_what_runs_already() -> None:
     before = guards()
     guard = Guard()
     guard.start()
-    [first] = guards() - before
+    first = new_guard(before)
     running = subprocess.Popen(SLEEP, start_new_session=True)
     over = subprocess.Popen(SLEEP, start_new_session=True)
     try:
@@ -41,7 +52,7 @@ def test_a_guard_after_another_knows_what_runs_already() -> None:
         os.waitpid(first, 0)
         guard.release(over.pid)
         guard.start()
-        [second] = guards() - before
+        second = new_guard(before)
         pipe = guard._pipe  # noqa: SLF001 - which the end of the driver closes
         assert pipe is not None
         os.close(pipe)
