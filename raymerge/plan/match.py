@@ -153,10 +153,10 @@ def check_shapes(reads: Mapping[str, Sequence[Input]], views: Sequence[View]) ->
         return
     name, first, another = differing[0]
     one, other = _owner(first, views), _owner(another, views)
-    more = f" So do {len(differing) - 1} more" if differing[1:] else ""
-    if more:
-        more += f": {', '.join(found for found, *_ in differing[1:3])}"
-        more += ", ..." if differing[3:] else ""
+    more = ""
+    if others := [found for found, *_ in differing[1:]]:
+        shown = ", ".join(others[:2]) + (", ..." if others[2:] else "")
+        more = f" So do {len(others)} more: {shown}"
     raise PlanError(
         f"{name} has shape {_shape(first)} in {one} and {_shape(another)} in {other}; sources must "
         f"be of one architecture. To leave it out write `drop: [{name}]`, to copy the donor's "

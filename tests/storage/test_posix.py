@@ -289,3 +289,14 @@ def test_an_atomic_write_that_fails_leaves_the_old_file(tmp_path: Path) -> None:
 
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_file_that_nobody_else_fills_is_not_filled_with_zeros(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on NFS, where the C library would write them one by one."""
+    monkeypatch.setattr(posix, "shares_files", lambda _: False)
+    monkeypatch.setattr(os, "posix_fallocate", lambda *_: pytest.fail("zeros were written"))
+    with PosixShard(tmp_path / "shard", 10_000) as shard:
+        shard.write_at(b"end", 9_997)
+    assert (tmp_path / "shard").read_bytes() == bytes(9_997) + b"end"
