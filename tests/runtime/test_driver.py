@@ -17,6 +17,8 @@ from raymerge.plan.graph import Unit
 from raymerge.runtime.destination import Destination
 from raymerge.runtime.driver import MergeResult, execute
 from raymerge.runtime.engine import Call, WorkUnit
+from raymerge.runtime.folder_destination import FolderDestination
+from raymerge.runtime.receipt import Receipt
 from raymerge.runtime.settings import OnProgress
 from raymerge.runtime.unit import Worker
 from raymerge.storage.store import Access
@@ -156,6 +158,23 @@ def test_a_run_that_died_goes_on_where_it_was(
     )
     assert calls(second) == {"merge"}, "a resumed run does not survey again"
     assert result.shards == whole.shards
+
+
+def test_receipts_that_are_found_are_not_written_again(
+    place: Place, plan: Plan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(ClusterError):
+        run(plan, place / "out", dies_after=2)
+    kept: list[int] = []
+    keep = FolderDestination.keep
+
+    def count(destination: FolderDestination, receipt: Receipt) -> None:
+        kept.append(receipt.unit)
+        keep(destination, receipt)
+
+    monkeypatch.setattr(FolderDestination, "keep", count)
+    assert run(plan, place / "out").resumed_units == 2
+    assert len(kept) == len(plan.units) - 2
 
 
 def test_a_receipt_whose_bytes_have_changed_is_not_trusted(
